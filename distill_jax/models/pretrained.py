@@ -1,0 +1,151 @@
+"""A model at rest: how to build it, its parameters, and its tokenizer.
+
+This is what every reader of ``models.weights`` returns, what every writer of
+``export`` takes, and what training starts from and ends with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.files import digest, read_json, write_json
+from distill_jax.ir.tokenizer import Tokenizer
+from distill_jax.models.specs import from_json, to_json
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A student: its spec, its parameters as a plain nested dict, its tokenizer.
+
+    Attributes:
+        spec: a student spec (``RerankerSpec``, ``DualEncoderSpec``, ...).
+        params: ``nnx.to_pure_dict(nnx.state(module, nnx.Param))``, numpy or jax leaves.
+        tokenizer: the tokenizer whose ids the embedding table was made for.
+        source: where it was loaded from, for provenance and messages.
+        fresh: names of parameters that the source did not have (initialised anew).
+    """
+
+    spec: Any
+    params: dict
+    tokenizer: Tokenizer
+    source: str = ""
+    fresh: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Digest of the architecture, every weight and the vocabulary."""
+        leaves = [
+            part
+            for name, leaf in sorted(flatten(self.params).items())
+            for part in (name, np.asarray(leaf))
+        ]
+        return digest(to_json(self.spec), self.tokenizer.digest, *leaves)
+
+    def graphdef(self) -> Any:
+        """The static half of the module; ``nnx.merge(graphdef, params)`` is the rest."""
+        return graphdef_of(self.spec)
+
+    def module(self) -> Any:
+        """The module with these parameters, ready to be called."""
+        return nnx.merge(self.graphdef(), nnx.State(self.params))
+
+    def replace(self, **changes: Any) -> Pretrained:
+        return dataclasses.replace(self, **changes)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes ``student.json``, ``params.safetensors`` and ``tokenizer/``."""
+        from safetensors.numpy import save_file
+
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        arrays = {
+            name: np.ascontiguousarray(leaf)
+            for name, leaf in flatten(self.params).items()
+        }
+        aside = directory / ".params.safetensors.part"
+        save_file(arrays, str(aside))
+        aside.replace(directory / "params.safetensors")
+        self.tokenizer.save(directory / "tokenizer")
+        write_json(
+            directory / "student.json",
+            {"spec": to_json(self.spec), "source": self.source, "format": 1},
+        )
+
+    @classmethod
+    def read(cls, directory: str | Path) -> Pretrained:
+        """Reads what ``save`` wrote.
+
+        Raises:
+            UserError: the folder was written by a newer version, or lacks a file.
+        """
+        from safetensors.numpy import load_file
+
+        directory = Path(directory)
+        record = read_json(directory / "student.json")
+        if record.get("format", 0) > 1:
+            raise UserError(
+                f"{directory}/student.json has format {record['format']}, "
+                "this version reads up to 1",
+                "upgrade distill_jax, or export the model from the newer version",
+            )
+        return cls(
+            spec=from_json(record["spec"]),
+            params=unflatten(load_file(str(directory / "params.safetensors"))),
+            tokenizer=Tokenizer.load(directory / "tokenizer"),
+            source=record.get("source", str(directory)),
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def graphdef_of(spec: Any) -> Any:
+    """The static half of a spec's module, built once without allocating weights."""
+    module = nnx.eval_shape(lambda: spec.build(nnx.Rngs(0)))
+    return nnx.split(module)[0]
+
+
+def initial_params(spec: Any, seed: int) -> dict:
+    """Random parameters of a spec: the same for a seed on any number of devices."""
+
+    @jax.jit
+    def make():
+        return nnx.to_pure_dict(nnx.state(spec.build(nnx.Rngs(seed)), nnx.Param))
+
+    return make()
+
+
+def abstract_params(spec: Any) -> dict:
+    """Shapes and dtypes of a spec's parameters, as a plain nested dict."""
+    module = nnx.eval_shape(lambda: spec.build(nnx.Rngs(0)))
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+
+def flatten(params: dict, prefix: str = "") -> dict[str, Any]:
+    """A nested dict to ``{"encoder.layers.0.wq": leaf}``; integer keys in decimal."""
+    flat: dict[str, Any] = {}
+    for key, value in params.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat.update(flatten(value, name + "."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> dict:
+    """The inverse of ``flatten``: digits become integer keys, as nnx.List has them."""
+    nested: dict = {}
+    for name, leaf in flat.items():
+        *path, last = (int(p) if p.isdigit() else p for p in name.split("."))
+        node = nested
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return nested
