@@ -1,0 +1,78 @@
+"""Parts of a job: files that know what they were made from.
+
+A part is a folder with ``part.json``. It is done when that file says so, and it stays
+done while its inputs (digests by name) are unchanged. The policy, in one place:
+
+1. complete, same inputs: used as it is;
+2. incomplete, same inputs: its maker is called again and goes on where it was;
+3. other inputs: moved aside (``NAME.old``), made anew, and the changed inputs are named.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distill_jax.ir.files import digest, read_json, write_json
+from distill_jax.jobs.console import say
+from distill_jax.jobs.recipes import duration
+
+
+def part(
+    directory: str | Path,
+    inputs: dict[str, Any],
+    make: Callable[[Path], dict[str, Any] | None],
+    *,
+    what: str,
+) -> dict[str, Any]:
+    """Makes a part, or finds it made; returns what its maker reported.
+
+    Args:
+        directory: the folder of the part.
+        inputs: everything that the part depends on; JSON-able values or digests.
+        make: called with the folder; resumes by itself where it was interrupted.
+            Returns JSON-able facts (counts, seconds, cost) to be kept.
+        what: the part's name for people.
+    """
+    directory = Path(directory)
+    wanted = {name: digest(value) for name, value in inputs.items()}
+    record = _record(directory)
+    if record is not None and record["inputs"] != wanted:
+        changed = sorted(
+            name
+            for name in {*record["inputs"], *wanted}
+            if record["inputs"].get(name) != wanted.get(name)
+        )
+        say(f"{what}: made again, because {', '.join(changed)} changed")
+        _move_aside(directory)
+        record = None
+    if record is not None and record["complete"]:
+        say(f"{what}: already there")
+        return record["made"]
+    directory.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    spent = 0.0 if record is None else record.get("seconds", 0.0)
+    state = {"inputs": wanted, "complete": False, "made": {}, "seconds": spent}
+    write_json(directory / "part.json", state)
+    made = make(directory) or {}
+    seconds = spent + time.time() - started
+    made = {**made, "seconds": round(seconds, 3)}
+    state = {"inputs": wanted, "complete": True, "made": made, "seconds": seconds}
+    write_json(directory / "part.json", state)
+    say(f"{what}: {duration(seconds)}")
+    return made
+
+
+def _record(directory: Path) -> dict | None:
+    path = directory / "part.json"
+    return read_json(path) if path.is_file() else None
+
+
+def _move_aside(directory: Path) -> None:
+    old = directory.with_name(directory.name + ".old")
+    if old.exists():
+        shutil.rmtree(old)
+    directory.rename(old)
