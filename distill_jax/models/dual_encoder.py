@@ -1,0 +1,220 @@
+"""Dual encoders: a query vector, a document vector, and their inner product.
+
+DPR, GTR / Sentence-T5 / t5x_retrieval, Contriever, BGE and MiniLM are all this module
+with other pooling, projection and normalisation. Vectors and scores are float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from distill_jax.batches import DualBatch
+from distill_jax.ir.errors import UserError
+from distill_jax.models.bert import BertEncoder, BertSizes
+from distill_jax.models.t5 import T5Encoder, T5Sizes
+from distill_jax.ops.masked import token_mask
+
+POOLINGS = ("cls", "mean", "last")
+SIMILARITIES = ("dot", "cosine")
+ACTIVATIONS = {"identity": lambda x: x, "tanh": jnp.tanh}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DualEncoderSpec:
+    """A dual encoder and what its texts look like.
+
+    Attributes:
+        backbone: sizes of a BERT or ELECTRA, or of a T5 whose encoder is used.
+        tied: one tower for queries and documents.
+        pooling: "cls" reads position 0, "mean" all tokens, "last" the last token.
+        projection: width of a linear layer behind the pooling; None has none.
+        projection_bias, projection_activation: of that layer.
+        normalise: whether vectors are scaled to unit length.
+        similarity: "dot", or "cosine" which normalises for scoring in any case.
+        query_prefix, doc_prefix: put before each text, e.g. "query: ".
+        query_length, doc_length: tokens at most, prefix and special tokens included.
+    """
+
+    backbone: BertSizes | T5Sizes
+    tied: bool = True
+    pooling: str = "mean"
+    projection: int | None = None
+    projection_bias: bool = False
+    projection_activation: str = "identity"
+    normalise: bool = True
+    similarity: str = "dot"
+    query_prefix: str = ""
+    doc_prefix: str = ""
+    query_length: int = 64
+    doc_length: int = 256
+
+    kind = "dual_encoder"
+
+    def __post_init__(self):
+        check_choice("DualEncoderSpec.pooling", self.pooling, POOLINGS)
+        check_choice("DualEncoderSpec.similarity", self.similarity, SIMILARITIES)
+        check_choice(
+            "DualEncoderSpec.projection_activation",
+            self.projection_activation,
+            tuple(ACTIVATIONS),
+        )
+
+    @property
+    def width(self) -> int:
+        """D, the number of features of a vector."""
+        return self.projection or self.backbone.d_model
+
+    def build(self, rngs: nnx.Rngs) -> DualEncoder:
+        return DualEncoder(self, rngs=rngs)
+
+
+class Tower(nnx.Module):
+    """Tokens to one float32 vector."""
+
+    def __init__(self, spec: DualEncoderSpec, *, rngs: nnx.Rngs):
+        self.spec = spec
+        self.encoder = build_encoder(spec.backbone, rngs)
+        self.projection = None
+        if spec.projection is not None:
+            self.projection = nnx.Linear(
+                spec.backbone.d_model,
+                spec.projection,
+                use_bias=spec.projection_bias,
+                kernel_init=nnx.initializers.lecun_normal(),
+                rngs=rngs,
+            )
+
+    def __call__(
+        self, tokens: Int[Array, "M L"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "M D"]:
+        spec = self.spec
+        mask = token_mask(tokens, pad_id(spec.backbone))
+        if spec.pooling == "cls":
+            x = self.encoder(tokens, mask=mask, positions=1, rngs=rngs)[:, 0]
+            x = x.astype(jnp.float32)
+        else:
+            hidden = self.encoder(tokens, mask=mask, rngs=rngs)
+            pool = mean_pool if spec.pooling == "mean" else last_pool
+            x = pool(hidden, mask)
+        if self.projection is not None:
+            x = ACTIVATIONS[spec.projection_activation](self.projection(x))
+        return unit(x) if spec.normalise else x
+
+
+class DualEncoder(nnx.Module):
+    """Query and document vectors; the score is their inner product."""
+
+    def __init__(self, spec: DualEncoderSpec, *, rngs: nnx.Rngs):
+        self.spec = spec
+        if spec.tied:
+            self.tower = Tower(spec, rngs=rngs)
+        else:
+            self.query_tower = Tower(spec, rngs=rngs)
+            self.doc_tower = Tower(spec, rngs=rngs)
+
+    def encode_queries(
+        self,
+        tokens: Int[Array, "M L"],
+        *,
+        raw: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "M D"]:
+        """Vectors whose inner product with ``encode_docs`` is the score.
+
+        ``raw`` leaves out the normalisation that only the cosine asks for.
+        """
+        tower = self.tower if self.spec.tied else self.query_tower
+        return self._ready(tower(tokens, rngs=rngs), raw)
+
+    def encode_docs(
+        self,
+        tokens: Int[Array, "M L"],
+        *,
+        raw: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "M D"]:
+        """As ``encode_queries``, for documents."""
+        tower = self.tower if self.spec.tied else self.doc_tower
+        return self._ready(tower(tokens, rngs=rngs), raw)
+
+    def represent(
+        self, batch: DualBatch, *, rngs: nnx.Rngs | None = None
+    ) -> dict[str, Array]:
+        """``q`` [B, D] and ``d`` [B, N, D], ready for the inner product."""
+        b, n, length = batch.doc_tokens.shape
+        queries = self.encode_queries(batch.query_tokens, rngs=rngs)
+        docs = self.encode_docs(batch.doc_tokens.reshape(b * n, length), rngs=rngs)
+        return {"q": queries, "d": docs.reshape(b, n, -1)}
+
+    def scores(self, rep: dict[str, Array], batch: Any = None) -> Float[Array, "B N"]:
+        """Each query against its own documents."""
+        return jnp.einsum("bd,bnd->bn", rep["q"], rep["d"], precision=PRECISION)
+
+    def cross_scores(
+        self, rep: dict[str, Array], batch: Any = None
+    ) -> Float[Array, "B B N"]:
+        """Query i against document n of query j."""
+        return jnp.einsum("id,jnd->ijn", rep["q"], rep["d"], precision=PRECISION)
+
+    def __call__(
+        self, batch: DualBatch, *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "B N"]:
+        return self.scores(self.represent(batch, rngs=rngs), batch)
+
+    def _ready(self, x: Float[Array, "M D"], raw: bool) -> Float[Array, "M D"]:
+        spec = self.spec
+        needed = spec.similarity == "cosine" and not spec.normalise and not raw
+        return unit(x) if needed else x
+
+
+# Scores are divided by temperatures down to 0.01: an accelerator's bfloat16 or tf32
+# products would be felt, and the product is small beside the encoders.
+PRECISION = jax.lax.Precision.HIGHEST
+
+
+def build_encoder(sizes: BertSizes | T5Sizes, rngs: nnx.Rngs) -> Any:
+    """The encoder of a backbone; of a T5 without its decoder."""
+    if isinstance(sizes, BertSizes):
+        return BertEncoder(sizes, rngs=rngs)
+    return T5Encoder(sizes, rngs=rngs)
+
+
+def pad_id(sizes: BertSizes | T5Sizes) -> int:
+    """The id that padding has; T5's is 0 in every vocabulary."""
+    return getattr(sizes, "pad_id", 0)
+
+
+def mean_pool(hidden: Float[Array, "M L D"], mask: Array) -> Float[Array, "M D"]:
+    """Mean over the tokens that count, in float32; 0 where there are none."""
+    weights = mask.astype(jnp.float32)
+    total = jnp.einsum(
+        "mld,ml->md", hidden, weights, preferred_element_type=jnp.float32
+    )
+    return total / jnp.maximum(weights.sum(-1, keepdims=True), 1.0)
+
+
+def last_pool(hidden: Float[Array, "M L D"], mask: Array) -> Float[Array, "M D"]:
+    """The hidden state of the last token that counts."""
+    last = jnp.maximum(mask.sum(-1) - 1, 0)
+    picked = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+    return picked.astype(jnp.float32)
+
+
+def unit(x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
+    """``x`` at Euclidean length 1; a zero vector stays zero, gradient included."""
+    square = jnp.square(x).sum(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuses a value outside of a closed set."""
+    if value not in known:
+        raise UserError(
+            f"{name} = {value!r} is not known", f"choose one of {', '.join(known)}"
+        )
