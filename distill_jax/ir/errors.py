@@ -1,0 +1,37 @@
+"""Errors a user can act on: what and where, then what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A user's mistake, told in at most two lines and without a traceback.
+
+    Args:
+        what: what is wrong and where (``file:line``, the id).
+        todo: what to do about it.
+    """
+
+    def __init__(self, what: str, todo: str | None = None):
+        super().__init__(what, todo)
+        self.what = what
+        self.todo = todo
+
+    def __str__(self) -> str:
+        # A quoted id may hold a newline; the promise of two lines is kept anyway.
+        parts = [self.what] if self.todo is None else [self.what, self.todo]
+        return "\n".join(" ".join(part.splitlines()) for part in parts)
+
+
+def near(name: str, names: Iterable[str]) -> str:
+    """``' (did you mean "x"?)'`` when a name is close to a known one, else ``''``."""
+    close = difflib.get_close_matches(name, [str(n) for n in names], n=1, cutoff=0.6)
+    return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+def clip(text: str, width: int = 60) -> str:
+    """A text for a message: quoted, control characters escaped, cut to ``width``."""
+    shown = text if len(text) <= width else text[: width - 3] + "..."
+    return repr(shown)

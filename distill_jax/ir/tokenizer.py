@@ -1,0 +1,457 @@
+"""One tokenizer for training and inference: ids equal to those of transformers.
+
+``tokenizers`` (Rust) does the work. T5's and BERT's pipelines are put together here
+from their vocabulary files as transformers 5 puts them together, so that text gets
+the same ids with and without transformers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill_jax.ir.errors import UserError, near
+from distill_jax.ir.files import atomic_write, digest, read_json, write_json
+from distill_jax.ir.spiece import SentencePieceModel, parse_model, read_model, with_pieces
+
+ANSWER_WORDS = ("true", "false", "Yes", "No", "A", "B")
+"""Words whose logits T5 rerankers read; a vocabulary made here keeps each whole."""
+
+_FILES = ("tokenizer.json", "spiece.model", "vocab.txt")
+_EXTRA_IDS = 100
+_SPACE = "\u2581"
+_NAMES = {
+    "t5": {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
+    "bert": {
+        "pad": "[PAD]",
+        "unk": "[UNK]",
+        "cls": "[CLS]",
+        "sep": "[SEP]",
+        "mask": "[MASK]",
+    },
+}
+_CLASSES = {
+    "t5": "T5Tokenizer",
+    "bert": "BertTokenizer",
+    "other": "PreTrainedTokenizerFast",
+}
+
+
+class Tokenizer:
+    """Texts to ids and back. Made by ``load`` or ``train_unigram``.
+
+    Args:
+        backend: a ``tokenizers.Tokenizer``; its padding and truncation are switched
+            off, lengths are templates' business.
+        config: what ``tokenizer_config.json`` said, kept for ``save``.
+        spiece: the bytes of ``spiece.model`` where it came from one.
+    """
+
+    def __init__(
+        self, backend: Any, config: dict | None = None, spiece: bytes | None = None
+    ):
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        self._config = dict(config or {})
+        self._spiece = spiece
+        names = self._special_names()
+        self.pad_id = self._id(names.get("pad"))
+        self.eos_id = self._id(names.get("eos"))
+        self.unk_id = self._id(names.get("unk"))
+        self.cls_id = self._id(names.get("cls"))
+        self.sep_id = self._id(names.get("sep"))
+        self.mask_id = self._id(names.get("mask"))
+
+    # ---------------------------------------------------------------- making
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Loads a folder, or a ``tokenizer.json``, ``spiece.model`` or ``vocab.txt``.
+
+        Raises:
+            UserError: nothing there that can be read as a tokenizer.
+        """
+        path = Path(path)
+        if path.is_dir():
+            found = [path / name for name in _FILES if (path / name).is_file()]
+            if not found:
+                raise UserError(
+                    f"{path}: no tokenizer in this folder",
+                    f"it must hold one of {', '.join(_FILES)}",
+                )
+            path = found[0]
+        config_path = path.parent / "tokenizer_config.json"
+        config = read_json(config_path) if config_path.is_file() else {}
+        if path.suffix == ".json":
+            spiece = path.parent / "spiece.model"
+            kept = spiece.read_bytes() if spiece.is_file() else None
+            return cls(_read_backend(path), config, kept)
+        if path.suffix == ".model":
+            model = read_model(path)
+            extra = config.get("extra_ids", _EXTRA_IDS)
+            return cls(_t5_backend(model, extra), config, path.read_bytes())
+        if path.name.endswith("vocab.txt"):
+            return cls(_bert_backend(path, config), config)
+        raise UserError(
+            f"{path}: not a tokenizer file", f"give one of {', '.join(_FILES)}"
+        )
+
+    @classmethod
+    def train_unigram(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int = 8000,
+        *,
+        max_texts: int = 200_000,
+        seed: int = 0,
+    ) -> Tokenizer:
+        """Trains a T5-shaped vocabulary on texts.
+
+        pad 0, ``</s>`` 1, ``<unk>`` 2, then pieces, the answer words, and the 100
+        ``<extra_id_*>`` last, as in T5.
+
+        Args:
+            texts: read once.
+            vocab_size: pieces wanted, sentinels not counted; fewer when the texts are
+                too few to give so many.
+            max_texts: texts beyond these are not read.
+            seed: of the sampling among very many texts.
+
+        Raises:
+            UserError: there is no text, or sentencepiece is not installed.
+        """
+        data = _train_spiece(texts, vocab_size, max_texts, seed)
+        known = {piece for piece, _, _ in parse_model(data).pieces}
+        plain = cls(_t5_backend(parse_model(data), 0))
+        missing = []
+        for word in ANSWER_WORDS:
+            if _SPACE + word not in known:
+                missing.append((_SPACE + word, plain._best_score(word, data) + 0.1))
+        # Just above the best split: the word itself becomes one piece, and longer
+        # words that begin with it are disturbed as little as can be.
+        data = with_pieces(data, missing)
+        made = cls(_t5_backend(parse_model(data), _EXTRA_IDS), spiece=data)
+        for word in ANSWER_WORDS:
+            made.token_id(_SPACE + word)
+        return made
+
+    def _best_score(self, word: str, data: bytes) -> float:
+        scores = {piece: score for piece, score, _ in parse_model(data).pieces}
+        tokens = self._backend.encode(word, add_special_tokens=False).tokens
+        worst = min(scores.values()) - 10.0
+        return sum(scores.get(token, worst) for token in tokens)
+
+    # ---------------------------------------------------------------- use
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens around it.
+
+        A special token's own spelling inside a text (``</s>``, ``[SEP]``) becomes that
+        token, as in transformers. Lone surrogates count as U+FFFD.
+        """
+        try:
+            encoded = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        except (UnicodeEncodeError, TypeError):
+            clean = [without_surrogates(text) for text in texts]
+            encoded = self._backend.encode_batch_fast(clean, add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text, without special tokens around it."""
+        return self.encode_batch([text])[0]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special tokens are left out."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def token(self, token_id: int) -> str | None:
+        """The token of an id, None when there is none."""
+        return self._backend.id_to_token(int(token_id))
+
+    def token_id(self, token: str) -> int:
+        """The id of a token as the vocabulary spells it, e.g. ``"▁true"``.
+
+        Raises:
+            UserError: no such token, or the word's text does not become that token.
+        """
+        found = self._backend.token_to_id(token)
+        if found is None:
+            raise UserError(
+                f"the vocabulary ({self.vocab_size} tokens) has no token {token!r}"
+                + near(token, self._answer_like()),
+                "use the tokenizer that belongs to the model, or another head",
+            )
+        text = token.replace(_SPACE, " ").strip() if self.kind == "t5" else token
+        if not token.startswith("##") and text and self.encode(text) != [found]:
+            raise UserError(
+                f"{text!r} is not one token for this tokenizer: {self.encode(text)}",
+                "use the tokenizer that belongs to the model, or another head",
+            )
+        return found
+
+    def _answer_like(self) -> list[str]:
+        words = [_SPACE + word for word in ANSWER_WORDS] + list(ANSWER_WORDS)
+        return [word for word in words if self._backend.token_to_id(word) is not None]
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """Ids are below it: the highest id plus one, added tokens included."""
+        vocab = self._backend.get_vocab(with_added_tokens=True)
+        return max(vocab.values(), default=-1) + 1
+
+    @functools.cached_property
+    def kind(self) -> str:
+        """``"t5"``, ``"bert"`` or ``"other"``, by the vocabulary's special tokens."""
+        has = self._backend.token_to_id
+        if has("</s>") is not None and has("<pad>") is not None:
+            if type(self._backend.model).__name__ == "Unigram":
+                return "t5"
+        if has("[CLS]") is not None and has("[SEP]") is not None:
+            if type(self._backend.model).__name__ == "WordPiece":
+                return "bert"
+        return "other"
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of everything that decides an id: vocabulary, normaliser, special tokens."""
+        return digest("tokenizer", self._plain_json())
+
+    def _plain_json(self) -> str:
+        import json
+
+        record = json.loads(self._backend.to_str())
+        # The post-processor adds special tokens around a text: never used here.
+        for unused in ("padding", "truncation", "post_processor", "decoder"):
+            record.pop(unused, None)
+        return json.dumps(record, sort_keys=True)
+
+    def _special_names(self) -> dict[str, str]:
+        names = dict(_NAMES.get(self.kind, {}))
+        for role in ("pad", "eos", "unk", "cls", "sep", "mask"):
+            given = self._config.get(f"{role}_token")
+            if isinstance(given, dict):
+                given = given.get("content")
+            if isinstance(given, str):
+                names[role] = given
+        return names
+
+    def _id(self, token: str | None) -> int | None:
+        return None if token is None else self._backend.token_to_id(token)
+
+    # ---------------------------------------------------------------- saving
+
+    def save(self, directory: str | Path, max_length: int | None = None) -> None:
+        """Writes what transformers' AutoTokenizer and sentence-transformers load.
+
+        Args:
+            directory: created when missing; files of the same names are replaced.
+            max_length: ``model_max_length`` of the written config, in tokens.
+        """
+        directory = Path(directory)
+        with atomic_write(directory / "tokenizer.json") as out:
+            out.write(self._backend.to_str(pretty=False))
+        names = {f"{role}_token": n for role, n in self._special_names().items()}
+        config = {**self._config, **names}
+        config["tokenizer_class"] = (
+            self._config.get("tokenizer_class") or _CLASSES[self.kind]
+        )
+        for local in ("is_local", "local_files_only", "name_or_path"):
+            config.pop(local, None)
+        if self.kind == "t5":
+            sentinels = self._sentinels()
+            config["extra_ids"] = len(sentinels)
+            config.pop("extra_special_tokens", None)
+            config["additional_special_tokens"] = sentinels
+        if self.kind == "bert":
+            config.setdefault("do_lower_case", self._lowercases())
+        if max_length is not None:
+            config["model_max_length"] = max_length
+        write_json(directory / "tokenizer_config.json", config)
+        write_json(directory / "special_tokens_map.json", names)
+        if self._spiece is not None:
+            with atomic_write(directory / "spiece.model", "wb") as out:
+                out.write(self._spiece)
+        if self.kind == "bert":
+            vocab = self._backend.get_vocab(with_added_tokens=False)
+            with atomic_write(directory / "vocab.txt") as out:
+                for token, _ in sorted(vocab.items(), key=lambda item: item[1]):
+                    out.write(token + "\n")
+
+    def _sentinels(self) -> list[str]:
+        names = (f"<extra_id_{i}>" for i in range(_EXTRA_IDS))
+        return [name for name in names if self._id(name) is not None]
+
+    def _lowercases(self) -> bool:
+        normalizer = self._backend.normalizer
+        return bool(getattr(normalizer, "lowercase", True))
+
+    def __reduce__(self):
+        return (_from_state, (self._backend.to_str(), self._config, self._spiece))
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.kind}, {self.vocab_size} tokens, {self.digest[:8]})"
+
+
+def without_surrogates(text: str) -> str:
+    """Lone surrogates, which no encoding can hold, become U+FFFD; pairs are joined."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _from_state(state: str, config: dict, spiece: bytes | None) -> Tokenizer:
+    from tokenizers import Tokenizer as Backend
+
+    return Tokenizer(Backend.from_str(state), config, spiece)
+
+
+def _read_backend(path: Path) -> Any:
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        return Backend.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(
+            f"{path}: not a tokenizer.json ({error})", "fetch the file again"
+        ) from None
+
+
+def _t5_backend(model: SentencePieceModel, extra_ids: int) -> Any:
+    """T5's pipeline as transformers 5 builds it from a ``spiece.model``."""
+    from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.models import Unigram
+
+    pieces = [(piece, score) for piece, score, _ in model.pieces]
+    known = {piece for piece, _ in pieces}
+    sentinels = [f"<extra_id_{i}>" for i in range(extra_ids)]
+    if not known.intersection(sentinels):
+        # The last id is <extra_id_0>.
+        pieces += [(sentinel, 0.0) for sentinel in reversed(sentinels)]
+    ids = {piece: i for i, (piece, _) in enumerate(pieces)}
+    unknown = [i for i, (_, _, kind) in enumerate(model.pieces) if kind == 2]
+    if "</s>" not in ids or "<pad>" not in ids or not unknown:
+        raise UserError(
+            "the SentencePiece model lacks <pad>, </s> or <unk>",
+            "T5 vocabularies have them; train with pad_id=0, eos_id=1, unk_id=2",
+        )
+    backend = Backend(Unigram(pieces, unk_id=unknown[0], byte_fallback=False))
+    if model.charsmap:
+        backend.normalizer = normalizers.Precompiled(model.charsmap)
+    space: dict[str, Any] = {
+        "replacement": _SPACE,
+        "prepend_scheme": "always",
+        "split": True,
+    }
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**space)]
+    )
+    backend.decoder = decoders.Metaspace(**space)
+    specials = ["<pad>", "</s>", pieces[unknown[0]][0], *reversed(sentinels)]
+    backend.add_special_tokens(
+        [AddedToken(s, normalized=False, special=True) for s in specials if s in ids]
+    )
+    backend.post_processor = processors.TemplateProcessing(
+        single=["$A", "</s>"],
+        pair=["$A", "</s>", "$B", "</s>"],
+        special_tokens=[("</s>", ids["</s>"])],
+    )
+    return backend
+
+
+def _bert_backend(path: Path, config: dict) -> Any:
+    """BERT's pipeline as transformers 5 builds it from a ``vocab.txt``."""
+    from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.models import WordPiece
+
+    with open(path, encoding="utf-8", newline="\n") as lines:
+        vocab = {line.rstrip("\n"): i for i, line in enumerate(lines)}
+    names = {role: config.get(f"{role}_token", n) for role, n in _NAMES["bert"].items()}
+    absent = [name for name in names.values() if name not in vocab]
+    if absent:
+        raise UserError(
+            f"{path}: no {', '.join(absent)} in the vocabulary",
+            "give the vocab.txt of a BERT or ELECTRA model",
+        )
+    lowercase = config.get("do_lower_case", True)
+    backend = Backend(WordPiece(vocab, unk_token=names["unk"]))
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=lowercase,
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    backend.add_special_tokens(
+        [AddedToken(n, normalized=False, special=True) for n in names.values()]
+    )
+    first, last = names["cls"], names["sep"]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{first}:0 $A:0 {last}:0",
+        pair=f"{first}:0 $A:0 {last}:0 $B:1 {last}:1",
+        special_tokens=[(first, vocab[first]), (last, vocab[last])],
+    )
+    return backend
+
+
+def _train_spiece(
+    texts: Iterable[str], vocab_size: int, max_texts: int, seed: int
+) -> bytes:
+    """The bytes of a Unigram ``spiece.model`` trained on the texts."""
+    import io
+    import itertools
+
+    try:
+        import sentencepiece
+    except ImportError:
+        raise UserError(
+            "training a vocabulary needs the sentencepiece library",
+            "pip install sentencepiece, or give a T5 checkpoint's tokenizer",
+        ) from None
+
+    def sentences():
+        for text in itertools.islice(texts, max_texts):
+            # Long documents are cut in lines: the trainer skips what is too long.
+            clean = without_surrogates(text).replace("\0", " ")
+            for line in clean.splitlines():
+                for start in range(0, len(line), 1000):
+                    piece = line[start : start + 1000].strip()
+                    if piece:
+                        yield piece
+
+    lines = list(sentences())
+    if not lines:
+        raise UserError(
+            "no text to train a vocabulary on", "give a collection that has documents"
+        )
+    out = io.BytesIO()
+    sentencepiece.set_random_generator_seed(seed)
+    sentencepiece.SentencePieceTrainer.train(  # type: ignore[attr-defined]
+        sentence_iterator=iter(lines),
+        model_writer=out,
+        model_type="unigram",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        character_coverage=0.9995,
+        input_sentence_size=500_000,
+        shuffle_input_sentence=True,
+        max_sentence_length=8192,
+        # Sums over threads are added in thread order: a fixed count, a fixed result.
+        num_threads=4,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        pad_piece="<pad>",
+        eos_piece="</s>",
+        unk_piece="<unk>",
+        minloglevel=3,
+    )
+    return out.getvalue()
+
+
