@@ -1,0 +1,31 @@
+"""Losses: scores and labels of lists to one number.
+
+``loss(scores, labels, *, where=None) -> scalar`` with scores and labels [B, N], higher
+is better, logs in nats. A masked doc changes neither loss nor gradient, whatever its
+score. Every loss ends in ``reduce_fn(values, where=valid)``; ``masked.mean`` unless
+gradient accumulation asks for sums and counts.
+
+>>> import jax.numpy as jnp
+>>> float(ranknet(jnp.array([[0.4, 0.0]]), jnp.array([[2.0, 1.0]]))) < 0.6931
+True
+"""
+
+from distill_jax.losses.contrastive import in_batch_contrastive, no_contrast
+from distill_jax.losses.distillation import adr_mse, kl_divergence, pairwise_kl
+from distill_jax.losses.listwise import listmle, softmax_cross_entropy
+from distill_jax.losses.pairwise import lambda_loss, margin_mse, ranknet
+from distill_jax.losses.pointwise import pointwise_cross_entropy
+
+__all__ = [
+    "adr_mse",
+    "in_batch_contrastive",
+    "kl_divergence",
+    "lambda_loss",
+    "listmle",
+    "margin_mse",
+    "no_contrast",
+    "pairwise_kl",
+    "pointwise_cross_entropy",
+    "ranknet",
+    "softmax_cross_entropy",
+]

@@ -1,0 +1,127 @@
+"""Losses of a query against the documents of the whole batch."""
+
+from __future__ import annotations
+
+import functools
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from distill_jax.losses import lists
+from distill_jax.ops import chunked, masked
+
+
+def no_contrast(
+    doc_ids: Int[Array, "B N"],
+    labels: Float[Array, "B N"],
+    *,
+    where: Bool[Array, "B N"] | None = None,
+    false_negative_threshold: float | None = None,
+) -> Bool[Array, "B N"]:
+    """The docs of a query's own list that are no negatives of it, wherever they occur.
+
+    These are its positive (doc 0), every doc with the positive's id and, with a
+    threshold, every doc whose label is *more* than threshold times the positive's.
+    Source: Tamber et al. 2025 (threshold 0.6 on labels normalised to [0, 1]).
+    """
+    _, labels, where = lists.read(labels, labels, where)
+    alike = jnp.asarray(doc_ids) == jnp.asarray(doc_ids)[:, :1]
+    if false_negative_threshold is not None:
+        alike = alike | (labels > false_negative_threshold * labels[:, :1])
+    return alike & where
+
+
+def in_batch_contrastive(
+    similarity: Float[Array, "B B N"],
+    doc_ids: Int[Array, "B N"],
+    labels: Float[Array, "B N"],
+    *,
+    where: Bool[Array, "B N"] | None = None,
+    labelled: Bool[Array, "B"] | None = None,
+    temperature: float = 0.01,
+    false_negative_threshold: float | None = None,
+    own_negatives: bool = True,
+    block_size: int | None = None,
+    reduce_fn: lists.Reduce = masked.mean,
+) -> Float[Array, ""]:
+    r"""InfoNCE of each query's positive against all documents of the batch.
+
+    .. math::
+        \ell_i = -\log \frac{e^{s_{i,i0} / T}}
+        {e^{s_{i,i0} / T} + \sum_{(j,n) \ne (i,0)} m_{i,jn} \, e^{s_{i,jn} / T}}
+
+    where :math:`m_{i,jn} = 0` for masked docs and for docs whose id is in
+    ``no_contrast(i)``, whoever's list they are in.
+
+    Source: Tamber et al. 2025 (T = 0.01, threshold 0.6, batch 4096). With
+    ``temperature=1, own_negatives=False``: ColBERTv2's and PairDistill's in-batch loss,
+    where a query's own other docs are left to the distillation loss.
+
+    Args:
+        similarity: [B, B, N], query i against (query j, doc n).
+        doc_ids: [B, N] numbers of the docs in their collection; doc 0 is the positive.
+        labels: [B, N] teacher scores, read only with a threshold.
+        where: [B, N]. A masked doc is nobody's negative; a query whose doc 0 is masked
+            is not counted.
+        labelled: [B] queries whose doc 0 is a judged positive; the others are not
+            counted, their docs remain negatives. None counts all.
+        temperature: divides the similarities.
+        false_negative_threshold: see ``no_contrast``; None masks the positive's id only.
+        own_negatives: False leaves out the other docs of the query's own list.
+        block_size: queries at a time; bounds the temporaries at large B. Exact.
+        reduce_fn: over queries [B]; the mean is over the queries counted.
+    """
+    batch, number = doc_ids.shape
+    if where is None:
+        where = jnp.ones((batch, number), bool)
+    counted = where[:, 0] if labelled is None else where[:, 0] & labelled
+    row = functools.partial(
+        _losses, where=where, ids=doc_ids, own=own_negatives, temperature=temperature
+    )
+    losses = chunked.map_rows(
+        row,
+        similarity,
+        jnp.arange(batch),
+        doc_ids,
+        no_contrast(
+            doc_ids,
+            labels,
+            where=where,
+            false_negative_threshold=false_negative_threshold,
+        ),
+        counted,
+        block_size=block_size,
+    )
+    return reduce_fn(losses, where=counted)
+
+
+def _losses(
+    similarity: Float[Array, "b B N"],
+    query: Int[Array, "b"],
+    own_ids: Int[Array, "b N"],
+    blocked: Bool[Array, "b N"],
+    counted: Bool[Array, "b"],
+    *,
+    where: Bool[Array, "B N"],
+    ids: Int[Array, "B N"],
+    own: bool,
+    temperature: float,
+) -> Float[Array, "b"]:
+    # [b, B, N, N] compares fuse into the reduction: that array is never written.
+    excluded = jnp.any(
+        (ids[None, :, :, None] == own_ids[:, None, None, :])
+        & blocked[:, None, None, :],
+        axis=-1,
+    )
+    same_list = query[:, None, None] == jnp.arange(ids.shape[0])[None, :, None]
+    positive = same_list & (jnp.arange(ids.shape[1]) == 0)[None, None, :]
+    kept = where[None] & ~excluded
+    if not own:
+        kept = kept & ~same_list
+    kept = (kept | positive) & counted[:, None, None]
+
+    logits = masked.at_least_f32(similarity)
+    logits = masked.fill(logits, kept) / temperature
+    top = jnp.sum(masked.fill(logits, positive), (1, 2))
+    flat = (logits.shape[0], -1)
+    return masked.logsumexp(logits.reshape(flat), kept.reshape(flat)) - top

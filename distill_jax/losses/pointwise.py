@@ -1,0 +1,33 @@
+"""Losses that look at one document at a time."""
+
+from __future__ import annotations
+
+import jax
+from jaxtyping import Array, Bool, Float
+
+from distill_jax.losses import lists
+from distill_jax.ops import masked
+
+
+def pointwise_cross_entropy(
+    scores: Float[Array, "*b N"],
+    labels: Float[Array, "*b N"],
+    *,
+    where: Bool[Array, "*b N"] | None = None,
+    reduce_fn: lists.Reduce = masked.mean,
+) -> Float[Array, ""]:
+    r"""Binary cross-entropy on logits.
+
+    .. math:: \ell_i = -y_i \log\sigma(s_i) - (1 - y_i) \log(1 - \sigma(s_i))
+
+    Source: monoT5 (Nogueira et al. 2020). With ``s = z_true - z_false`` this *is* the
+    two-way softmax over the answer words "true" and "false".
+
+    Args:
+        scores: [B, N] logits.
+        labels: [B, N] in [0, 1]; between them for soft targets.
+        where: [B, N]. A masked doc is not counted.
+        reduce_fn: over docs [B, N]; the mean is over all valid docs of the batch.
+    """
+    scores, labels, where = lists.read(scores, labels, where)
+    return reduce_fn(jax.nn.softplus(scores) - labels * scores, where=where)
