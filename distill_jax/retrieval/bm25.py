@@ -1,0 +1,216 @@
+"""BM25 as Lucene scores it, over the title and text of a collection.
+
+    weight(t, d) = ln(1 + (N - n_t + 0.5) / (n_t + 0.5))
+                   * tf / (tf + k1 (1 - b + b length_d / mean length))
+
+with exact doc lengths (Lucene stores them in one byte). The weights are computed once
+when the index is built; a search adds them up (`postings.py`). Scores are those of
+``bm25s`` with ``method="lucene"``, which the tests compare with. It is not used here:
+importing it starts a JAX backend, which ``jax.distributed`` does not survive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.files import digest
+from distill_jax.ir.run import Run
+from distill_jax.retrieval import folder, lexical
+from distill_jax.retrieval.postings import Postings
+from distill_jax.retrieval.ties import tie_ranks
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BM25:
+    """A BM25 index: ``BM25.build(collection).search(queries, k)``."""
+
+    postings: Postings
+    terms: Sequence[str]
+    doc_ids: Sequence[str]
+    ranks: np.ndarray
+    corpus_digest: str
+    k1: float
+    b: float
+    stop_words: tuple[str, ...]
+    stemmer: str | None
+
+    @functools.cached_property
+    def analyser(self) -> lexical.Analyser:
+        """Turns query text into term numbers."""
+        return lexical.Analyser(self.terms, self.stop_words, self.stemmer)
+
+    @classmethod
+    def build(
+        cls,
+        collection: Any,
+        k1: float = 0.9,
+        b: float = 0.4,
+        *,
+        stop_words: Sequence[str] = lexical.LUCENE_STOP_WORDS,
+        stemmer: str | None = "porter",
+    ) -> BM25:
+        """Indexes a ``Collection`` (title and text), or a list of strings.
+
+        Args:
+            k1: how fast repeated terms saturate.
+            b: how much long docs are held back, 0 to 1.
+            stop_words: words that are not indexed.
+            stemmer: a PyStemmer algorithm, None for no stemming.
+
+        Raises:
+            UserError: the collection has no docs, or k1 or b is out of range.
+        """
+        if k1 < 0 or not 0 <= b <= 1:
+            raise UserError(f"BM25 with k1={k1}, b={b}", "k1 >= 0 and 0 <= b <= 1")
+        texts, doc_ids, corpus_digest = _docs(collection)
+        if len(doc_ids) == 0:
+            raise UserError("BM25 of a collection without docs")
+        terms, flat, offsets = lexical.count_terms(texts, stop_words, stemmer)
+        return cls(
+            postings=_weigh(flat, offsets, len(terms), k1, b),
+            terms=terms,
+            doc_ids=doc_ids,
+            ranks=tie_ranks(doc_ids),
+            corpus_digest=corpus_digest,
+            k1=k1,
+            b=b,
+            stop_words=tuple(stop_words),
+            stemmer=stemmer,
+        )
+
+    def search(self, queries: Any, k: int, *, threads: int | None = None) -> Run:
+        """The k best docs of each query that share a term with it.
+
+        Args:
+            queries: ``Queries``, or a list of strings, whose ids are "0", "1", ...
+            k: docs a query; fewer are found for queries with rare terms, none for
+                an empty query (rows are padded with -1).
+        """
+        texts, query_ids = _queries(queries)
+        flat, offsets = self.analyser.analyse(texts)
+        indptr, terms, counts = _count_rows(flat, offsets, len(self.terms))
+        rows, scores = self.postings.search(
+            indptr, terms, counts, k, self.ranks, threads
+        )
+        return Run(query_ids, rows, scores, self.doc_ids)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the index as a folder."""
+        ids, id_offsets = folder.pack_strings(self.doc_ids)
+        words, word_offsets = folder.pack_strings(self.terms)
+        arrays = {
+            "indptr": self.postings.indptr,
+            "docs": self.postings.docs,
+            "weights": self.postings.weights,
+            "ranks": self.ranks,
+            "ids": ids,
+            "id_offsets": id_offsets,
+            "terms": words,
+            "term_offsets": word_offsets,
+        }
+        meta = {
+            "k1": self.k1,
+            "b": self.b,
+            "stop_words": list(self.stop_words),
+            "stemmer": self.stemmer,
+            "corpus_digest": self.corpus_digest,
+        }
+        folder.write(directory, "bm25", arrays, meta)
+
+    @classmethod
+    def load(cls, directory: str | Path, collection: Any = None) -> BM25:
+        """Reads a saved index; the postings stay on disk until they are searched.
+
+        Args:
+            collection: when given, the index must have been built from it, and runs
+                refer to its ids.
+
+        Raises:
+            UserError: the folder is damaged, or is of another collection.
+        """
+        arrays, meta = folder.read(directory, "bm25")
+        if collection is None:
+            doc_ids = folder.unpack_strings(arrays["ids"], arrays["id_offsets"])
+        elif collection.digest == meta["corpus_digest"]:
+            doc_ids = collection.ids
+        else:
+            raise UserError(
+                f"the index in {directory} was built from another collection",
+                "build it again from this one",
+            )
+        terms = folder.unpack_strings(arrays["terms"], arrays["term_offsets"])
+        ranks = np.array(arrays["ranks"])
+        postings = Postings(
+            arrays["indptr"], arrays["docs"], arrays["weights"], len(doc_ids)
+        )
+        return cls(
+            postings=postings.checked(max(len(terms), 1), ranks),
+            terms=terms,
+            doc_ids=doc_ids,
+            ranks=ranks,
+            corpus_digest=meta["corpus_digest"],
+            k1=meta["k1"],
+            b=meta["b"],
+            stop_words=tuple(meta["stop_words"]),
+            stemmer=meta["stemmer"],
+        )
+
+
+def _docs(collection: Any) -> tuple[Any, Sequence[str], str]:
+    """Texts, ids and digest of a Collection or of a list of strings."""
+    if hasattr(collection, "full_text"):
+        texts = (collection.full_text(row) for row in range(len(collection)))
+        return texts, collection.ids, collection.digest
+    texts = list(collection)
+    return texts, [str(row) for row in range(len(texts))], digest(*texts)
+
+
+def _queries(queries: Any) -> tuple[Sequence[str], tuple[str, ...]]:
+    if hasattr(queries, "texts"):
+        return queries.texts, tuple(queries.ids)
+    texts = list(queries)
+    return texts, tuple(str(row) for row in range(len(texts)))
+
+
+def _count_rows(
+    flat: np.ndarray, offsets: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Term numbers of texts to sparse rows of counts, terms ascending."""
+    from scipy.sparse import csr_matrix
+
+    shape = (len(offsets) - 1, max(width, 1))
+    # A copy of the terms: counting sorts them in place.
+    counts = csr_matrix(
+        (np.ones(len(flat), np.float32), flat.copy(), offsets), shape=shape
+    )
+    counts.sum_duplicates()
+    return counts.indptr, counts.indices, counts.data
+
+
+def _weigh(
+    flat: np.ndarray, offsets: np.ndarray, terms: int, k1: float, b: float
+) -> Postings:
+    """Term numbers of docs to postings with BM25 weights."""
+    from scipy.sparse import csr_matrix
+
+    indptr, columns, counts = _count_rows(flat, offsets, terms)
+    docs = len(offsets) - 1
+    by_term = csr_matrix((counts, columns, indptr), shape=(docs, max(terms, 1))).tocsc()
+    by_term.sort_indices()
+    lengths = np.diff(offsets).astype(np.float64)
+    mean = max(lengths.mean(), 1e-9)
+    norm = (k1 * (1 - b + b * lengths / mean)).astype(np.float32)
+    frequency = np.diff(by_term.indptr).astype(np.float64)
+    idf = np.log1p((docs - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
+    rows = by_term.indices.astype(np.int32, copy=False)
+    weights = by_term.data
+    weights /= weights + norm[rows]
+    weights *= np.repeat(idf, frequency.astype(np.int64))
+    return Postings(by_term.indptr.astype(np.int64), rows, weights, docs)

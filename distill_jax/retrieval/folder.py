@@ -1,0 +1,108 @@
+"""An index on disk: plain .npy arrays and one JSON file that says what they must be.
+
+An index may come from anywhere. Arrays are opened without pickle, and only after kind,
+format, dtype, shape and file size were compared with the description.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.files import atomic_write, read_json, write_json
+
+FORMAT = 1
+_INDEX = "index.json"
+
+
+def write(
+    directory: str | Path,
+    kind: str,
+    arrays: dict[str, np.ndarray],
+    meta: dict[str, Any],
+) -> None:
+    """Writes arrays, then the description: an interrupted write leaves no index."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / _INDEX).unlink(missing_ok=True)
+    described = {}
+    for name, values in arrays.items():
+        with atomic_write(directory / f"{name}.npy", "wb") as file:
+            np.save(file, values, allow_pickle=False)
+        described[name] = {"dtype": str(values.dtype), "shape": list(values.shape)}
+    record = {"kind": kind, "format": FORMAT, "arrays": described, **meta}
+    write_json(directory / _INDEX, record)
+
+
+def read(
+    directory: str | Path, kind: str, *, mmap: bool = True
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Reads what ``write`` wrote; arrays are memory-mapped by default.
+
+    Raises:
+        UserError: no index there, another kind of index, or a file that does not
+            agree with the description.
+    """
+    directory = Path(directory)
+    if not (directory / _INDEX).is_file():
+        raise UserError(
+            f"no index in {directory}: {_INDEX} is missing",
+            "build it again; an interrupted save leaves an index without this file",
+        )
+    meta = read_json(directory / _INDEX)
+    if meta.get("kind") != kind or meta.get("format", 0) > FORMAT:
+        raise UserError(
+            f"{directory} holds a {meta.get('kind')!r} index of format "
+            f"{meta.get('format')}, not a {kind!r} one of format {FORMAT}",
+            "load it with the class and version that wrote it",
+        )
+    arrays = {}
+    for name, described in meta.get("arrays", {}).items():
+        path = directory / f"{name}.npy"
+        if Path(name).name != name:
+            raise UserError(f"{directory}/{_INDEX} names an array {name!r}")
+        arrays[name] = _open(path, described, mmap)
+    return arrays, meta
+
+
+def _open(path: Path, described: dict, mmap: bool) -> np.ndarray:
+    shape = tuple(described["shape"])
+    try:
+        # A memory map is refused by numpy when the file is shorter than its header
+        # promises, and nothing is read before that.
+        mapped = shape and 0 not in shape
+        values = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}", "build the index again") from error
+    if str(values.dtype) != described["dtype"] or values.shape != shape:
+        raise UserError(
+            f"{path} holds {values.dtype}{list(values.shape)}, the index says "
+            f"{described['dtype']}{described['shape']}",
+            "build the index again",
+        )
+    return values if mmap else np.array(values)
+
+
+def pack_strings(strings: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Strings as one UTF-8 blob (uint8) and offsets (int64)."""
+    encoded = [string.encode("utf-8", "surrogatepass") for string in strings]
+    offsets = np.zeros(len(encoded) + 1, np.int64)
+    np.cumsum([len(part) for part in encoded], out=offsets[1:])
+    return np.frombuffer(b"".join(encoded), np.uint8), offsets
+
+
+def unpack_strings(blob: np.ndarray, offsets: np.ndarray) -> list[str]:
+    """The inverse of ``pack_strings``."""
+    if len(offsets) == 0 or offsets[-1] != len(blob) or np.any(np.diff(offsets) < 0):
+        raise UserError("the index's strings are damaged", "build the index again")
+    data = np.asarray(blob).tobytes()
+    bounds = np.asarray(offsets).tolist()
+    return [
+        data[start:stop].decode("utf-8", "surrogatepass")
+        for start, stop in itertools.pairwise(bounds)
+    ]
