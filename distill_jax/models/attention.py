@@ -1,0 +1,309 @@
+"""Multi-head attention, masking and dropout: one implementation for every model.
+
+T5 attends without scaling and adds a bias that is learned per relative distance; BERT
+scales by ``head_dim ** -0.5`` and has biases on its projections. Both are
+``MultiHeadAttention`` with other arguments. The softmax is computed in float32 always.
+
+On a GPU ``jax.nn.dot_product_attention`` picks the cuDNN kernel, which never writes
+the [B, H, L, L] probabilities. XLA for CPUs has no such kernel; there the products are
+laid out by hand, which is measurably faster than the generic form.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+# Large enough that exp gives 0, small enough that sums of two stay finite in bfloat16.
+MASKED = -1e30
+
+
+def dropout(
+    x: Array, rate: float, key: Array | None, *, broadcast: Sequence[int] = ()
+) -> Array:
+    """Zeroes entries with probability ``rate`` and rescales the others.
+
+    Args:
+        x: anything.
+        rate: probability of a zero.
+        key: None means inference: ``x`` is returned as it is.
+        broadcast: axes that share one mask. T5 shares it along the tokens (T5X's
+            ``broadcast_dims=(-2,)``), which also makes the random bits nearly free.
+    """
+    if key is None or rate == 0.0:
+        return x
+    shape = list(x.shape)
+    for axis in broadcast:
+        shape[axis] = 1
+    keep = jax.random.bernoulli(key, 1.0 - rate, shape)
+    scale = jnp.asarray(1.0 / (1.0 - rate), x.dtype)
+    return x * jnp.where(keep, scale, jnp.zeros_like(scale))
+
+
+def split_key(key: Array | None, number: int) -> Sequence[Array | None]:
+    """``number`` independent keys, or as many ``None`` in inference."""
+    if key is None:
+        return (None,) * number
+    return tuple(jax.random.split(key, number))
+
+
+def dropout_key(rngs: nnx.Rngs | None) -> Array | None:
+    """The key of one call. Layers split it further, so rematerialising is safe:
+    a stream that counts could not be drawn from inside ``jax.checkpoint``.
+    """
+    return None if rngs is None else rngs.dropout()
+
+
+def attend(
+    query: Float[Array, "B Lq H D"],
+    key: Float[Array, "B Lk H D"],
+    value: Float[Array, "B Lk H D"],
+    *,
+    scale: float = 1.0,
+    bias: Float[Array, "1 H Lq Lk"] | None = None,
+    mask: Bool[Array, "B Lk"] | Bool[Array, "B 1 Lq Lk"] | None = None,
+    rate: float = 0.0,
+    dropout_key: Array | None = None,
+) -> Float[Array, "B Lq H D"]:
+    """softmax(scale * query key + bias) value over the keys where ``mask`` is True.
+
+    Args:
+        bias: added to the logits, shared by the batch.
+        mask: [B, Lk] hides padded keys; [B, 1, Lq, Lk] is general (causal).
+        rate, dropout_key: dropout of the probabilities, one mask for all queries.
+
+    Returns:
+        the context in the dtype of ``value``. A row without any valid key gets the
+        mean of the values, finite on purpose.
+    """
+    if mask is not None and mask.ndim == 2:
+        mask = mask[:, None, None, :]
+    dropping = dropout_key is not None and rate > 0.0
+    if not dropping and jax.default_backend() == "gpu":
+        if bias is not None:
+            bias = bias.astype(query.dtype)
+        return jax.nn.dot_product_attention(
+            query, key, value, bias=bias, mask=mask, scale=scale
+        )
+    logits = jnp.einsum(
+        "bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32
+    )
+    if scale != 1.0:
+        logits = logits * scale
+    if bias is not None:
+        logits = logits + bias.astype(jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask, logits, MASKED)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    if dropping:
+        weights = dropout(weights, rate, dropout_key, broadcast=(-2,))
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+class MultiHeadAttention(nnx.Module):
+    """Projections to heads, attention, projection back.
+
+    Attributes:
+        query, key, value: kernels [features, heads * head_dim].
+        out: kernel [heads * head_dim, features].
+    """
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        head_dim: int,
+        *,
+        scale: float = 1.0,
+        use_bias: bool = False,
+        rate: float = 0.0,
+        dtype: str = "float32",
+        stddevs: tuple[float, float, float, float] | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """``stddevs``: of the normal initialisers of query, key, value and out."""
+        inner = heads * head_dim
+        if stddevs is None:
+            stddevs = (features**-0.5,) * 3 + (inner**-0.5,)
+        self.heads, self.head_dim = heads, head_dim
+        self.scale, self.rate = scale, rate
+
+        def linear(size_in, size_out, stddev):
+            return nnx.Linear(
+                size_in,
+                size_out,
+                use_bias=use_bias,
+                dtype=jnp.dtype(dtype),
+                kernel_init=nnx.initializers.normal(stddev),
+                rngs=rngs,
+            )
+
+        self.query = linear(features, inner, stddevs[0])
+        self.key = linear(features, inner, stddevs[1])
+        self.value = linear(features, inner, stddevs[2])
+        self.out = linear(inner, features, stddevs[3])
+
+    def __call__(
+        self,
+        x: Float[Array, "B Lq E"],
+        *,
+        context: Float[Array, "B Lk E"] | None = None,
+        bias: Float[Array, "1 H Lq Lk"] | None = None,
+        mask: Array | None = None,
+        key: Array | None = None,
+    ) -> Float[Array, "B Lq E"]:
+        """Attends from ``x`` to ``context`` (to itself when None).
+
+        Where only the first position is read, give ``x[:, :1]`` and the whole sequence
+        as ``context``: keys and values for all tokens, everything else for one.
+        """
+        if context is None:
+            query, keys, values = fused((self.query, self.key, self.value), x)
+        else:
+            query = self.query(x)
+            keys, values = fused((self.key, self.value), context)
+        mixed = attend(
+            self.split(query),
+            self.split(keys),
+            self.split(values),
+            scale=self.scale,
+            bias=bias,
+            mask=mask,
+            rate=self.rate,
+            dropout_key=key,
+        )
+        return self.out(mixed.reshape(*mixed.shape[:2], -1))
+
+    def split(self, x: Float[Array, "B L HD"]) -> Float[Array, "B L H D"]:
+        """The features as heads."""
+        return x.reshape(*x.shape[:-1], self.heads, self.head_dim)
+
+
+def fused(linears: Sequence[nnx.Linear], x: Array) -> list[Array]:
+    """Several projections of one input by one matrix product.
+
+    The kernels are stacked on a new axis, not joined on the last one, so each keeps its
+    own sharding over the ``model`` axis. They stay apart in the parameters, because
+    that is how every checkpoint of the ecosystem stores them.
+    """
+    dtype = linears[0].dtype
+    kernel = jnp.stack([linear.kernel[...] for linear in linears], axis=1)
+    y = jnp.einsum("...e,ecf->...cf", x.astype(dtype), kernel.astype(dtype))
+    if linears[0].bias is not None:
+        stacked = [linear.bias[...] for linear in linears if linear.bias is not None]
+        y = y + jnp.stack(stacked).astype(dtype)
+    return [y[..., i, :] for i in range(len(linears))]
+
+
+class RelativeBias(nnx.Module):
+    """T5's bias: one number per head and bucket of the distance key - query."""
+
+    def __init__(
+        self,
+        heads: int,
+        *,
+        buckets: int = 32,
+        max_distance: int = 128,
+        bidirectional: bool,
+        stddev: float,
+        rngs: nnx.Rngs,
+    ):
+        self.buckets, self.max_distance = buckets, max_distance
+        self.bidirectional = bidirectional
+        init = nnx.initializers.normal(stddev)
+        self.embedding = nnx.Param(init(rngs.params(), (buckets, heads)))
+
+    def __call__(
+        self, length: int, key_length: int | None = None
+    ) -> Float[Array, "1 H Lq Lk"]:
+        """The bias of ``length`` queries on ``key_length`` keys, both counted from 0.
+
+        The distances are known when tracing, and few: one row per distance is looked up
+        by a product with one-hot rows, and the rectangle is cut from it by shifting.
+        No gather, hence no scatter in the gradient.
+        """
+        keys = key_length or length
+        distances = np.arange(-(length - 1), keys)
+        buckets = relative_buckets(
+            distances, self.buckets, self.max_distance, self.bidirectional
+        )
+        one_hot = np.eye(self.buckets, dtype=np.float32)[buckets]
+        rows = jnp.einsum(
+            "nb,bh->hn",
+            one_hot,
+            self.embedding[...].astype(jnp.float32),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        return shifted(rows, length, keys)[None]
+
+    def at(self, position: Int[Array, ""], keys: int) -> Float[Array, "1 H 1 Lk"]:
+        """The row of one query position that is known only at run time (decoding)."""
+        table = relative_buckets(
+            np.arange(-(keys - 1), keys),
+            self.buckets,
+            self.max_distance,
+            self.bidirectional,
+        )
+        distance = jnp.arange(keys) - position + (keys - 1)
+        rows = self.embedding[...].astype(jnp.float32)[jnp.asarray(table)[distance]]
+        return rows.T[None, :, None, :]
+
+
+def shifted(
+    rows: Float[Array, "H R"], length: int, keys: int
+) -> Float[Array, "H Lq Lk"]:
+    """A Toeplitz rectangle: out[:, i, j] = rows[:, j - i + length - 1].
+
+    One row, padded by one and repeated, falls back by one place per line when it is
+    read with its unpadded width.
+    """
+    heads, width = rows.shape
+    wide = jnp.pad(rows, ((0, 0), (0, 1)))
+    repeated = jnp.broadcast_to(wide[:, None, :], (heads, length, width + 1))
+    flat = repeated.reshape(heads, length * (width + 1))[:, : length * width]
+    skewed = flat.reshape(heads, length, width)  # skewed[:, i, c] = rows[:, c - i]
+    return skewed[:, :, length - 1 : length - 1 + keys]
+
+
+@functools.lru_cache(maxsize=256)
+def _buckets(
+    first: int, last: int, buckets: int, max_distance: int, bidirectional: bool
+) -> np.ndarray:
+    distance = np.arange(first, last + 1)
+    result = np.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        result += (distance > 0) * buckets
+        distance = np.abs(distance)
+    else:
+        distance = -np.minimum(distance, 0)
+    exact = buckets // 2
+    safe = np.maximum(distance, 1).astype(np.float32)
+    # float32, as the models were trained: float64 moves a border by one position.
+    ratio = np.log(safe / np.float32(exact)) / np.float32(
+        math.log(max_distance / exact)
+    )
+    large = exact + (ratio * np.float32(buckets - exact)).astype(np.int64)
+    result += np.where(distance < exact, distance, np.minimum(large, buckets - 1))
+    result.setflags(write=False)
+    return result
+
+
+def relative_buckets(
+    distances: np.ndarray, buckets: int, max_distance: int, bidirectional: bool
+) -> np.ndarray:
+    """T5's bucket of each distance (key position - query position), contiguous.
+
+    Half of the buckets are exact small distances, the others grow logarithmically up
+    to ``max_distance``. Bidirectional attention splits them between both signs.
+    """
+    return _buckets(
+        int(distances[0]), int(distances[-1]), buckets, max_distance, bidirectional
+    )
