@@ -20,8 +20,9 @@ LOWEST = -1e30
 def token_mask(tokens: Int[Array, "*b L"], pad_id: int) -> Bool[Array, "*b L"]:
     """True up to the last token that is not padding, also where ``pad_id`` occurs
     inside the text."""
-    real = tokens != pad_id
-    return jnp.flip(jax.lax.cummax(jnp.flip(real, -1), axis=real.ndim - 1), -1)
+    places = jnp.arange(1, tokens.shape[-1] + 1)
+    lengths = jnp.max(jnp.where(tokens != pad_id, places, 0), axis=-1, keepdims=True)
+    return places <= lengths
 
 
 def at_least_f32(x: Any) -> Array:
