@@ -13,10 +13,14 @@ True
 from distill_jax.losses.contrastive import in_batch_contrastive, no_contrast
 from distill_jax.losses.distillation import adr_mse, kl_divergence, pairwise_kl
 from distill_jax.losses.listwise import listmle, softmax_cross_entropy
+from distill_jax.losses.mixture import Listwise, Mixture, Term
 from distill_jax.losses.pairwise import lambda_loss, margin_mse, ranknet
 from distill_jax.losses.pointwise import pointwise_cross_entropy
 
 __all__ = [
+    "Listwise",
+    "Mixture",
+    "Term",
     "adr_mse",
     "in_batch_contrastive",
     "kl_divergence",

@@ -1,0 +1,192 @@
+"""A weighted sum of named losses: what the train step is given to minimise.
+
+An objective reads scores from a student and targets from a batch:
+
+    objective = Mixture((
+        Term("kl", losses.kl_divergence),
+        Term("pairs", losses.pairwise_kl, weight=3.0, on="pairs"),
+        Term("contrast", losses.in_batch_contrastive, on="in_batch"),
+    ))
+    loss, parts = objective(student, student.represent(batch), batch)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from distill_jax.batches import Batch
+from distill_jax.ir.errors import UserError
+from distill_jax.ops import masked
+
+Parts: TypeAlias = dict[str, Float[Array, ""]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One loss of a mixture.
+
+    Attributes:
+        name: under which its value is logged, unweighted.
+        loss: what it computes; its arguments follow ``on``.
+        weight: its factor in the sum.
+        on: "list": ``loss(scores, labels, where=)``.
+            "pairs": ``loss(scores, first, second, probability, where=)``.
+            "in_batch": ``loss(cross_scores, doc_rows, labels, where=, labelled=)``.
+            "rep": ``loss(rep, batch)``, for regularisers of the representation; with
+            ``loss=None`` the student's own ``regularise(rep, batch)[name]``.
+    """
+
+    name: str
+    loss: Callable[..., Any] | None
+    weight: float = 1.0
+    on: Literal["list", "pairs", "in_batch", "rep"] = "list"
+
+    def __post_init__(self):
+        kinds = ("list", "pairs", "in_batch", "rep")
+        if self.on not in kinds:
+            raise UserError(
+                f"term {self.name!r}: on should be one of {', '.join(kinds)}, "
+                f"but {self.on!r} is given"
+            )
+        if self.loss is None and self.on != "rep":
+            raise UserError(
+                f"term {self.name!r} has no loss", "only on='rep' may leave it out"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """The weighted sum of ``terms``; each part is returned under its name."""
+
+    terms: tuple[Term, ...]
+
+    def __post_init__(self):
+        names = [term.name for term in self.terms]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice or not names:
+            raise UserError(
+                f"a mixture needs terms of different names, but has {names}"
+            )
+
+    def __call__(
+        self, student: Any, rep: Any, batch: Batch
+    ) -> tuple[Float[Array, ""], Parts]:
+        """The loss of a whole batch."""
+        return self._sum(student, rep, batch, {})
+
+    def counts(self, batch: Batch) -> Parts:
+        """How many lists, docs or pairs each term averages over; no scores needed.
+
+        Counts of micro-batches add up to the count of their union.
+        """
+        self._refuse_crossing()
+        scores = jnp.zeros(batch.targets.labels.shape, jnp.float32)
+        return {
+            term.name: _value(term, scores, batch, reduce_fn=masked.count)
+            for term in self.terms
+        }
+
+    def partial(
+        self, student: Any, rep: Any, batch: Batch, counts: Mapping[str, Any]
+    ) -> tuple[Float[Array, ""], Parts]:
+        """A micro-batch's share of the loss of a batch with these ``counts``.
+
+        Shares (and their gradients) add up to the whole's exactly, however unequal
+        the micro-batches are: sums are divided by the global count, not averaged.
+        """
+        self._refuse_crossing()
+        return self._sum(student, rep, batch, counts)
+
+    def _sum(self, student, rep, batch, counts):
+        scores = cross = own = None
+        parts: Parts = {}
+        for term in self.terms:
+            if term.on == "rep":
+                if term.loss is None:
+                    own = student.regularise(rep, batch) if own is None else own
+                    parts[term.name] = own[term.name]
+                else:
+                    parts[term.name] = term.loss(rep, batch)
+            elif term.on == "in_batch":
+                cross = student.cross_scores(rep, batch) if cross is None else cross
+                parts[term.name] = _value(term, cross, batch)
+            else:
+                scores = student.scores(rep, batch) if scores is None else scores
+                if counts:
+                    share = _value(term, scores, batch, reduce_fn=masked.total)
+                    parts[term.name] = share / jnp.maximum(counts[term.name], 1.0)
+                else:
+                    parts[term.name] = _value(term, scores, batch)
+        loss = sum(term.weight * parts[term.name] for term in self.terms)
+        return jnp.asarray(loss), parts
+
+    def _refuse_crossing(self) -> None:
+        for term in self.terms:
+            if term.on in ("in_batch", "rep"):
+                raise UserError(
+                    f"term {term.name!r} (on={term.on!r}) looks across queries, so its "
+                    "batch cannot be split for gradient accumulation",
+                    "encode in chunks instead (GradCache): the same gradient",
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Listwise:
+    """An objective of one list loss: ``Mixture((Term(name, loss),))``."""
+
+    loss: Callable[..., Any]
+    name: str = "list"
+
+    def __call__(self, student: Any, rep: Any, batch: Batch):
+        return self._mixture(student, rep, batch)
+
+    def counts(self, batch: Batch) -> Parts:
+        return self._mixture.counts(batch)
+
+    def partial(self, student: Any, rep: Any, batch: Batch, counts: Mapping[str, Any]):
+        return self._mixture.partial(student, rep, batch, counts)
+
+    @property
+    def _mixture(self) -> Mixture:
+        return Mixture((Term(self.name, self.loss),))
+
+
+def _value(term: Term, scores: Array, batch: Batch, **options: Any) -> Array:
+    """Calls the term's loss with the targets that its kind reads."""
+    targets = batch.targets
+    loss = term.loss
+    assert loss is not None
+    if term.on == "list":
+        return loss(scores, targets.labels, where=targets.where, **options)
+    if term.on == "pairs":
+        if targets.first is None:
+            raise UserError(
+                f"term {term.name!r} reads judged pairs, but the batch has none",
+                "give the job pair labels, or drop the term",
+            )
+        return loss(
+            scores,
+            targets.first,
+            targets.second,
+            targets.probability,
+            where=targets.pair_where,
+            **options,
+        )
+    if targets.doc_rows is None:
+        raise UserError(
+            f"term {term.name!r} masks false negatives by doc, but the batch has no "
+            "doc_rows"
+        )
+    return loss(
+        scores,
+        targets.doc_rows,
+        targets.labels,
+        where=targets.where,
+        labelled=targets.labelled,
+        **options,
+    )

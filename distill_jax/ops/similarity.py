@@ -1,0 +1,160 @@
+"""Scores of vectors: dot product, cosine, and MaxSim of late interaction."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from distill_jax.ops import chunked, masked
+
+NO_TOKEN = -9999.0
+"""What ColBERT gives a query token when a document has no token left to match."""
+
+
+def normalise(x: Float[Array, "*b D"], floor: float = 1e-12) -> Float[Array, "*b D"]:
+    """Unit length in f32; a zero vector stays zero, with a zero gradient."""
+    x = masked.at_least_f32(x)
+    squared = jnp.sum(jnp.square(x), -1, keepdims=True)
+    long_enough = squared > floor**2
+    scale = jax.lax.rsqrt(jnp.where(long_enough, squared, jnp.ones_like(squared)))
+    return jnp.where(long_enough, x * scale, jnp.zeros_like(x))
+
+
+def dot(queries: Float[Array, "Q D"], docs: Float[Array, "M D"]) -> Float[Array, "Q M"]:
+    """Every query against every doc; bf16 inputs, f32 sums."""
+    return jnp.einsum("qd,md->qm", queries, docs, preferred_element_type=_wide(queries))
+
+
+def dot_lists(
+    queries: Float[Array, "B D"], docs: Float[Array, "B N D"]
+) -> Float[Array, "B N"]:
+    """Every query against the docs of its own list."""
+    return jnp.einsum(
+        "bd,bnd->bn", queries, docs, preferred_element_type=_wide(queries)
+    )
+
+
+def dot_cross(
+    queries: Float[Array, "Q D"], docs: Float[Array, "B N D"]
+) -> Float[Array, "Q B N"]:
+    """Every query against the docs of every list."""
+    return jnp.einsum(
+        "qd,bnd->qbn", queries, docs, preferred_element_type=_wide(queries)
+    )
+
+
+def cosine(
+    queries: Float[Array, "Q D"], docs: Float[Array, "M D"]
+) -> Float[Array, "Q M"]:
+    """``dot`` of the unit vectors."""
+    return dot(normalise(queries), normalise(docs))
+
+
+def maxsim(
+    query: Float[Array, "*b Lq D"],
+    doc: Float[Array, "*b Ld D"],
+    doc_where: Bool[Array, "*b Ld"] | None = None,
+    query_where: Bool[Array, "*b Lq"] | None = None,
+) -> Float[Array, "*b"]:
+    r"""Late interaction: :math:`\sum_q \max_d \langle q, d \rangle`.
+
+    Source: ColBERT (Khattab and Zaharia 2020). Masked document tokens are *left out* of
+    the maximum; multiplying them by 0 instead would let padding beat a negative
+    similarity. A document without tokens scores ``NO_TOKEN`` a query token.
+
+    Args:
+        query: [..., Lq, D]; doc: [..., Ld, D] with the same leading axes.
+        doc_where: [..., Ld] tokens that count: no padding, no skipped punctuation.
+        query_where: [..., Lq]; None counts all, as ColBERT does with its [MASK]s.
+    """
+    scores = jnp.einsum(
+        "...qd,...kd->...qk",
+        _clear(query, query_where),
+        _clear(doc, doc_where),
+        preferred_element_type=_wide(query),
+    )
+    return _reduce(scores, doc_where, query_where)
+
+
+def maxsim_lists(
+    query: Float[Array, "B Lq D"],
+    docs: Float[Array, "B N Ld D"],
+    doc_where: Bool[Array, "B N Ld"] | None = None,
+    query_where: Bool[Array, "B Lq"] | None = None,
+    *,
+    block_size: int | None = None,
+) -> Float[Array, "B N"]:
+    """``maxsim`` of every query and the docs of its own list.
+
+    ``block_size`` queries at a time: [block_size, N, Lq, Ld] is the largest temporary.
+    """
+    doc_where = _ones(docs) if doc_where is None else doc_where
+    query_where = _ones(query) if query_where is None else query_where
+
+    def block(query, docs, doc_where, query_where):
+        scores = jnp.einsum(
+            "bqd,bnkd->bnqk",
+            _clear(query, query_where),
+            _clear(docs, doc_where),
+            preferred_element_type=_wide(query),
+        )
+        return _reduce(scores, doc_where, query_where[:, None, :])
+
+    return chunked.map_rows(
+        block, query, docs, doc_where, query_where, block_size=block_size
+    )
+
+
+def maxsim_cross(
+    query: Float[Array, "Q Lq D"],
+    docs: Float[Array, "M Ld D"],
+    doc_where: Bool[Array, "M Ld"] | None = None,
+    query_where: Bool[Array, "Q Lq"] | None = None,
+    *,
+    elements: int = 2**26,
+) -> Float[Array, "Q M"]:
+    """``maxsim`` of every query and every doc, in tiles of docs.
+
+    The [Q, M, Lq, Ld] tensor never exists: at most about ``elements`` of it are alive at
+    a time (2**26 are 256 MiB in f32), in the backward pass too.
+    """
+    doc_where = _ones(docs) if doc_where is None else doc_where
+    query_where = _ones(query) if query_where is None else query_where
+    per_doc = query.shape[0] * query.shape[1] * docs.shape[1]
+    block_size = max(1, min(docs.shape[0], elements // max(per_doc, 1)))
+    query = _clear(query, query_where)
+
+    def block(docs, doc_where):
+        scores = jnp.einsum(
+            "bqd,mkd->mbqk",
+            query,
+            _clear(docs, doc_where),
+            preferred_element_type=_wide(query),
+        )
+        return _reduce(scores, doc_where[:, None, :], query_where[None])
+
+    return chunked.map_rows(block, docs, doc_where, block_size=block_size).T
+
+
+def _reduce(scores, doc_where, query_where):
+    """[..., Lq, Ld] to [...]: the best document token, summed over query tokens."""
+    if doc_where is not None:
+        scores = masked.fill(scores, jnp.expand_dims(doc_where, -2), NO_TOKEN)
+    best = jnp.max(scores, -1)
+    if query_where is not None:
+        best = masked.fill(best, query_where)
+    return jnp.sum(best, -1)
+
+
+def _clear(x, where):
+    # A nan at a masked token would reach the gradients of the others as 0 * nan.
+    return x if where is None else masked.fill(x, where[..., None])
+
+
+def _ones(x):
+    return jnp.ones(x.shape[:-1], bool)
+
+
+def _wide(x):
+    return jnp.promote_types(x.dtype, jnp.float32)
