@@ -72,15 +72,9 @@ class BertSizes:
                 f"d_model {self.d_model} is not a multiple of {self.heads} heads",
                 "choose heads that divides d_model",
             )
-        for field, known in (
-            ("activation", ACTIVATIONS),
-            ("remat", ("none", "matmuls", "full")),
-        ):
-            if getattr(self, field) not in known:
-                raise UserError(
-                    f"BertSizes.{field} = {getattr(self, field)!r} is not known",
-                    f"choose one of {', '.join(map(repr, known))}",
-                )
+        check_choice("BertSizes.activation", self.activation, tuple(ACTIVATIONS))
+        check_choice("BertSizes.remat", self.remat, ("none", "matmuls", "full"))
+        check_choice("BertSizes.dtype", self.dtype, ("float32", "bfloat16"))
 
     @property
     def head_dim(self) -> int:
@@ -141,6 +135,14 @@ def bert_sizes(name: str, **overrides: Any) -> BertSizes:
         )
     fields = ("d_model", "d_ff", "heads", "layers", "embedding_size")
     return BertSizes(**{**dict(zip(fields, _SIZES[name])), **overrides})
+
+
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuses a value outside of a closed set."""
+    if value not in known:
+        raise UserError(
+            f"{name} = {value!r} is not known", f"choose one of {', '.join(known)}"
+        )
 
 
 class Norm(nnx.Module):

@@ -15,8 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from distill_jax.batches import DualBatch
-from distill_jax.ir.errors import UserError
-from distill_jax.models.bert import BertEncoder, BertSizes
+from distill_jax.models.bert import BertEncoder, BertSizes, check_choice
 from distill_jax.models.t5 import T5Encoder, T5Sizes
 from distill_jax.ops.masked import token_mask
 
@@ -80,8 +79,9 @@ class Tower(nnx.Module):
     def __init__(self, spec: DualEncoderSpec, *, rngs: nnx.Rngs):
         self.spec = spec
         self.encoder = build_encoder(spec.backbone, rngs)
-        self.projection = None
-        if spec.projection is not None:
+        if spec.projection is None:
+            self.projection = None
+        else:
             self.projection = nnx.Linear(
                 spec.backbone.d_model,
                 spec.projection,
@@ -210,11 +210,3 @@ def unit(x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
     """``x`` at Euclidean length 1; a zero vector stays zero, gradient included."""
     square = jnp.square(x).sum(-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
-
-
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuses a value outside of a closed set."""
-    if value not in known:
-        raise UserError(
-            f"{name} = {value!r} is not known", f"choose one of {', '.join(known)}"
-        )
