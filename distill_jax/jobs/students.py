@@ -1,0 +1,116 @@
+"""Where a student comes from: a checkpoint of any kind, or random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distill_jax.ir.errors import UserError, near
+from distill_jax.ir.tokenizer import Tokenizer
+from distill_jax.models import weights
+from distill_jax.models.pretrained import Pretrained, initial_params
+
+KINDS = ("reranker", "duo", "dual_encoder", "colbert", "splade")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Student:
+    """A model to start from.
+
+    Attributes:
+        checkpoint: what ``distill_jax.load`` takes, or ``stage:NAME`` for what an
+            earlier stage of the same job trained. None starts from random weights.
+        kind: what to make of it; None keeps what the checkpoint is.
+        backbone: from random weights only: ``t5:SIZE`` or ``bert:SIZE``.
+        vocabulary: from random weights only: a tokenizer's file or folder. None trains
+            one on the collection's texts.
+        vocabulary_size: pieces of a vocabulary that is trained here.
+        query_length, doc_length: tokens kept of a query and of a document.
+        options: other fields of the student's spec (``head``, ``pooling``, ...).
+    """
+
+    checkpoint: str | None = None
+    kind: str | None = None
+    backbone: str = "t5:tiny"
+    vocabulary: str | None = None
+    vocabulary_size: int = 8000
+    query_length: int | None = None
+    doc_length: int | None = None
+    dtype: str | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind is not None and self.kind not in KINDS:
+            raise UserError(
+                f"no student kind {self.kind!r}{near(self.kind, KINDS)}",
+                f"one of {', '.join(KINDS)}",
+            )
+
+    def make(
+        self,
+        texts: Callable[[], Sequence[str]],
+        seed: int,
+        resolve: Callable[[str], str] = str,
+    ) -> Pretrained:
+        """The model. ``texts`` gives the texts a vocabulary would be trained on."""
+        overrides = {
+            name: value
+            for name, value in (
+                ("query_length", self.query_length),
+                ("doc_length", self.doc_length),
+                ("dtype", self.dtype),
+            )
+            if value is not None
+        }
+        overrides |= self.options
+        if self.checkpoint is not None:
+            path = resolve(self.checkpoint)
+            return weights.load(path, kind=self.kind, seed=seed, **overrides)
+        return self._from_scratch(texts, seed, overrides)
+
+    def _from_scratch(self, texts, seed: int, overrides: dict) -> Pretrained:
+        if self.vocabulary is not None:
+            tokenizer = Tokenizer.load(self.vocabulary)
+        else:
+            tokenizer = Tokenizer.train_unigram(texts(), self.vocabulary_size)
+        dtype = overrides.pop("dtype", None)
+        backbone = self._sizes(tokenizer, {} if dtype is None else {"dtype": dtype})
+        spec = _spec_class(self.kind or "reranker")(backbone=backbone, **overrides)
+        if hasattr(spec, "resolved"):
+            spec = spec.resolved(tokenizer)
+        return Pretrained(
+            spec=spec,
+            params=initial_params(spec, seed),
+            tokenizer=tokenizer,
+            source=f"random weights ({self.backbone}, seed {seed})",
+        )
+
+    def _sizes(self, tokenizer: Tokenizer, changes: dict) -> Any:
+        from distill_jax.models import bert, t5
+
+        family, _, size = self.backbone.partition(":")
+        makers = {"t5": t5.sizes, "bert": bert.bert_sizes}
+        if family not in makers:
+            raise UserError(
+                f"no backbone {self.backbone!r}", "write t5:SIZE or bert:SIZE"
+            )
+        # A multiple of 128 divides over any mesh and suits every accelerator.
+        rows = -(-tokenizer.vocab_size // 128) * 128
+        if self.kind in ("dual_encoder", "colbert") and family == "t5":
+            changes = {**changes, "decoder_layers": 0}
+        return makers[family](size, vocab_size=rows, **changes)
+
+
+def _spec_class(kind: str) -> Any:
+    import importlib
+
+    names = {
+        "reranker": "RerankerSpec",
+        "duo": "DuoSpec",
+        "dual_encoder": "DualEncoderSpec",
+        "colbert": "ColbertSpec",
+        "splade": "SpladeSpec",
+    }
+    module = importlib.import_module(f"distill_jax.models.{kind}")
+    return getattr(module, names[kind])

@@ -1,0 +1,43 @@
+"""The template of one side of an encoder: prefix, text, special tokens, in its length.
+
+A ``query_length`` or ``doc_length`` counts every token of the sequence, as
+sentence-transformers' ``max_seq_length`` does; here it becomes the cut of the text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.templates import Template
+from distill_jax.ir.tokenizer import Tokenizer
+
+
+def side_template(spec: Any, side: str, tokenizer: Tokenizer) -> Template:
+    """How a query or a document becomes the tokens of an encoder.
+
+    Args:
+        spec: of a dual encoder, ColBERT or SPLADE. A spec whose sides are marked
+            (ColBERT) gives its own text as ``spec.side_text(side)``.
+        side: "query" or "doc".
+
+    Raises:
+        UserError: the length leaves no room for a single token of text.
+    """
+    length = spec.query_length if side == "query" else spec.doc_length
+    if hasattr(spec, "side_text"):
+        text = spec.side_text(side)
+    else:
+        prefix = getattr(spec, f"{side}_prefix", "")
+        joined = f"{prefix.strip()} {{text}}" if prefix.strip() else "{text}"
+        text = f"[CLS] {joined} [SEP]" if tokenizer.cls_id is not None else joined
+        text = text if tokenizer.cls_id is not None else f"{text}</s>"
+    literals = Template(text).compile(tokenizer)
+    room = length - sum(map(len, literals))
+    if room < 1:
+        raise UserError(
+            f"{side}_length {length} leaves no room beside {text!r}",
+            f"set --gin.{'QUERY' if side == 'query' else 'DOC'}_LENGTH higher",
+        )
+    return Template(text, {"text": room})
+
