@@ -1,0 +1,158 @@
+"""Where a query's candidates come from: one object a source, called for a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.ir.collection import Queries
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.lists import share
+from distill_jax.ir.run import Run
+from distill_jax.jobs import ranking
+from distill_jax.jobs.setting import Setting
+from distill_jax.models.pretrained import Pretrained
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a source is asked: by whom, for which queries, and where it may keep files.
+
+    Attributes:
+        student: the current student, for sources that search with it.
+        model: from a checkpoint's name to a model (``stage:NAME`` included).
+    """
+
+    setting: Setting
+    queries: Queries
+    student: Pretrained
+    model: Any
+    directory: Path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BM25:
+    """Lucene's BM25 over titles and texts."""
+
+    depth: int = 100
+    k1: float = 0.9
+    b: float = 0.4
+
+    def __call__(self, asked: Asked) -> Run:
+        from distill_jax.retrieval import BM25 as Index
+
+        index = Index.build(asked.setting.collection, k1=self.k1, b=self.b)
+        return index.search(asked.queries, self.depth)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
+    """Search with a model: the current student, or a checkpoint.
+
+    Attributes:
+        checkpoint: None is the student as it is at this moment (re-mining).
+        index: "exact" or "scann".
+    """
+
+    depth: int = 100
+    checkpoint: str | None = None
+    index: str = "exact"
+
+    def __call__(self, asked: Asked) -> Run:
+        model = asked.student
+        if self.checkpoint is not None:
+            model = asked.model(self.checkpoint)
+        if model.spec.kind not in ranking.ENCODERS:
+            raise UserError(
+                f"a {model.spec.kind} cannot search a collection",
+                "use BM25 candidates, or give a retriever's checkpoint",
+            )
+        return ranking.search(
+            model,
+            asked.queries,
+            asked.setting,
+            depth=self.depth,
+            directory=asked.setting.directory / "vectors",
+            index=self.index,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reranked:
+    """The first ``depth`` of another source, reordered by a model."""
+
+    source: Any
+    checkpoint: str | None = None
+    depth: int = 100
+
+    def __call__(self, asked: Asked) -> Run:
+        model = asked.student
+        if self.checkpoint is not None:
+            model = asked.model(self.checkpoint)
+        candidates = self.source(asked).top(self.depth)
+        return ranking.rerank(model, asked.queries, candidates, asked.setting)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunFile:
+    """A TREC run that was made elsewhere."""
+
+    path: str
+    depth: int | None = None
+
+    def __call__(self, asked: Asked) -> Run:
+        run = Run.read(self.path, collection=asked.setting.collection)
+        run = run.select(asked.queries.ids)
+        return run if self.depth is None else run.top(self.depth)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fused:
+    """Several sources as one: reciprocal rank fusion, or a sum of normalised scores.
+
+    Attributes:
+        normalise: None is reciprocal rank fusion (k = 60); "zscore" or "minmax" sums
+            the normalised scores of each query.
+        rescore: documents that one source found and another did not are scored by the
+            latter as well, as far as it is a model; else they get its least score.
+    """
+
+    sources: tuple[Any, ...]
+    depth: int = 100
+    weights: tuple[float, ...] | None = None
+    normalise: str | None = None
+
+    def __call__(self, asked: Asked) -> Run:
+        runs = [source(asked) for source in self.sources]
+        if self.normalise is None:
+            return Run.fuse(runs, weights=self.weights, depth=self.depth)
+        weights = self.weights or (1.0,) * len(runs)
+        return Run.combine(runs, weights, normalise=self.normalise).top(self.depth)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shared:
+    """Each query asks one of the sources, chosen by the hash of its id (TWOLAR)."""
+
+    sources: tuple[Any, ...]
+
+    def __call__(self, asked: Asked) -> Run:
+        parts = np.asarray(
+            [
+                int(share(query, "source") * len(self.sources))
+                for query in asked.queries.ids
+            ]
+        )
+        lists: dict[str, list[tuple[str, float]]] = {}
+        for number, source in enumerate(self.sources):
+            rows = np.flatnonzero(parts == number)
+            if len(rows):
+                some = dataclasses.replace(asked, queries=asked.queries.select(rows))
+                lists |= source(some).lists()
+        ids = [query for query in asked.queries.ids if query in lists]
+        return Run.from_lists(
+            ids, [lists[query] for query in ids], asked.setting.collection.ids
+        )
