@@ -39,12 +39,15 @@ class Term:
             "in_batch": ``loss(cross_scores, doc_rows, labels, where=, labelled=)``.
             "rep": ``loss(rep, batch)``, for regularisers of the representation; with
             ``loss=None`` the student's own ``regularise(rep, batch)[name]``.
+        options: further keywords of the loss, e.g. ``{"temperature": 0.05}``. Given
+            here rather than bound to the function, they are part of the run's record.
     """
 
     name: str
     loss: Callable[..., Any] | None
     weight: float = 1.0
     on: Literal["list", "pairs", "in_batch", "rep"] = "list"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         kinds = ("list", "pairs", "in_batch", "rep")
@@ -111,7 +114,7 @@ class Mixture:
                     own = student.regularise(rep, batch) if own is None else own
                     parts[term.name] = own[term.name]
                 else:
-                    parts[term.name] = term.loss(rep, batch)
+                    parts[term.name] = term.loss(rep, batch, **term.options)
             elif term.on == "in_batch":
                 cross = student.cross_scores(rep, batch) if cross is None else cross
                 parts[term.name] = _value(term, cross, batch)
@@ -161,6 +164,7 @@ def _value(term: Term, scores: Array, batch: Batch, **options: Any) -> Array:
     targets = batch.targets
     loss = term.loss
     assert loss is not None
+    options = {**term.options, **options}
     if term.on == "list":
         return loss(scores, targets.labels, where=targets.where, **options)
     if term.on == "pairs":
