@@ -12,41 +12,11 @@ import numpy as np
 from distill_jax.ir.errors import UserError
 
 # Lucene's EnglishAnalyzer.ENGLISH_STOP_WORDS_SET.
-LUCENE_STOP_WORDS = (
-    "a",
-    "an",
-    "and",
-    "are",
-    "as",
-    "at",
-    "be",
-    "but",
-    "by",
-    "for",
-    "if",
-    "in",
-    "into",
-    "is",
-    "it",
-    "no",
-    "not",
-    "of",
-    "on",
-    "or",
-    "such",
-    "that",
-    "the",
-    "their",
-    "then",
-    "there",
-    "these",
-    "they",
-    "this",
-    "to",
-    "was",
-    "will",
-    "with",
+_ENGLISH = (
+    "a an and are as at be but by for if in into is it no not of on or such that the "
+    "their then there these they this to was will with"
 )
+LUCENE_STOP_WORDS = tuple(_ENGLISH.split())
 
 _words = re.compile(r"\b\w+\b").findall
 
