@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -189,9 +190,8 @@ def _chunks(texts, tokenizer, limit, progress):
             cut = int((counts > limit).sum())
             lists = [ids[:limit] for ids in lists]
             counts = np.minimum(counts, limit)
-        flat = np.fromiter(
-            (token for ids in lists for token in ids), dtype, int(counts.sum())
-        )
+        chained = itertools.chain.from_iterable(lists)
+        flat = np.fromiter(chained, dtype, int(counts.sum()))
         yield flat, counts, cut
         if progress is not None:
             progress(min(start + _CHUNK_TEXTS, len(texts)), len(texts))
