@@ -123,14 +123,17 @@ _SIZES: dict[str, tuple[int, int, int, int, int]] = {
 
 
 def bert_sizes(name: str, **overrides: Any) -> BertSizes:
-    """The sizes of a published encoder by its name, e.g. ``bert_sizes("bert-base")``.
+    """The sizes of a published encoder by its name.
+
+    ``bert_sizes("minilm-l6")``; "base" is short for "bert-base".
 
     Raises:
         UserError: no such name.
     """
+    name = f"bert-{name}" if f"bert-{name}" in _SIZES else name
     if name not in _SIZES:
         raise UserError(
-            f"no BERT sizes named {name!r} {near(name, _SIZES)}",
+            f"no BERT sizes named {name!r}{near(name, _SIZES)}",
             f"known: {', '.join(_SIZES)}",
         )
     fields = ("d_model", "d_ff", "heads", "layers", "embedding_size")

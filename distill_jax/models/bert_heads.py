@@ -72,14 +72,14 @@ class VocabularyHead(nnx.Module):
     """
 
     def __init__(self, sizes: BertSizes, *, rngs: nnx.Rngs, activation: str = "gelu"):
-        self.dense = linear(sizes.d_model, sizes.width, sizes, rngs)
+        self.project = linear(sizes.d_model, sizes.width, sizes, rngs)
         self.norm = Norm(sizes.width, sizes.eps)
         self.bias = nnx.Param(jnp.zeros((sizes.vocab_size,), jnp.float32))
         self.activation = activation
 
     def transform(self, hidden: Float[Array, "*any D"]) -> Float[Array, "*any E"]:
         """What is multiplied with the embedding table."""
-        return self.norm(ACTIVATIONS[self.activation](self.dense(hidden)))
+        return self.norm(ACTIVATIONS[self.activation](self.project(hidden)))
 
     def __call__(
         self, hidden: Float[Array, "*any D"], table: Float[Array, "V E"]

@@ -7,40 +7,42 @@ with other pooling, projection and normalisation. Vectors and scores are float32
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from distill_jax.batches import DualBatch
-from distill_jax.models.bert import BertEncoder, BertSizes, check_choice
-from distill_jax.models.t5 import T5Encoder, T5Sizes
+from distill_jax.models.bert import check_choice
+from distill_jax.models.encoder_spec import EncoderSpec, build_encoder, pad_id
 from distill_jax.ops.masked import token_mask
 
 POOLINGS = ("cls", "mean", "last")
 SIMILARITIES = ("dot", "cosine")
 ACTIVATIONS = {"identity": lambda x: x, "tanh": jnp.tanh}
 
+# Scores are divided by temperatures down to 0.01: an accelerator's bfloat16 or tf32
+# products would be felt, and the product is small beside the encoders.
+PRECISION = jax.lax.Precision.HIGHEST
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DualEncoderSpec:
-    """A dual encoder and what its texts look like.
+class DualEncoderSpec(EncoderSpec):
+    """A dual encoder. Backbone, prefixes and lengths: see ``EncoderSpec``.
 
     Attributes:
-        backbone: sizes of a BERT or ELECTRA, or of a T5 whose encoder is used.
         tied: one tower for queries and documents.
         pooling: "cls" reads position 0, "mean" all tokens, "last" the last token.
         projection: width of a linear layer behind the pooling; None has none.
         projection_bias, projection_activation: of that layer.
         normalise: whether vectors are scaled to unit length.
         similarity: "dot", or "cosine" which normalises for scoring in any case.
-        query_prefix, doc_prefix: put before each text, e.g. "query: ".
-        query_length, doc_length: tokens at most, prefix and special tokens included.
     """
 
-    backbone: BertSizes | T5Sizes
+    kind: ClassVar[str] = "dual_encoder"
+
     tied: bool = True
     pooling: str = "mean"
     projection: int | None = None
@@ -48,12 +50,6 @@ class DualEncoderSpec:
     projection_activation: str = "identity"
     normalise: bool = True
     similarity: str = "dot"
-    query_prefix: str = ""
-    doc_prefix: str = ""
-    query_length: int = 64
-    doc_length: int = 256
-
-    kind = "dual_encoder"
 
     def __post_init__(self):
         check_choice("DualEncoderSpec.pooling", self.pooling, POOLINGS)
@@ -93,6 +89,14 @@ class Tower(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "M L"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "M D"]:
+        x = self.embed(tokens, rngs=rngs)
+        needed = self.spec.similarity == "cosine" and not self.spec.normalise
+        return unit(x) if needed else x
+
+    def embed(
+        self, tokens: Int[Array, "M L"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "M D"]:
+        """The vector before the normalisation that only the cosine asks for."""
         spec = self.spec
         mask = token_mask(tokens, pad_id(spec.backbone))
         if spec.pooling == "cls":
@@ -107,46 +111,38 @@ class Tower(nnx.Module):
         return unit(x) if spec.normalise else x
 
 
-class DualEncoder(nnx.Module):
-    """Query and document vectors; the score is their inner product."""
+class TwoTowers(nnx.Module):
+    """Queries and documents to vectors apart; the score is their inner product."""
 
-    def __init__(self, spec: DualEncoderSpec, *, rngs: nnx.Rngs):
+    def __init__(self, spec: Any, *, rngs: nnx.Rngs):
         self.spec = spec
         if spec.tied:
-            self.tower = Tower(spec, rngs=rngs)
+            self.tower = self.build_tower(spec, rngs)
         else:
-            self.query_tower = Tower(spec, rngs=rngs)
-            self.doc_tower = Tower(spec, rngs=rngs)
+            self.query_tower = self.build_tower(spec, rngs)
+            self.doc_tower = self.build_tower(spec, rngs)
+
+    def build_tower(self, spec: Any, rngs: nnx.Rngs) -> Any:
+        raise NotImplementedError
 
     def encode_queries(
-        self,
-        tokens: Int[Array, "M L"],
-        *,
-        raw: bool = False,
-        rngs: nnx.Rngs | None = None,
+        self, tokens: Int[Array, "M L"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "M D"]:
-        """Vectors whose inner product with ``encode_docs`` is the score.
-
-        ``raw`` leaves out the normalisation that only the cosine asks for.
-        """
+        """Vectors whose inner product with ``encode_docs`` is the score."""
         tower = self.tower if self.spec.tied else self.query_tower
-        return self._ready(tower(tokens, rngs=rngs), raw)
+        return tower(tokens, rngs=rngs)
 
     def encode_docs(
-        self,
-        tokens: Int[Array, "M L"],
-        *,
-        raw: bool = False,
-        rngs: nnx.Rngs | None = None,
+        self, tokens: Int[Array, "M L"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "M D"]:
         """As ``encode_queries``, for documents."""
         tower = self.tower if self.spec.tied else self.doc_tower
-        return self._ready(tower(tokens, rngs=rngs), raw)
+        return tower(tokens, rngs=rngs)
 
     def represent(
         self, batch: DualBatch, *, rngs: nnx.Rngs | None = None
     ) -> dict[str, Array]:
-        """``q`` [B, D] and ``d`` [B, N, D], ready for the inner product."""
+        """``q`` [B, D] and ``d`` [B, N, D], float32, ready for the inner product."""
         b, n, length = batch.doc_tokens.shape
         queries = self.encode_queries(batch.query_tokens, rngs=rngs)
         docs = self.encode_docs(batch.doc_tokens.reshape(b * n, length), rngs=rngs)
@@ -167,30 +163,17 @@ class DualEncoder(nnx.Module):
     ) -> Float[Array, "B N"]:
         return self.scores(self.represent(batch, rngs=rngs), batch)
 
-    def _ready(self, x: Float[Array, "M D"], raw: bool) -> Float[Array, "M D"]:
-        spec = self.spec
-        needed = spec.similarity == "cosine" and not spec.normalise and not raw
-        return unit(x) if needed else x
+
+class DualEncoder(TwoTowers):
+    """One vector for a text."""
+
+    def build_tower(self, spec: DualEncoderSpec, rngs: nnx.Rngs) -> Tower:
+        return Tower(spec, rngs=rngs)
 
 
-# Scores are divided by temperatures down to 0.01: an accelerator's bfloat16 or tf32
-# products would be felt, and the product is small beside the encoders.
-PRECISION = jax.lax.Precision.HIGHEST
-
-
-def build_encoder(sizes: BertSizes | T5Sizes, rngs: nnx.Rngs) -> Any:
-    """The encoder of a backbone; of a T5 without its decoder."""
-    if isinstance(sizes, BertSizes):
-        return BertEncoder(sizes, rngs=rngs)
-    return T5Encoder(sizes, rngs=rngs)
-
-
-def pad_id(sizes: BertSizes | T5Sizes) -> int:
-    """The id that padding has; T5's is 0 in every vocabulary."""
-    return getattr(sizes, "pad_id", 0)
-
-
-def mean_pool(hidden: Float[Array, "M L D"], mask: Array) -> Float[Array, "M D"]:
+def mean_pool(
+    hidden: Float[Array, "M L D"], mask: Bool[Array, "M L"]
+) -> Float[Array, "M D"]:
     """Mean over the tokens that count, in float32; 0 where there are none."""
     weights = mask.astype(jnp.float32)
     total = jnp.einsum(
@@ -199,7 +182,9 @@ def mean_pool(hidden: Float[Array, "M L D"], mask: Array) -> Float[Array, "M D"]
     return total / jnp.maximum(weights.sum(-1, keepdims=True), 1.0)
 
 
-def last_pool(hidden: Float[Array, "M L D"], mask: Array) -> Float[Array, "M D"]:
+def last_pool(
+    hidden: Float[Array, "M L D"], mask: Bool[Array, "M L"]
+) -> Float[Array, "M D"]:
     """The hidden state of the last token that counts."""
     last = jnp.maximum(mask.sum(-1) - 1, 0)
     picked = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]

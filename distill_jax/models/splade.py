@@ -1,0 +1,183 @@
+"""SPLADE: a sparse vector over the vocabulary (Formal et al. 2021, arXiv 2109.10086).
+
+The masked language model's logits of all tokens, through an activation that saturates,
+and the greatest over the tokens: term weights of a text, expansion included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from distill_jax.ir.errors import UserError
+from distill_jax.models.bert import BertEncoder, BertSizes, check_choice
+from distill_jax.models.bert_heads import VocabularyHead
+from distill_jax.models.dual_encoder import TwoTowers
+from distill_jax.models.encoder_spec import EncoderSpec
+from distill_jax.ops.masked import fill, token_mask
+
+POOLINGS = ("max", "sum")
+ACTIVATIONS = {
+    "relu": jax.nn.relu,
+    "log1p_relu": lambda x: jnp.log1p(jax.nn.relu(x)),
+    "log1p_log1p_relu": lambda x: jnp.log1p(jnp.log1p(jax.nn.relu(x))),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpladeSpec(EncoderSpec):
+    """A sparse encoder. Backbone, prefixes and lengths: see ``EncoderSpec``.
+
+    Attributes:
+        tied: one model for queries and documents.
+        pooling: "max" or "sum" over the tokens.
+        query_activation, doc_activation: "log1p_relu", "relu", "log1p_log1p_relu".
+        query_flops, doc_flops: weights of the FLOPS regulariser.
+        head_activation: of the masked language model's head.
+    """
+
+    kind: ClassVar[str] = "splade"
+
+    tied: bool = True
+    pooling: str = "max"
+    query_activation: str = "log1p_relu"
+    doc_activation: str = "log1p_relu"
+    query_flops: float = 0.0
+    doc_flops: float = 0.0
+    head_activation: str = "gelu"
+
+    def __post_init__(self):
+        if not isinstance(self.backbone, BertSizes):
+            raise UserError(
+                "SPLADE reads a masked language model's head, which T5 does not have",
+                "use a BERT or ELECTRA backbone, e.g. bert:tiny",
+            )
+        check_choice("SpladeSpec.pooling", self.pooling, POOLINGS)
+        for name in ("query_activation", "doc_activation"):
+            check_choice(f"SpladeSpec.{name}", getattr(self, name), tuple(ACTIVATIONS))
+
+    @property
+    def width(self) -> int:
+        """V, the number of features of a vector."""
+        return self.backbone.vocab_size
+
+    def build(self, rngs: nnx.Rngs) -> Splade:
+        return Splade(self, rngs=rngs)
+
+
+class SpladeTower(nnx.Module):
+    """Tokens to pooled logits over the vocabulary, before the activation."""
+
+    def __init__(self, spec: SpladeSpec, *, rngs: nnx.Rngs):
+        self.spec = spec
+        self.encoder = BertEncoder(spec.backbone, rngs=rngs)
+        self.mlm = VocabularyHead(
+            spec.backbone, rngs=rngs, activation=spec.head_activation
+        )
+
+    def __call__(
+        self,
+        tokens: Int[Array, "M L"],
+        *,
+        activation: str,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "M V"]:
+        """Term weights, float32 and never negative."""
+        mask = token_mask(tokens, self.spec.backbone.pad_id)
+        hidden = self.mlm.transform(self.encoder(tokens, mask=mask, rngs=rngs))
+        activate = ACTIVATIONS[activation]
+        table = self.encoder.embeddings.word[...]
+
+        if self.spec.pooling == "max":
+            # The activations grow, so the greatest logit gives the greatest weight.
+            def pool(table, bias):
+                return activate(_greatest(_logits(hidden, table, bias), mask))
+        else:
+
+            def pool(table, bias):
+                weights = activate(_logits(hidden, table, bias))
+                return fill(weights, mask[..., None]).sum(1)
+
+        return _over_tiles(pool, table, self.mlm.bias[...])
+
+
+class Splade(TwoTowers):
+    """Sparse vectors; the score is their inner product."""
+
+    def build_tower(self, spec: SpladeSpec, rngs: nnx.Rngs) -> SpladeTower:
+        return SpladeTower(spec, rngs=rngs)
+
+    def encode_queries(
+        self, tokens: Int[Array, "M L"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "M V"]:
+        """Term weights of queries."""
+        tower = self.tower if self.spec.tied else self.query_tower
+        return tower(tokens, activation=self.spec.query_activation, rngs=rngs)
+
+    def encode_docs(
+        self, tokens: Int[Array, "M L"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "M V"]:
+        """Term weights of documents."""
+        tower = self.tower if self.spec.tied else self.doc_tower
+        return tower(tokens, activation=self.spec.doc_activation, rngs=rngs)
+
+    def regularise(
+        self, rep: dict[str, Array], batch: Any
+    ) -> dict[str, Float[Array, ""]]:
+        """Weighted FLOPS of queries and of documents: to be added to the loss.
+
+        :math:`\\sum_v (\\operatorname{mean}_i w_{iv})^2`, the expected cost of a sparse
+        inner product (Paria et al. 2020); padded documents are left out.
+        """
+        where = batch.targets.where
+        docs = rep["d"].reshape(-1, rep["d"].shape[-1])
+        return {
+            "flops_queries": self.spec.query_flops * flops(rep["q"], where.any(-1)),
+            "flops_docs": self.spec.doc_flops * flops(docs, where.reshape(-1)),
+        }
+
+
+def flops(weights: Float[Array, "M V"], where: Bool[Array, "M"]) -> Float[Array, ""]:
+    """Sum over terms of the squared mean weight over the texts that count."""
+    count = jnp.maximum(where.sum(), 1).astype(weights.dtype)
+    return jnp.square(fill(weights, where[:, None]).sum(0) / count).sum()
+
+
+def _logits(hidden, table, bias):
+    return (
+        jnp.einsum(
+            "mle,ve->mlv",
+            hidden,
+            table.astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        + bias
+    )
+
+
+def _greatest(logits, mask):
+    # The activations are 0 from 0 down: that is also what a text without tokens gets.
+    return fill(logits, mask[..., None]).max(1)
+
+
+TILE = 8192
+
+
+def _over_tiles(pool, table, bias):
+    """``pool`` of tiles of the vocabulary, joined: [M, L, V] is never whole.
+
+    Each tile's logits are computed anew in the backward pass.
+    """
+    if table.shape[0] <= TILE:
+        return pool(table, bias)
+    tile = jax.checkpoint(pool)
+    parts = [
+        tile(table[i : i + TILE], bias[i : i + TILE])
+        for i in range(0, table.shape[0], TILE)
+    ]
+    return jnp.concatenate(parts, axis=-1)
