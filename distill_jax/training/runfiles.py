@@ -1,0 +1,114 @@
+"""The files of a run that only one process may write: its lock and its log."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.files import atomic_write
+
+
+class Lock:
+    """Holds ``<directory>/.lock`` as long as this process lives.
+
+    The kernel drops the lock with its holder, so a killed run leaves nothing stale.
+
+    Raises:
+        UserError: another process holds it; its pid and host are named.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.path = Path(directory) / ".lock"
+
+    def __enter__(self) -> Lock:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self.path, "a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise UserError(
+                f"{self.path.parent} is in use by {holder}",
+                "wait for it to end, or use another MODEL_DIR",
+            ) from None
+        self._file.truncate(0)
+        self._file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        self._file.flush()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.truncate(0)
+        self._file.close()
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one JSON object per logged step, flushed line by line.
+
+    Args:
+        path: the file.
+        upto: records of later steps are dropped: a resumed run writes them again.
+    """
+
+    def __init__(self, path: str | Path, *, upto: int):
+        self.path = Path(path)
+        self.records = read_records(self.path, upto)
+        with atomic_write(self.path) as out:
+            for record in self.records:
+                out.write(json.dumps(record) + "\n")
+        self._file = self._open()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends a record. nan and infinities, which JSON lacks, become null."""
+        clean = {name: _plain(value) for name, value in record.items()}
+        self.records.append(clean)
+        self._file.write(json.dumps(clean) + "\n")
+        self._file.flush()
+
+    def amend(self, step: int, values: Mapping[str, Any]) -> None:
+        """Adds values to the last record when it is of this step, else writes one."""
+        if not self.records or self.records[-1]["step"] != step:
+            self.write({"step": step, **values})
+            return
+        self._file.close()
+        last = {**self.records[-1], **{k: _plain(v) for k, v in values.items()}}
+        self.records[-1] = last
+        with atomic_write(self.path) as out:
+            for record in self.records:
+                out.write(json.dumps(record) + "\n")
+        self._file = self._open()
+
+    def _open(self) -> IO[str]:
+        return open(self.path, "a", encoding="utf-8")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_records(path: Path, upto: int | None = None) -> list[dict]:
+    """The whole records of a log, up to a step; a torn last line is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if upto is None or record["step"] <= upto:
+            records.append(record)
+    return records
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

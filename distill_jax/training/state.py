@@ -1,0 +1,112 @@
+"""What a training run carries from step to step, and where it lies on the mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+from distill_jax.models import sharding
+from distill_jax.training.optimizers import Optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Everything that the next step depends on, besides its batch.
+
+    Attributes:
+        step: number of updates done.
+        params: the nested dict of parameters, float32.
+        opt_state: the moments of the optimiser.
+        key: the run's random key. It never changes: each step folds its number in.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+    key: Any
+
+
+def abstract(params: Any, optimizer: Optimizer, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of a state, without touching a device.
+
+    Args:
+        params: arrays or ``jax.ShapeDtypeStruct`` leaves.
+    """
+    params = jax.eval_shape(_masters, params)
+    opt_state = jax.eval_shape(optimizer.transform.init, params)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        params=params,
+        opt_state=opt_state,
+        key=key,
+    )
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=place
+        ),
+        state,
+        shardings(state, optimizer, mesh),
+    )
+
+
+def shardings(state: TrainState, optimizer: Optimizer, mesh: Mesh) -> TrainState:
+    """A ``NamedSharding`` for each leaf: moments lie where their parameters lie."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    places = sharding.param_shardings(state.params, mesh)
+
+    def place(leaf: Any, param: Any, where: NamedSharding) -> NamedSharding:
+        # Adafactor's row and column moments have other shapes; they are small.
+        return where if leaf.shape == param.shape else everywhere
+
+    return TrainState(
+        step=everywhere,  # type: ignore[arg-type]
+        params=places,
+        opt_state=optax.tree_map_params(
+            optimizer.transform.init,
+            place,
+            state.opt_state,
+            state.params,
+            places,
+            transform_non_params=lambda _: everywhere,
+        ),
+        key=everywhere,
+    )
+
+
+def create(params: Any, optimizer: Optimizer, mesh: Mesh, seed: int) -> TrainState:
+    """The state before the first step, laid out on the mesh.
+
+    Args:
+        params: initial parameters on the host or on any devices; they are copied.
+    """
+    target = abstract(params, optimizer, mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, target)
+    params = sharding.shard_params(_masters(params), mesh)
+
+    def make(params: Any) -> TrainState:
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=jax.tree.map(jnp.copy, params),
+            opt_state=optimizer.transform.init(params),
+            key=jax.random.key(seed),
+        )
+
+    return jax.jit(make, out_shardings=places)(params)
+
+
+def _masters(params: Any) -> Any:
+    """Float32 master copies: a bfloat16 sum of small updates would stand still."""
+
+    def master(leaf: Any) -> Any:
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(jnp.float32) if floating else leaf
+
+    return jax.tree.map(master, params)

@@ -1,0 +1,186 @@
+"""One pure train step for every student and every loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Bool, Float
+
+from distill_jax.batches import batch_size
+from distill_jax.ir.errors import UserError
+from distill_jax.training.gradcache import Gradient, cached_gradient, represent, split
+from distill_jax.training.optimizers import Optimizer
+from distill_jax.training.state import TrainState
+
+Numbers = dict[str, Any]
+
+
+def train_step(
+    state: TrainState,
+    batch: Any,
+    *,
+    gradient: Gradient,
+    optimizer: Optimizer,
+    dropout: bool,
+) -> tuple[TrainState, Numbers]:
+    """One update, or none when the loss or its gradient is not finite.
+
+    Returns:
+        The next state, and the numbers of this step: ``loss``, its parts by name,
+        ``gradient_norm`` before clipping, ``learning_rate``, ``score_spread`` (mean
+        over lists of greatest minus least score; nan where no list has two docs) and
+        ``finite``.
+    """
+    keys = row_keys(state, batch_size(batch)) if dropout else None
+    (loss, (parts, spread)), grads = gradient(state.params, batch, keys)
+    norm = optax.global_norm(grads)
+    updates, opt_state = optimizer.transform.update(
+        grads, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    # Moments included: one bad batch must leave no trace in what is trained on.
+    step, params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (state.step + 1, params, opt_state),
+        (state.step, state.params, state.opt_state),
+    )
+    numbers = {"loss": loss, **parts, "gradient_norm": norm, "finite": finite}
+    numbers["learning_rate"] = optimizer.schedule(state.step)
+    numbers["score_spread"] = spread[0] / spread[1]
+    new = TrainState(step=step, params=params, opt_state=opt_state, key=state.key)
+    return new, numbers
+
+
+def row_keys(state: TrainState, rows: int) -> Any:
+    """A random key for each query of this step's batch."""
+    key = jax.random.fold_in(state.key, state.step)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+
+
+def make_gradient(
+    graphdef: Any,
+    objective: Any,
+    *,
+    chunk: int | None = None,
+    micro_batch: int | None = None,
+    rows: NamedSharding | None = None,
+) -> Gradient:
+    """Chooses how the gradient of a batch is computed; the result is the same.
+
+    Args:
+        objective: ``(student, rep, batch) -> (loss, parts)``.
+        chunk: represent so many queries at a time (GradCache); any loss.
+        micro_batch: forward and backward over so many queries at a time; only losses
+            that are sums over queries.
+        rows: how the query axis of a batch lies on the mesh.
+    """
+    if chunk is not None and micro_batch is not None:
+        raise UserError(
+            f"both a chunk of {chunk} and a micro-batch of {micro_batch} are set",
+            "set one: chunks serve every loss, micro-batches save a forward pass",
+        )
+    if micro_batch is not None:
+        return accumulated_gradient(graphdef, objective, micro_batch, rows)
+
+    def loss(student: Any, rep: Any, batch: Any) -> Any:
+        return _with_spread(objective(student, rep, batch), student, rep, batch)
+
+    if chunk is not None:
+        return cached_gradient(graphdef, loss, chunk, rows)
+    return plain_gradient(graphdef, loss)
+
+
+def plain_gradient(graphdef: Any, loss: Callable) -> Gradient:
+    """The gradient of a whole batch at once."""
+
+    def of_params(params: Any, batch: Any, keys: Any) -> Any:
+        student = nnx.merge(graphdef, nnx.State(params))
+        return loss(student, represent(student, batch, keys), batch)
+
+    return jax.value_and_grad(of_params, has_aux=True)
+
+
+def accumulated_gradient(
+    graphdef: Any, objective: Any, micro_batch: int, rows: NamedSharding | None = None
+) -> Gradient:
+    """The gradient as a sum over micro-batches, each divided by the batch's counts.
+
+    A mean over pairs is no mean of the micro-batches' means where their counts differ,
+    so the counts of the whole batch come first: they do not depend on the scores.
+    """
+    if not hasattr(objective, "partial"):
+        raise UserError(
+            "this objective cannot be summed over micro-batches",
+            "use a GradCache chunk instead: it serves every loss",
+        )
+
+    def gradient(params: Any, batch: Any, keys: Any) -> Any:
+        counts = objective.counts(batch)
+
+        def of_params(params: Any, batch: Any, keys: Any) -> Any:
+            student = nnx.merge(graphdef, nnx.State(params))
+            rep = represent(student, batch, keys)
+            found = objective.partial(student, rep, batch, counts)
+            return _with_spread(found, student, rep, batch)
+
+        def add(total: Any, piece: Any) -> tuple[Any, None]:
+            found = jax.value_and_grad(of_params, has_aux=True)(params, *piece)
+            return jax.tree.map(jnp.add, total, found), None
+
+        pieces = split((batch, keys), micro_batch, rows)
+        first = jax.tree.map(lambda leaf: leaf[0], pieces)
+        shapes = jax.eval_shape(
+            jax.value_and_grad(of_params, has_aux=True), params, *first
+        )
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(add, zeros, pieces)[0]
+
+    return gradient
+
+
+def score_spread(
+    scores: Float[Array, "B N"], where: Bool[Array, "B N"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum over lists of (greatest - least score), and the number of lists.
+
+    Lists with fewer than two docs are left out: they can say nothing of a collapse.
+    """
+    scores = jax.lax.stop_gradient(scores).astype(jnp.float32)
+    most = jnp.max(scores, axis=-1, where=where, initial=-jnp.inf)
+    least = jnp.min(scores, axis=-1, where=where, initial=jnp.inf)
+    counted = jnp.sum(where, axis=-1) > 1
+    total = jnp.sum(jnp.where(counted, most - least, 0.0))
+    return total, jnp.sum(counted).astype(jnp.float32)
+
+
+def uses_dropout(graphdef: Any, params: Any, batch: Any) -> bool:
+    """Whether the student draws random numbers at all, found by tracing it once.
+
+    A student without dropout is not run row by row under ``vmap`` for nothing.
+    """
+
+    def run(key: Any, params: Any, batch: Any) -> Any:
+        student = nnx.merge(graphdef, nnx.State(params))
+        return student.represent(batch, rngs=nnx.Rngs(dropout=key))
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params, batch = jax.eval_shape(lambda *trees: trees, params, batch)
+    jaxpr = jax.make_jaxpr(run)(key, params, batch).jaxpr
+    return any(
+        variable is jaxpr.invars[0]
+        for equation in jaxpr.eqns
+        for variable in equation.invars
+    )
+
+
+def _with_spread(found: Any, student: Any, rep: Any, batch: Any) -> Any:
+    loss, parts = found
+    scores = student.scores(rep, batch)
+    return loss, (parts, score_spread(scores, batch.targets.where))
