@@ -27,6 +27,7 @@ def part(
     make: Callable[[Path], dict[str, Any] | None],
     *,
     what: str,
+    also: tuple[Path, ...] = (),
 ) -> dict[str, Any]:
     """Makes a part, or finds it made; returns what its maker reported.
 
@@ -36,6 +37,7 @@ def part(
         make: called with the folder; resumes by itself where it was interrupted.
             Returns JSON-able facts (counts, seconds, cost) to be kept.
         what: the part's name for people.
+        also: other files and folders that belong to the part and move with it.
     """
     directory = Path(directory)
     wanted = {name: digest(value) for name, value in inputs.items()}
@@ -47,7 +49,8 @@ def part(
             if record["inputs"].get(name) != wanted.get(name)
         )
         say(f"{what}: made again, because {', '.join(changed)} changed")
-        _move_aside(directory)
+        for path in (directory, *also):
+            move_aside(path)
         record = None
     if record is not None and record["complete"]:
         say(f"{what}: already there")
@@ -71,8 +74,13 @@ def _record(directory: Path) -> dict | None:
     return read_json(path) if path.is_file() else None
 
 
-def _move_aside(directory: Path) -> None:
-    old = directory.with_name(directory.name + ".old")
-    if old.exists():
+def move_aside(path: Path) -> None:
+    """Renames to ``NAME.old``; what was moved there before is deleted."""
+    if not path.exists():
+        return
+    old = path.with_name(path.name + ".old")
+    if old.is_dir():
         shutil.rmtree(old)
-    directory.rename(old)
+    elif old.exists():
+        old.unlink()
+    path.rename(old)

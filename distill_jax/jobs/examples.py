@@ -1,0 +1,113 @@
+"""What a stage learns from: judgements, a teacher's labels, or both, as lists."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from distill_jax.ir import normalise
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.lists import (
+    Lists,
+    concatenate,
+    lists_from_judgements,
+    lists_from_labels,
+)
+from distill_jax.ir.run import Run
+from distill_jax.jobs.candidates import Asked
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Judged positives against hard negatives from a window of ranks.
+
+    Attributes:
+        size: candidates of a list, the positive included (N).
+        window: ranks that negatives are drawn from.
+        per_query: at most so many positives of a query.
+    """
+
+    size: int = 8
+    window: tuple[int, int] = (0, 100)
+    per_query: int | None = 4
+
+    def __call__(self, asked: Asked, run: Run) -> Lists:
+        setting = asked.setting
+        if setting.train is None:
+            raise UserError(
+                "this collection has no training judgements",
+                "use a recipe that learns from a teacher, e.g. specialize.gin",
+            )
+        return lists_from_judgements(
+            run,
+            setting.train.qrels,
+            asked.queries,
+            setting.collection,
+            size=self.size,
+            window=self.window,
+            seed=setting.seed,
+            per_query=self.per_query,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Taught:
+    """A teacher's labels over the candidates, and a pairwise teacher's on top.
+
+    Attributes:
+        teacher: called with (asked, run) for ``TeacherLabels``.
+        pairwise: called with (asked, labels) for ``PairLabels``; None for none.
+        size: candidates of a list (N).
+        sampling: which of the labelled candidates: "top", "random" or "spread".
+        judgements: whether a judged positive is put first and contrasted with.
+        trust_first: the teacher's best stands for a positive where none is judged.
+        normalisation: of the scores, see ``ir.normalise``; "none" keeps raw logits.
+        drop_below_percentile: drop queries whose best score is below this percentile
+            of all scores (004 uses 25); None keeps all.
+    """
+
+    teacher: Any
+    pairwise: Any = None
+    size: int = 8
+    sampling: str = "top"
+    judgements: bool = True
+    trust_first: bool = False
+    normalisation: str = "none"
+    drop_below_percentile: float | None = None
+
+    def __call__(self, asked: Asked, run: Run) -> Lists:
+        setting = asked.setting
+        labels = self.teacher(asked, run)
+        pairs = None if self.pairwise is None else self.pairwise(asked, labels)
+        qrels = setting.train.qrels if self.judgements and setting.train else None
+        lists = lists_from_labels(
+            labels,
+            asked.queries,
+            setting.collection,
+            size=self.size,
+            pairs=pairs,
+            qrels=qrels,
+            sampling=self.sampling,
+            seed=setting.seed,
+            trust_first=self.trust_first,
+            transform=lambda scores: normalise.normalise(scores, self.normalisation),
+        )
+        if self.drop_below_percentile is not None:
+            scores = labels.training_labels()
+            kept = normalise.percentile_filter(scores, self.drop_below_percentile)
+            names = {q for q, keep in zip(labels.query_ids, kept) if keep}
+            ids = np.asarray([asked.queries.ids[r] in names for r in lists.query_rows])
+            lists = lists.take(np.flatnonzero(ids))
+        return lists
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """The lists of several sources together, e.g. labelled and unlabelled queries."""
+
+    sources: tuple[Any, ...]
+
+    def __call__(self, asked: Asked, run: Run) -> Lists:
+        return concatenate([source(asked, run) for source in self.sources])
