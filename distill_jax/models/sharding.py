@@ -118,7 +118,7 @@ def fitting(
     return PartitionSpec(*parts)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _notice(path: str, size: int, ways: int) -> None:
     logging.getLogger(__name__).warning(
         "%s: a dimension of %d does not divide by %d devices; it is copied instead",

@@ -77,7 +77,7 @@ class T5Sizes:
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(
-                f"T5 cannot compute in {self.dtype!r}: its activations overflow float16",
+                f"T5 cannot compute in {self.dtype}: it overflows",
                 'set dtype to "bfloat16" or "float32"',
             )
         if self.remat not in _POLICIES:
