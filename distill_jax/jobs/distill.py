@@ -1,0 +1,335 @@
+"""The heart: measure, then retrieve, label, train, again; and say whether it helped.
+
+One command trains a teacher from judgements, a student from a teacher, or both in
+rounds: the difference is which stages a recipe names. Killed anywhere, the same command
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from distill_jax.ir.errors import UserError, near
+from distill_jax.ir.files import write_json
+from distill_jax.ir.measures import evaluate_queries
+from distill_jax.ir.run import Run
+from distill_jax.jobs import ranking, reporting
+from distill_jax.jobs.candidates import BM25, Asked
+from distill_jax.jobs.console import say
+from distill_jax.jobs.describe import describe
+from distill_jax.jobs.parts import part
+from distill_jax.jobs.setting import Setting, Split, open_setting
+from distill_jax.jobs.stage import Stage, Stopped, Trip, run_stage
+from distill_jax.jobs.students import Student
+from distill_jax.models import sharding, weights
+from distill_jax.models.pretrained import Pretrained
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distill:
+    """Trains a student in stages and rounds, measured before and after.
+
+    Attributes:
+        directory: ``MODEL_DIR``; everything of the job lies in it.
+        collection: see ``ir.load_collection``.
+        student: what the first stage starts from.
+        stages: in sequence; each goes on with the student of the one before, unless it
+            names another.
+        rounds: times that the stages are gone through. Round r starts with the student
+            of round r - 1.
+        measures: the first is the one that the verdict is about.
+        depth: documents that a reranker reorders, and that a ranking keeps.
+        first_stage: what rerankers reorder, and the first row of the table.
+        stop_measure: rounds end when this measure on dev no longer grows by
+            ``min_gain``; the best round is what is kept. None keeps the last.
+        export: a format of ``export.write``, "auto" for the student's own, None for
+            none.
+        mesh: e.g. "data=4,model=2"; None puts all devices on the data axis.
+    """
+
+    directory: str
+    collection: str
+    student: Student
+    stages: tuple[Stage, ...]
+    rounds: int = 1
+    seed: int = 0
+    mesh: str | None = None
+    measures: tuple[str, ...] = ("nDCG@10", "RR@10", "R@100")
+    depth: int = 100
+    first_stage: Any = dataclasses.field(default_factory=BM25)
+    index: str = "exact"
+    stop_measure: str | None = None
+    min_gain: float = 0.0
+    export: str | None = "auto"
+    dev_share: float = 0.1
+    test_split: str = "test"
+    max_train_queries: int | None = None
+    max_test_queries: int | None = None
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice or not names:
+            raise UserError(f"stages need names of their own, but have {names}")
+
+    def __call__(self, *, config: str = "", command: str = "") -> int:
+        """Runs the job; returns the exit status (143 after SIGTERM)."""
+        started = time.time()
+        directory = Path(self.directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        setting = self.setting()
+        if config and jax.process_index() == 0:
+            (directory / "config.gin").write_text(config, encoding="utf-8")
+        models = Models(self, setting)
+        student = models.initial()
+        table = reporting.Table(self, setting, command=command, started=started)
+        first = self._first_stage(setting, directory)
+        table.add("first_stage", first)
+        table.add("before", self._measure(student, "before", setting, first))
+        try:
+            best = self._rounds(student, setting, models, table, first)
+        except Stopped as stopped:
+            say("stopped; the same command goes on from here")
+            return stopped.status
+        if jax.process_index() == 0:
+            best.student.save(directory / "student")
+            export = self._export(best.student, table)
+            table.finish(best, export=export)
+        return 0
+
+    def setting(self) -> Setting:
+        return open_setting(
+            self.directory,
+            self.collection,
+            mesh=sharding.make_mesh(self.mesh),
+            seed=self.seed,
+            dev_share=self.dev_share,
+            test_split=self.test_split,
+            max_train_queries=self.max_train_queries,
+            max_test_queries=self.max_test_queries,
+        )
+
+    def plan(self) -> int:
+        """Sizes, steps, shapes, memory and cost, without training."""
+        from distill_jax.jobs.plan import plan
+
+        return plan(self)
+
+    def _rounds(self, student, setting, models, table, first) -> Trip:
+        best: Trip | None = None
+        best_value = -float("inf")
+        for number in range(1, self.rounds + 1):
+            trip = None
+            for stage in self.stages:
+                if stage.student is not None:
+                    student = models.made(stage.student)
+                place = self.place(number, stage)
+                if place != Path(self.directory):
+                    say(f"round {number} of {self.rounds}: stage {stage.name}")
+                trip = run_stage(stage, student, setting, place, models.load)
+                models.trained[stage.name] = student = trip.student
+                table.trips.append((number, trip))
+                last = stage is self.stages[-1]
+                name = "after" if last and number == self.rounds else ""
+                name = name or f"round {number}" + ("" if last else f" {stage.name}")
+                run = self._measure(student, name, setting, first, place)
+                table.add(name, run, round_number=number)
+            assert trip is not None
+            value = self._dev_value(student, setting, number)
+            if best is None or self.stop_measure is None or value > best_value:
+                gain = value - best_value
+                best, best_value, table.best_round = trip, value, number
+                if self.stop_measure and number > 1 and gain <= self.min_gain:
+                    say(f"round {number} gained {gain:+.4f}: no further round")
+                    break
+            elif self.stop_measure:
+                say(f"round {number} is worse than round {table.best_round}: stop")
+                break
+        assert best is not None
+        return best
+
+    def place(self, number: int, stage: Stage) -> Path:
+        """Folder of a stage: the job's own where there is just one."""
+        directory = Path(self.directory)
+        if self.rounds == 1 and len(self.stages) == 1:
+            return directory
+        directory = directory / "rounds" / str(number)
+        return directory / stage.name if len(self.stages) > 1 else directory
+
+    def _first_stage(self, setting: Setting, directory: Path) -> Run:
+        assert setting.test is not None
+        inputs = {
+            "collection": setting.collection.digest,
+            "queries": setting.test.queries.digest,
+            "source": describe(self.first_stage),
+        }
+        asked = Asked(
+            setting=setting,
+            queries=setting.test.queries,
+            student=None,  # type: ignore[arg-type]
+            model=None,
+            directory=directory,
+        )
+        folder = directory / "evaluation" / "first_stage"
+        part(
+            folder,
+            inputs,
+            lambda folder: self.first_stage(asked).write(folder / "run.trec"),
+            what="first stage",
+        )
+        return Run.read(folder / "run.trec", collection=setting.collection)
+
+    def _measure(
+        self,
+        student: Pretrained,
+        name: str,
+        setting: Setting,
+        first: Run,
+        place: Path | None = None,
+    ) -> Run:
+        """The student's ranking of the test queries, kept as a part."""
+        assert setting.test is not None
+        place = place or Path(self.directory)
+        inputs = {
+            "student": student.digest,
+            "collection": setting.collection.digest,
+            "queries": setting.test.queries.digest,
+            "first stage": first.digest,
+            "depth": self.depth,
+            "index": self.index,
+        }
+        short = "before" if name == "before" else "after"
+        folder = place / "evaluation" / short
+
+        def make(folder: Path) -> None:
+            run = ranking.rank(
+                student,
+                setting.test.queries,
+                setting,
+                first_stage=first,
+                depth=self.depth,
+                directory=Path(self.directory) / "vectors",
+                index=self.index,
+            )
+            run.write(folder / "run.trec")
+
+        part(folder, inputs, make, what=f"ranking {name}")
+        return Run.read(folder / "run.trec", collection=setting.collection)
+
+    def _dev_value(self, student: Pretrained, setting: Setting, number: int) -> float:
+        """The stop measure on dev queries."""
+        if self.stop_measure is None:
+            return 0.0
+        if setting.dev is None:
+            raise UserError(
+                "the stop rule needs dev judgements, and the collection has none",
+                "set stop_measure = None: every round is run and the last is kept",
+            )
+        dev: Split = setting.dev
+        first = BM25(depth=self.depth)(
+            Asked(
+                setting=setting,
+                queries=dev.queries,
+                student=student,
+                model=None,
+                directory=Path(self.directory),
+            )
+        )
+        run = ranking.rank(
+            student,
+            dev.queries,
+            setting,
+            first_stage=first,
+            depth=self.depth,
+            directory=Path(self.directory) / "vectors",
+        )
+        values = evaluate_queries(run, dev.qrels, [self.stop_measure])
+        mean = sum(values[self.stop_measure].values()) / max(
+            len(values[self.stop_measure]), 1
+        )
+        say(f"round {number}: dev {self.stop_measure} {mean:.4f}")
+        return mean
+
+    def _export(self, student: Pretrained, table: Any) -> dict | None:
+        if self.export is None:
+            return None
+        from distill_jax import export
+
+        setting = table.setting
+        texts = setting.test.queries.texts[:4], setting.collection.full_texts()[:16]
+        return export.write(
+            student,
+            Path(self.directory) / "export",
+            format=None if self.export == "auto" else self.export,
+            measures=table.means(),
+            samples=texts,
+        )
+
+
+class Models:
+    """Models by name: checkpoints, and what earlier stages of this job trained."""
+
+    def __init__(self, job: Distill, setting: Setting):
+        self.job = job
+        self.setting = setting
+        self.trained: dict[str, Pretrained] = {}
+        self.loaded: dict[str, Pretrained] = {}
+
+    def initial(self) -> Pretrained:
+        """The student that the job starts from, kept in ``MODEL_DIR/initial``."""
+        folder = Path(self.job.directory) / "initial"
+        inputs = {
+            "student": describe(self.job.student),
+            "seed": self.job.seed,
+            "collection": self.setting.collection.digest
+            if self.job.student.checkpoint is None
+            else None,
+        }
+
+        def make(folder: Path) -> dict:
+            student = self.made(self.job.student)
+            if jax.process_index() == 0:
+                student.save(folder)
+                write_json(folder / "fresh.json", list(student.fresh))
+            return {"source": student.source, "fresh": list(student.fresh)}
+
+        made = part(folder, inputs, make, what="student")
+        if made["fresh"]:
+            names = ", ".join(made["fresh"][:4])
+            say(f"new weights, not in the checkpoint: {names}")
+        return Pretrained.read(folder)
+
+    def made(self, student: Student) -> Pretrained:
+        return student.make(
+            lambda: self.setting.collection.full_texts(), self.job.seed, self._path
+        )
+
+    def load(self, name: str) -> Pretrained:
+        """A checkpoint by path, or ``stage:NAME``."""
+        if name.startswith("stage:"):
+            return self._stage(name)
+        if name not in self.loaded:
+            self.loaded[name] = weights.load(name)
+        return self.loaded[name]
+
+    def _stage(self, name: str) -> Pretrained:
+        stage = name.removeprefix("stage:")
+        if stage not in self.trained:
+            raise UserError(
+                f"no stage {stage!r} has been trained{near(stage, self.trained)}",
+                "a stage can name only stages before it",
+            )
+        return self.trained[stage]
+
+    def _path(self, name: str) -> str:
+        if not name.startswith("stage:"):
+            return name
+        self._stage(name)
+        stage = name.removeprefix("stage:")
+        found = [s for s in self.job.stages if s.name == stage]
+        return str(self.job.place(1, found[0]) / "student")
