@@ -54,7 +54,14 @@ def collection_of(
     size = path.stat().st_size * (4 if path.suffix == ".gz" else 1)
     if size > LARGE_BYTES:
         return _large(path, items, name, titles)
-    kept, notices = _unique(path, items(), "document")
+    return in_memory(path, items(), name, titles)
+
+
+def in_memory(
+    path: Path, items: Iterable[Item], name: str, titles: bool = True
+) -> Collection:
+    """The documents of any source, as lists. See ``collection_of``."""
+    kept, notices = _unique(path, items, "document")
     titled = titles and any(item.title for item in kept)
     return Collection(
         [item.id for item in kept],

@@ -1,0 +1,95 @@
+"""Any collection of ``ir_datasets`` by its name; it downloads on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distill_jax.ir.collection import Collection, Queries
+from distill_jax.ir.errors import UserError, near
+from distill_jax.ir.qrels import Qrels
+from distill_jax.ir.sources.building import Item, in_memory, queries_of
+
+
+def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
+    """Loads ``NAME/SPLIT``, or ``NAME`` itself when it has judgements of its own.
+
+    Raises:
+        UserError: ir_datasets is not installed, an unknown name, no such split (those
+            that exist are listed), or a failed download.
+    """
+    try:
+        import ir_datasets
+    except ImportError:
+        raise UserError(
+            "irds: collections need the ir_datasets library",
+            "pip install 'distill_jax[irds]'",
+        ) from None
+    dataset, name = _find(ir_datasets, where, split)
+    try:
+        collection = in_memory(Path(f"irds:{where}"), _docs(dataset), where)
+        queries, notices = queries_of(Path(f"irds:{name}"), _queries(dataset), name)
+        judged: dict[str, dict[str, int]] = {}
+        for qrel in dataset.qrels_iter():
+            judged.setdefault(qrel.query_id, {})[qrel.doc_id] = int(qrel.relevance)
+    except UserError:
+        raise
+    except Exception as error:  # ir_datasets raises what its downloads raise
+        raise UserError(
+            f"irds:{name}: {type(error).__name__}: {error}",
+            "check the network, or download the set and use beir: or msmarco:",
+        ) from None
+    qrels = Qrels(judged).restrict(queries, collection)
+    queries = queries.select([r for r, i in enumerate(queries.ids) if i in qrels])
+    return collection.with_notices(*notices, *qrels.notices), queries, qrels
+
+
+def _find(ir_datasets: Any, where: str, split: str) -> tuple[Any, str]:
+    where = where.strip("/")
+    known = _names(ir_datasets)
+    for name in (f"{where}/{split}", where):
+        try:
+            dataset = ir_datasets.load(name)
+        except KeyError:
+            continue
+        if all(dataset.has(part) for part in ("docs", "queries", "qrels")):
+            # A set with splits below it is not itself a split.
+            if name != where or not _below(known, where):
+                return dataset, name
+    below = _below(known, where)
+    if below:
+        raise UserError(
+            f"irds:{where}: no split {split!r}{near(split, below)}",
+            f"what it has: {', '.join(below)}",
+        )
+    raise UserError(
+        f"irds:{where}: ir_datasets has no set of that name with queries and qrels"
+        + near(where, known),
+        "see https://ir-datasets.com for the names",
+    )
+
+
+def _names(ir_datasets: Any) -> list[str]:
+    return list(getattr(ir_datasets.registry, "_registered", {}))
+
+
+def _below(known: list[str], where: str) -> list[str]:
+    return [n.removeprefix(f"{where}/") for n in known if n.startswith(f"{where}/")]
+
+
+def _docs(dataset: Any) -> Iterator[Item]:
+    for number, doc in enumerate(dataset.docs_iter(), 1):
+        title = getattr(doc, "title", "") or ""
+        text = getattr(doc, "text", None)
+        if text is None:
+            text, title = doc.default_text(), ""
+        yield Item(number, doc.doc_id, title, text)
+
+
+def _queries(dataset: Any) -> Iterator[Item]:
+    for number, query in enumerate(dataset.queries_iter(), 1):
+        text = getattr(query, "text", None)
+        if text is None:
+            text = query.default_text()
+        yield Item(number, query.query_id, "", text)

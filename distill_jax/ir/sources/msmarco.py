@@ -1,0 +1,92 @@
+"""MS MARCO folders: collection.tsv, queries.SPLIT.tsv, qrels.SPLIT.tsv; .gz too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from distill_jax.ir.collection import Collection, Queries
+from distill_jax.ir.errors import UserError, clip, near
+from distill_jax.ir.files import read_lines
+from distill_jax.ir.qrels import Qrels
+from distill_jax.ir.sources.building import Item, collection_of, queries_of
+
+
+def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
+    """Loads one split of an MS MARCO folder.
+
+    ``collection.tsv`` holds ``pid<tab>text`` or ``pid<tab>title<tab>text``. The split
+    ``dev`` finds ``queries.dev.small.tsv`` as well, and ``train`` finds
+    ``queries.train.tsv``. Queries that nobody judged stay: they can be labelled by a
+    teacher, and count in no measure.
+
+    Raises:
+        UserError: a missing file or split, or a malformed line.
+    """
+    folder = Path(where).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder", "give MS MARCO's folder")
+    splits = _splits(folder)
+    chosen = _choose(splits, split)
+    if chosen is None:
+        raise UserError(
+            f"{folder}: no split {split!r}{near(split, splits)}",
+            f"the splits there are: {', '.join(splits) or 'none'} "
+            "(each queries.SPLIT.tsv and qrels.SPLIT.tsv)",
+        )
+    path = next(
+        (folder / n for n in ("collection.tsv", "collection.tsv.gz")
+         if (folder / n).is_file()),
+        None,
+    )
+    if path is None:
+        raise UserError(f"{folder}: no collection.tsv[.gz]", "check the folder")
+    name = folder.resolve().name
+    collection = collection_of(path, lambda: _items(path, titled=True), name)
+    if not len(collection):
+        raise UserError(f"{path}: no documents", "check the file")
+    query_path, qrels_path = splits[chosen]
+    queries, notices = queries_of(
+        query_path, _items(query_path, titled=False), f"{name}/{chosen}"
+    )
+    qrels = Qrels.read(qrels_path).restrict(queries, collection)
+    unjudged = sum(1 for query in queries.ids if query not in qrels)
+    if unjudged:
+        notices.append(f"{unjudged} of {len(queries)} queries are not judged (kept)")
+    return collection.with_notices(*notices, *qrels.notices), queries, qrels
+
+
+def _splits(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Split names that have queries and qrels."""
+    found: dict[str, dict[str, Path]] = {"queries": {}, "qrels": {}}
+    for path in sorted(folder.iterdir()):
+        name = path.name.removesuffix(".gz")
+        kind, _, rest = name.partition(".")
+        if kind in found and rest.endswith(".tsv"):
+            found[kind].setdefault(rest.removesuffix(".tsv"), path)
+    queries, qrels = found["queries"], found["qrels"]
+    return {name: (queries[name], qrels[name]) for name in queries if name in qrels}
+
+
+def _choose(splits: dict[str, tuple[Path, Path]], split: str) -> str | None:
+    if split in splits:
+        return split
+    # The set's own test judgements are not public: dev is what papers report.
+    return next((name for name in splits if name.startswith(f"{split}.")), None)
+
+
+def _items(path: Path, titled: bool) -> Iterator[Item]:
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        fields = line.split("\t")
+        if len(fields) == 2:
+            yield Item(number, fields[0], "", fields[1])
+        elif len(fields) == 3 and titled:
+            yield Item(number, fields[0], fields[1], fields[2])
+        else:
+            raise UserError(
+                f"{path}:{number}: {len(fields)} columns in {clip(line)}",
+                "write 'id<tab>text'"
+                + (" or 'id<tab>title<tab>text'" if titled else ""),
+            )
