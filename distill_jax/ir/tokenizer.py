@@ -171,6 +171,13 @@ class Tokenizer:
         """The token of an id, None when there is none."""
         return self._backend.id_to_token(int(token_id))
 
+    def find(self, token: str) -> int | None:
+        """The id of a token exactly as the vocabulary spells it, None when absent.
+
+        Also of tokens that no text becomes, such as BERT's ``[unused0]``.
+        """
+        return self._backend.token_to_id(token)
+
     def token_id(self, token: str) -> int:
         """The id of a token as the vocabulary spells it, e.g. ``"▁true"``.
 

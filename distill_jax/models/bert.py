@@ -44,6 +44,7 @@ class BertSizes:
         remat: recompute each layer in the backward pass instead of keeping its
             activations: "none", "matmuls" (keep the matrix products), or "full".
         pad_id, sep_id: tokens that the mask and the token types are derived from.
+        family: "bert" or "electra": under whose names the weights are written.
     """
 
     vocab_size: int = 30522
@@ -63,8 +64,7 @@ class BertSizes:
     remat: str = "none"
     pad_id: int = 0
     sep_id: int = 102
-
-    family = "bert"
+    family: str = "bert"
 
     def __post_init__(self):
         if self.d_model % self.heads:
@@ -74,6 +74,7 @@ class BertSizes:
             )
         check_choice("BertSizes.activation", self.activation, tuple(ACTIVATIONS))
         check_choice("BertSizes.remat", self.remat, ("none", "matmuls", "full"))
+        check_choice("BertSizes.family", self.family, ("bert", "electra"))
         check_choice("BertSizes.dtype", self.dtype, ("float32", "bfloat16"))
 
     @property
@@ -137,7 +138,9 @@ def bert_sizes(name: str, **overrides: Any) -> BertSizes:
             f"known: {', '.join(_SIZES)}",
         )
     fields = ("d_model", "d_ff", "heads", "layers", "embedding_size")
-    return BertSizes(**{**dict(zip(fields, _SIZES[name])), **overrides})
+    family = "electra" if name.startswith("electra") else "bert"
+    values = {**dict(zip(fields, _SIZES[name])), "family": family}
+    return BertSizes(**{**values, **overrides})
 
 
 def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from distill_jax.batches import DualBatch
 from distill_jax.ir.errors import UserError
+from distill_jax.models.bert import BertSizes
 from distill_jax.models.dual_encoder import unit
 from distill_jax.models.encoder_spec import EncoderSpec, build_encoder, pad_id
 from distill_jax.ops.masked import token_mask
@@ -25,8 +26,8 @@ from distill_jax.ops.similarity import maxsim_cross, maxsim_lists
 
 # The template leaves the marker's place to a token that every vocabulary has: markers
 # are often no piece that a tokenizer can find in a text ([unused0]).
-BERT_WRAP = "[CLS] [MASK] {text} [SEP]"
-T5_WRAP = "<extra_id_0>{text}</s>"
+BERT_WRAP = "[CLS] [MASK] {} [SEP]"
+T5_WRAP = "<extra_id_0> {}</s>"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class ColbertSpec(EncoderSpec):
 
     Attributes:
         dim: D, features of a token's vector.
+        wrap: the special tokens around a text, the marker's place among them; "" takes
+            the backbone's usual ones.
         query_length: what every query is filled up to.
         query_marker, doc_marker: ids of [Q] and [D].
         marker_position: where the markers stand.
@@ -52,6 +55,7 @@ class ColbertSpec(EncoderSpec):
     query_length: int = 32
     doc_length: int = 180
     dim: int = 128
+    wrap: str = ""
     query_marker: int = 1
     doc_marker: int = 2
     marker_position: int = 1
@@ -62,7 +66,7 @@ class ColbertSpec(EncoderSpec):
 
     def __post_init__(self):
         if not self.wrap:
-            bert = hasattr(self.backbone, "sep_id")
+            bert = isinstance(self.backbone, BertSizes)
             object.__setattr__(self, "wrap", BERT_WRAP if bert else T5_WRAP)
         if self.skiplist is not None:
             object.__setattr__(self, "skiplist", tuple(self.skiplist))
@@ -92,17 +96,24 @@ class ColbertSpec(EncoderSpec):
             changes["skiplist"] = punctuation_ids(tokenizer)
         return dataclasses.replace(spec, **changes)
 
+    def side_text(self, side: str) -> str:
+        """The text of the template of "query" or "doc"."""
+        prefix = (self.query_prefix if side == "query" else self.doc_prefix).strip()
+        return self.wrap.format(f"{prefix} {{text}}" if prefix else "{text}")
+
     def build(self, rngs: nnx.Rngs) -> Colbert:
         return Colbert(self, rngs=rngs)
 
 
 def _marker(tokenizer: Any, letter: str, otherwise: str) -> int:
-    for text in (f"[{letter}] ", f"[{letter}]"):
-        try:
-            return tokenizer.token_id(text)
-        except UserError:
-            continue
-    return tokenizer.token_id(otherwise)
+    for text in (f"[{letter}] ", f"[{letter}]", otherwise):
+        found = tokenizer.find(text)
+        if found is not None:
+            return found
+    raise UserError(
+        f"the vocabulary has none of '[{letter}] ', '[{letter}]' and {otherwise!r}",
+        "add a marker to the tokenizer, or use a BERT vocabulary",
+    )
 
 
 def punctuation_ids(tokenizer: Any) -> tuple[int, ...]:
