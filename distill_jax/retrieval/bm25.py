@@ -103,17 +103,13 @@ class BM25:
 
     def save(self, directory: str | Path) -> None:
         """Writes the index as a folder."""
-        ids, id_offsets = folder.pack_strings(self.doc_ids)
-        words, word_offsets = folder.pack_strings(self.terms)
         arrays = {
             "indptr": self.postings.indptr,
             "docs": self.postings.docs,
             "weights": self.postings.weights,
             "ranks": self.ranks,
-            "ids": ids,
-            "id_offsets": id_offsets,
-            "terms": words,
-            "term_offsets": word_offsets,
+            **folder.pack_strings("ids", self.doc_ids),
+            **folder.pack_strings("terms", self.terms),
         }
         meta = {
             "k1": self.k1,
@@ -137,7 +133,7 @@ class BM25:
         """
         arrays, meta = folder.read(directory, "bm25")
         if collection is None:
-            doc_ids = folder.unpack_strings(arrays["ids"], arrays["id_offsets"])
+            doc_ids = folder.unpack_strings("ids", arrays)
         elif collection.digest == meta["corpus_digest"]:
             doc_ids = collection.ids
         else:
@@ -145,7 +141,7 @@ class BM25:
                 f"the index in {directory} was built from another collection",
                 "build it again from this one",
             )
-        terms = folder.unpack_strings(arrays["terms"], arrays["term_offsets"])
+        terms = list(folder.unpack_strings("terms", arrays))
         ranks = np.array(arrays["ranks"])
         postings = Postings(
             arrays["indptr"], arrays["docs"], arrays["weights"], len(doc_ids)
@@ -165,9 +161,8 @@ class BM25:
 
 def _docs(collection: Any) -> tuple[Any, Sequence[str], str]:
     """Texts, ids and digest of a Collection or of a list of strings."""
-    if hasattr(collection, "full_text"):
-        texts = (collection.full_text(row) for row in range(len(collection)))
-        return texts, collection.ids, collection.digest
+    if hasattr(collection, "full_texts"):
+        return collection.full_texts(), collection.ids, collection.digest
     texts = list(collection)
     return texts, [str(row) for row in range(len(texts))], digest(*texts)
 

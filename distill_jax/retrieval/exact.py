@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.files import digest
 from distill_jax.ir.run import Run
 from distill_jax.retrieval import folder
 from distill_jax.retrieval.postings import check_k
@@ -134,17 +133,17 @@ class Exact:
 
     def save(self, directory: str | Path) -> None:
         """Writes vectors and ids as a folder."""
-        ids, offsets = folder.pack_strings(self.doc_ids)
-        vectors = np.asarray(self.vectors[:])
-        arrays = {"vectors": vectors, "ids": ids, "id_offsets": offsets}
-        meta = {"similarity": self.similarity, "ids_digest": digest(ids, offsets)}
-        folder.write(directory, "exact", arrays, meta)
+        arrays = {
+            "vectors": np.asarray(self.vectors[:]),
+            **folder.pack_strings("ids", self.doc_ids),
+        }
+        folder.write(directory, "exact", arrays, {"similarity": self.similarity})
 
     @classmethod
     def load(cls, directory: str | Path, mesh: Any = None) -> Exact:
         """Reads a saved folder; the vectors stay on disk."""
         arrays, meta = folder.read(directory, "exact")
-        doc_ids = folder.unpack_strings(arrays["ids"], arrays["id_offsets"])
+        doc_ids = folder.unpack_strings("ids", arrays)
         return cls.build(
             arrays["vectors"], doc_ids, similarity=meta["similarity"], mesh=mesh
         )

@@ -6,7 +6,6 @@ format, dtype, shape and file size were compared with the description.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.files import atomic_write, read_json, write_json
+from distill_jax.ir.strings import StringTable
 
 FORMAT = 1
 _INDEX = "index.json"
@@ -88,21 +88,34 @@ def _open(path: Path, described: dict, mmap: bool) -> np.ndarray:
     return values if mmap else np.array(values)
 
 
-def pack_strings(strings: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Strings as one UTF-8 blob (uint8) and offsets (int64)."""
-    encoded = [string.encode("utf-8", "surrogatepass") for string in strings]
-    offsets = np.zeros(len(encoded) + 1, np.int64)
-    np.cumsum([len(part) for part in encoded], out=offsets[1:])
-    return np.frombuffer(b"".join(encoded), np.uint8), offsets
+def pack_strings(name: str, strings: Sequence[str]) -> dict[str, np.ndarray]:
+    """Strings as the two arrays ``NAME`` (UTF-8, uint8) and ``NAME_offsets``."""
+    table = strings if isinstance(strings, StringTable) else StringTable.of(strings)
+    return {name: np.asarray(table.blob), f"{name}_offsets": np.asarray(table.offsets)}
 
 
-def unpack_strings(blob: np.ndarray, offsets: np.ndarray) -> list[str]:
-    """The inverse of ``pack_strings``."""
-    if len(offsets) == 0 or offsets[-1] != len(blob) or np.any(np.diff(offsets) < 0):
+def unpack_strings(name: str, arrays: dict[str, np.ndarray]) -> StringTable:
+    """The inverse of ``pack_strings``, without a copy.
+
+    Raises:
+        UserError: the arrays do not fit together.
+    """
+    blob, offsets = arrays[name], arrays[f"{name}_offsets"]
+    if not len(offsets) or offsets[-1] != len(blob) or np.any(np.diff(offsets) < 0):
         raise UserError("the index's strings are damaged", "build the index again")
-    data = np.asarray(blob).tobytes()
-    bounds = np.asarray(offsets).tolist()
-    return [
-        data[start:stop].decode("utf-8", "surrogatepass")
-        for start, stop in itertools.pairwise(bounds)
-    ]
+    return StringTable(blob, offsets)
+
+
+def check_source(
+    directory: str | Path, meta: dict[str, Any], source: str | None
+) -> None:
+    """Compares the digest that an index carries with the one that is asked for.
+
+    Raises:
+        UserError: they differ: the index is of other weights or of another corpus.
+    """
+    if source is not None and source != meta.get("source"):
+        raise UserError(
+            f"the index in {directory} was built from other vectors",
+            "build it again from the present weights and corpus",
+        )

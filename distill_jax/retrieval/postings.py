@@ -73,7 +73,7 @@ class Postings:
             threads: None takes what the machine has.
 
         Returns:
-            rows int32[Q, K] padded with -1, and scores float32[Q, K].
+            rows int32[Q, K] padded with -1, and scores float32[Q, K], -inf there.
         """
         try:
             from distill_jax.retrieval import kernels
@@ -105,7 +105,7 @@ class Postings:
             chunk(0)  # compiles, if that was not done before, in one thread
             with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
                 list(pool.map(chunk, starts[1:]))
-        return rows_of(ranks, top_ranks), np.where(top_ranks < 0, 0, top_scores)
+        return rows_of(ranks, top_ranks), top_scores
 
 
 def check_k(k: int) -> int:

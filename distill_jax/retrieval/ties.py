@@ -6,17 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from distill_jax.ir.strings import arrow_strings
+
 
 def tie_ranks(doc_ids: Sequence[str]) -> np.ndarray:
     """The place of each doc when ids are sorted ascending: int32[N].
 
     Of two docs with equal scores the one with the *larger* rank comes first. Python
-    orders strings by code point, which is also the order of their UTF-8 bytes.
+    orders strings by code point, which is also the order of their UTF-8 bytes, by
+    which arrow sorts: seconds for millions of ids.
     """
-    count = len(doc_ids)
-    order = sorted(range(count), key=list(doc_ids).__getitem__)
-    ranks = np.empty(count, np.int32)
-    ranks[np.asarray(order, np.int64)] = np.arange(count, dtype=np.int32)
+    import pyarrow.compute as pc
+
+    order = pc.array_sort_indices(arrow_strings(doc_ids))  # type: ignore[attr-defined]
+    ranks = np.empty(len(doc_ids), np.int32)
+    ranks[order.to_numpy()] = np.arange(len(doc_ids), dtype=np.int32)
     return ranks
 
 

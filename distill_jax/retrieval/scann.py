@@ -1,0 +1,378 @@
+"""Approximate nearest neighbours by ScaNN: a tree of leaves, 4-bit codes, reordering.
+
+The settings come from the size of the corpus; the width of the search comes from a
+measurement. After a build, sample queries are searched exactly, and the narrowest (by
+time) search that reaches the wanted recall is kept, or the shortfall is said.
+
+Facts of ScaNN 1.4 that the code works around: importing it loads TensorFlow unless that
+is masked; a saved index names absolute paths unless told otherwise; nan is accepted
+silently; a tree needs as many docs as leaves, and codes in a tree at least 16.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.run import Run
+from distill_jax.retrieval import folder
+from distill_jax.retrieval.exact import Exact
+from distill_jax.retrieval.postings import check_k
+from distill_jax.retrieval.vectors import (
+    as_float32,
+    check_docs,
+    check_queries,
+    normalise,
+)
+
+# Below this many docs all are scored: faster than a tree, and exact.
+BRUTE_FORCE = 20_000
+_SAMPLE = 256
+_ASSETS = "scann"
+
+_PROBE = """
+import sys
+sys.modules["tensorflow"] = None
+import numpy, scann
+docs = numpy.eye(64, dtype=numpy.float32)
+build = scann.scann_ops_pybind.builder(docs, 1, "dot_product")
+build = build.tree(4, 4, training_sample_size=64, min_partition_size=1)
+index = build.score_ah(2).reorder(8).build()
+assert (index.search_batched_parallel(docs)[0][:, 0] == numpy.arange(64)).mean() > 0.5
+"""
+
+
+@functools.lru_cache(maxsize=1)
+def module() -> Any:
+    """``scann.scann_ops_pybind``, imported without TensorFlow.
+
+    The first time it is tried in another process: built for a newer CPU than this
+    one, it would end this process by an illegal instruction.
+
+    Raises:
+        UserError: not installed, or it does not run here.
+    """
+    tried = subprocess.run(
+        [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=300
+    )
+    if tried.returncode:
+        told = tried.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise UserError(
+            f"ScaNN does not run here (exit status {tried.returncode}: {told[0]})",
+            "pip install 'distill_jax[scann]', or search with Exact, which needs none",
+        )
+    masked = "tensorflow" not in sys.modules
+    if masked:
+        sys.modules["tensorflow"] = None  # type: ignore[assignment]
+    try:
+        from scann import scann_ops_pybind
+    finally:
+        if masked:
+            del sys.modules["tensorflow"]
+    return scann_ops_pybind
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Width:
+    """How widely a search looks.
+
+    Attributes:
+        leaves: leaves of the tree that are opened; None where there is no tree.
+        reorder: docs that are scored again with their full vectors.
+    """
+
+    leaves: int | None = None
+    reorder: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scann:
+    """``Scann.build(vectors, doc_ids, recall=0.95).search(queries, k)``.
+
+    Attributes:
+        searcher: ScaNN's own object.
+        doc_ids, similarity: as in ``Exact``.
+        dimension: D.
+        default: the width of a search that names none.
+        report: recall@k against ``Exact`` on sample queries, the wanted recall and
+            whether it was met, build seconds, docs, the settings, queries a second.
+        source: digest of what made the vectors, or "".
+        threads: of a search.
+    """
+
+    searcher: Any
+    doc_ids: Sequence[str]
+    similarity: str
+    dimension: int
+    default: Width
+    report: dict[str, Any]
+    source: str = ""
+    threads: int = 1
+
+    @classmethod
+    def build(
+        cls,
+        vectors: Any,
+        doc_ids: Sequence[str] | None = None,
+        *,
+        similarity: str = "dot",
+        recall: float = 0.95,
+        k: int = 10,
+        queries: Any = None,
+        leaves: int | None = None,
+        block: int = 2,
+        soar: float | None = 1.5,
+        anisotropic: float = 0.2,
+        source: str = "",
+        threads: int | None = None,
+    ) -> Scann:
+        """Builds an index and sets the width of its search.
+
+        Args:
+            vectors: [N, D]; ScaNN holds a float32 copy in memory.
+            doc_ids: "0", "1", ... for None.
+            similarity: "dot" or "cosine".
+            recall: wanted share of the exact k best, in the mean over queries.
+            k: at which recall is measured; a search may ask for another k.
+            queries: query vectors to measure with, [M, D]; None takes docs for them,
+                which are easier to find than real queries mostly are.
+            leaves: of the tree; None chooses about 2 sqrt(N), and no tree below
+                20,000 docs. A tree that would have under 4 docs a leaf is not made.
+            block: dimensions that share a 4-bit code.
+            soar: strength of the second, orthogonal assignment of each doc to a leaf;
+                None for one leaf a doc.
+            anisotropic: threshold of anisotropic quantisation.
+            source: digest of weights and corpus, which ``load`` can ask for.
+            threads: None takes what the machine has.
+
+        Raises:
+            UserError: see ``vectors.check_docs`` and ``module``.
+        """
+        doc_ids = check_docs(vectors, doc_ids, similarity)
+        threads = threads or os.cpu_count() or 1
+        count, dimension = vectors.shape
+        docs = as_float32(vectors[:])
+        if similarity == "cosine":
+            docs = normalise(docs)
+        started = time.perf_counter()
+        settings: dict[str, Any] = {"kind": "brute force"}
+        builder = module().builder(docs, min(k, count), "dot_product")
+        builder = builder.set_n_training_threads(threads)
+        few = count < BRUTE_FORCE if leaves is None else count < max(64, 4 * leaves)
+        if few:
+            builder = builder.score_brute_force()
+        else:
+            leaves = leaves or round(2 * count**0.5)
+            settings = {"kind": "tree", "leaves": leaves, "block": block, "soar": soar}
+            builder = builder.tree(
+                leaves,
+                max(1, leaves // 20),
+                training_sample_size=min(count, max(100_000, 64 * leaves)),
+                min_partition_size=min(50, max(1, count // leaves // 2)),
+                soar_lambda=soar,
+                overretrieve_factor=2.0 if soar else None,
+            )
+            builder = builder.score_ah(
+                block, anisotropic_quantization_threshold=anisotropic
+            ).reorder(min(10 * k, count))
+        searcher = builder.build()
+        searcher.set_num_threads(threads)
+        index = cls(
+            searcher=searcher,
+            doc_ids=doc_ids,
+            similarity=similarity,
+            dimension=dimension,
+            default=Width(),
+            report={
+                "docs": count,
+                "build_s": time.perf_counter() - started,
+                **settings,
+            },
+            source=source,
+            threads=threads,
+        )
+        return index.tuned(docs, queries, recall=recall, k=k)
+
+    def tuned(self, docs: Any, queries: Any, *, recall: float, k: int) -> Scann:
+        """The same index with the fastest search that reaches ``recall`` at ``k``.
+
+        Args:
+            docs: the vectors it was built from, for the exact answer.
+            queries: query vectors; None takes every so-manieth doc.
+        """
+        if not 0 < recall <= 1:
+            raise UserError(f"a recall of {recall}", "give one above 0, up to 1")
+        if queries is None:
+            queries = docs[:: max(1, len(docs) // _SAMPLE)][:_SAMPLE]
+        queries, _ = check_queries(queries, self.dimension, None)
+        queries = queries[:: max(1, len(queries) // _SAMPLE)][: 2 * _SAMPLE]
+        exact = Exact.build(docs, self.doc_ids, similarity=self.similarity)
+        truth = exact.search(queries, k)
+        trials = []
+        for width in self._widths(k):
+            if any(t["recall"] >= recall and _wider(width, t["width"]) for t in trials):
+                continue  # wider than one that is good enough
+            started = time.perf_counter()
+            found = self.search(queries, k, width=width)
+            seconds = time.perf_counter() - started
+            trials.append(
+                {
+                    "width": width,
+                    "recall": recall_of(found, truth),
+                    "queries_per_s": len(queries) / seconds,
+                }
+            )
+        enough = [trial for trial in trials if trial["recall"] >= recall]
+        if enough:
+            best = max(enough, key=lambda trial: trial["queries_per_s"])
+        else:
+            best = max(trials, key=lambda trial: trial["recall"])
+        report = {
+            **self.report,
+            "k": k,
+            "wanted_recall": recall,
+            "recall": best["recall"],
+            "met": bool(enough),
+            "queries_per_s": best["queries_per_s"],
+            "leaves_searched": best["width"].leaves,
+            "reordered": best["width"].reorder,
+            "sample_queries": len(queries),
+        }
+        return dataclasses.replace(self, default=best["width"], report=report)
+
+    def _widths(self, k: int) -> list[Width]:
+        """Widths to try, narrow before wide."""
+        if self.report["kind"] == "brute force":
+            return [Width()]
+        leaves, docs = self.report["leaves"], self.report["docs"]
+        steps = sorted(
+            {
+                max(1, round(leaves * share))
+                for share in 0.5 ** np.arange(10, -0.1, -0.5)
+            }
+        )
+        reorder = sorted({min(k * many, docs) for many in (2, 4, 8, 16, 32)})
+        return [Width(leaves=a, reorder=b) for a in steps for b in reorder]
+
+    def search(
+        self,
+        query_vectors: Any,
+        k: int,
+        query_ids: Sequence[str] | None = None,
+        *,
+        width: Width | None = None,
+    ) -> Run:
+        """The k docs of greatest similarity that the search comes across.
+
+        Raises:
+            UserError: see ``vectors.check_queries``.
+        """
+        queries, query_ids = check_queries(query_vectors, self.dimension, query_ids)
+        k = min(check_k(k), len(self.doc_ids))
+        if not len(queries):
+            rows, scores = np.zeros((0, k), np.int32), np.zeros((0, k), np.float32)
+            return Run(query_ids, rows, scores, self.doc_ids)
+        if self.similarity == "cosine":
+            queries = normalise(queries)
+        width = width or self.default
+        reorder = None if width.reorder is None else max(width.reorder, 2 * k)
+        found, scores = self.searcher.search_batched_parallel(
+            queries,
+            final_num_neighbors=k,
+            pre_reorder_num_neighbors=reorder and min(reorder, len(self.doc_ids)),
+            leaves_to_search=width.leaves,
+            batch_size=max(1, min(256, -(-len(queries) // self.threads))),
+        )
+        # Places that the opened leaves could not fill hold nan.
+        rows = np.where(np.isnan(scores), -1, found.astype(np.int64)).astype(np.int32)
+        return Run(query_ids, rows, np.where(rows < 0, -np.inf, scores), self.doc_ids)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the index as a folder that may be moved."""
+        assets = Path(directory) / _ASSETS
+        assets.mkdir(parents=True, exist_ok=True)
+        self.searcher.serialize(str(assets), relative_path=True)
+        meta = {
+            "similarity": self.similarity,
+            "dimension": self.dimension,
+            "width": dataclasses.asdict(self.default),
+            "report": self.report,
+            "source": self.source,
+            "files": {file.name: file.stat().st_size for file in assets.iterdir()},
+        }
+        folder.write(directory, "scann", folder.pack_strings("ids", self.doc_ids), meta)
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | Path,
+        source: str | None = None,
+        threads: int | None = None,
+    ) -> Scann:
+        """Reads a saved index.
+
+        Args:
+            source: when given, the index must carry the same.
+
+        Raises:
+            UserError: the folder is damaged, or of other weights or another corpus.
+        """
+        arrays, meta = folder.read(directory, "scann")
+        folder.check_source(directory, meta, source)
+        assets = Path(directory) / _ASSETS
+        _check_assets(assets, meta["files"])
+        doc_ids = folder.unpack_strings("ids", arrays)
+        threads = threads or os.cpu_count() or 1
+        searcher = module().load_searcher(str(assets), assets_backcompat_shim=False)
+        searcher.set_num_threads(threads)
+        return cls(
+            searcher=searcher,
+            doc_ids=doc_ids,
+            similarity=meta["similarity"],
+            dimension=meta["dimension"],
+            default=Width(**meta["width"]),
+            report=meta["report"],
+            source=meta["source"],
+            threads=threads,
+        )
+
+
+def recall_of(run: Run, truth: Run) -> float:
+    """The mean share of ``truth``'s docs that ``run`` has, of the same queries."""
+    hits = [
+        len(np.intersect1d(found, wanted[wanted >= 0])) / max(1, (wanted >= 0).sum())
+        for found, wanted in zip(run.rows, truth.rows, strict=True)
+    ]
+    return float(np.mean(hits)) if hits else 1.0
+
+
+def _wider(a: Width, b: Width) -> bool:
+    return (a.leaves or 0) >= (b.leaves or 0) and (a.reorder or 0) >= (b.reorder or 0)
+
+
+def _check_assets(assets: Path, sizes: dict[str, int]) -> None:
+    """ScaNN unpickles ids and follows paths that it finds: neither may be there."""
+    for name, size in sizes.items():
+        path = assets / name
+        if Path(name).name != name or not path.is_file() or path.stat().st_size != size:
+            raise UserError(f"{path} is missing or damaged", "build the index again")
+    strange = sorted(p.name for p in assets.iterdir() if p.name not in sizes)
+    if strange or any(name.endswith(".pkl") for name in sizes):
+        raise UserError(
+            f"{assets} holds files that this index did not write: {strange}",
+            "build the index again; do not load it from a source you do not trust",
+        )
+    listing = assets / "scann_assets.pbtxt"
+    text = listing.read_text(encoding="utf-8", errors="replace")
+    if ".." in text or 'asset_path: "/' in text:
+        raise UserError(f"{listing} names files outside its folder")
