@@ -101,7 +101,7 @@ class _SortedIds(Mapping):
         return len(self._ids)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Collection(_Rows):
     """Documents.
 
@@ -130,6 +130,9 @@ class Collection(_Rows):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Collection({self.name!r}, {len(self)} documents)"
 
     def title(self, row: int) -> str:
         """The title of a row, ``""`` when it has none."""
@@ -183,7 +186,7 @@ class Collection(_Rows):
         )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Queries(_Rows):
     """Queries.
 
@@ -207,6 +210,9 @@ class Queries(_Rows):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Queries({self.name!r}, {len(self)} queries)"
 
     def text(self, row: int) -> str:
         return self.texts[row]

@@ -17,7 +17,7 @@ from distill_jax.ir.files import digest, digest_texts
 _CHUNK_CELLS = 1 << 22
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """Ranked documents of queries.
 
@@ -62,6 +62,9 @@ class Run:
     def __len__(self) -> int:
         """The number of queries."""
         return len(self.query_ids)
+
+    def __repr__(self) -> str:
+        return f"Run({len(self)} queries, depth {self.depth})"
 
     @property
     def where(self) -> np.ndarray:
