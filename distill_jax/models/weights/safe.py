@@ -7,6 +7,7 @@ everything the header claims is compared with the file before anything is alloca
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -50,7 +51,7 @@ class Tensors(Mapping[str, np.ndarray]):
             for name, (start, dtype, shape) in read_header(path).items():
                 if name in self._where:
                     raise UserError(
-                        f"{path}: tensor {name!r} is also in {self._where[name][0].name}",
+                        f"{path}: {name!r} is also in {self._where[name][0].name}",
                         "the shards of one model must not overlap; download it again",
                     )
                 self._where[name] = (path, start, dtype, shape)
@@ -119,7 +120,7 @@ def _entry(name: str, record: dict, base: int, size: int):
 
 def _refuse_overlaps(entries: dict) -> None:
     spans = sorted((e[0], e[3], name) for name, e in entries.items() if e[3] > e[0])
-    for (_, end, first), (start, _, second) in zip(spans, spans[1:]):
+    for (_, end, first), (start, _, second) in itertools.pairwise(spans):
         if start < end:
             raise ValueError(f"{first!r} and {second!r} overlap")
 

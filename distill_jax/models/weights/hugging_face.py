@@ -1,0 +1,178 @@
+"""Hugging Face folders: T5, BERT and ELECTRA, bare or with a task's head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.tokenizer import Tokenizer
+from distill_jax.models.pretrained import Pretrained, flatten
+from distill_jax.models.weights import bert, safe, t5
+from distill_jax.models.weights.folders import Folder, read_json
+from distill_jax.models.weights.students import Base, assemble
+
+_T5 = ("t5", "mt5")
+_BERT = ("bert", "electra")
+_CLASSIFIERS = {"bert": "bert_classifier", "electra": "electra_classifier"}
+# Query tokens kept of a cross-encoder's pair where the folder does not say.
+_QUERY_LENGTH = 64
+
+
+def backbone(folder: Folder, tokenizer: Tokenizer, root: Path | None = None) -> Base:
+    """The encoder (of a T5 its decoder too), and a masked language model's head.
+
+    Raises:
+        UserError: another architecture, or names and shapes that do not fit.
+    """
+    root = root or folder.path
+    config = read_json(root / "config.json", {})
+    tensors = safe.open_folder(root)
+    if _family(config, root) == "t5":
+        tensors = _without_prefix(tensors, "transformer.")
+        ignore = {name: tensors[name] for name in tensors if _is_t5(name)}
+        sizes, params = t5.read(config, ignore, source=str(root))
+        return Base(sizes, params, tokenizer, str(folder.path))
+    has_mlm = any("predictions." in name for name in tensors)
+    has_mlm = has_mlm and not any("discriminator_predictions" in n for n in tensors)
+    head = "mlm" if has_mlm and _is_masked_lm(config) else None
+    sizes, params, _ = bert.read(config, tensors, head=head, source=str(root))
+    return Base(
+        sizes,
+        params["encoder"],
+        tokenizer,
+        str(folder.path),
+        params.get("head", {}),
+    )
+
+
+def read_classifier(
+    folder: Folder, tokenizer: Tokenizer, seed: int, fields: dict
+) -> Pretrained:
+    """A ...ForSequenceClassification with one output: a cross-encoder.
+
+    Raises:
+        UserError: it has several outputs, or is no BERT or ELECTRA.
+    """
+    from distill_jax.models.weights.sentence_folders import stated
+
+    config, path = folder.config, folder.path
+    family = _family(config, path)
+    if family == "t5":
+        raise UserError(
+            f"{path}: T5ForSequenceClassification is not read",
+            "give a T5ForConditionalGeneration or a T5EncoderModel",
+        )
+    head = _CLASSIFIERS[family]
+    tensors = safe.open_folder(path)
+    sizes, params, _ = bert.read(config, tensors, head=head, source=str(path))
+    flat = flatten({"head": params["head"]})
+    outputs = flat[
+        "head.classifier.kernel" if family == "bert" else "head.out_proj.kernel"
+    ].shape[-1]
+    if outputs != 1:
+        raise UserError(
+            f"{path}: a classifier of {outputs} classes, a cross-encoder has one",
+            "train one with num_labels=1",
+        )
+    base = Base(sizes, params["encoder"], tokenizer, str(path))
+    limit = read_json(path / "tokenizer_config.json", {}).get("model_max_length")
+    most = min(int(limit or sizes.max_positions), sizes.max_positions)
+    query = min(_QUERY_LENGTH, most // 4)
+    found = {
+        "head": head,
+        "query_length": query,
+        "doc_length": most - query - 3,
+        "token_types": True,
+    }
+    fields = {**found, **stated(folder), **fields}
+    return assemble("reranker", base, flat, seed=seed, **fields)
+
+
+def read_model(
+    folder: Folder, tokenizer: Tokenizer, kind: str | None, seed: int, fields: dict
+) -> Pretrained:
+    """A T5, BERT or ELECTRA that is no cross-encoder.
+
+    A T5 with a decoder is a reranker unless told otherwise; other base models have to
+    be told what to become.
+
+    Raises:
+        UserError: no ``kind`` is given and the folder does not say.
+    """
+    from distill_jax.models.weights.sentence_folders import stated
+
+    note = folder.config.get("distill_jax") or {}
+    base = backbone(folder, tokenizer)
+    if kind is None:
+        kind = note.get("kind")
+    if kind is None and getattr(base.sizes, "decoder_layers", 0):
+        kind = "reranker"
+    if kind is None:
+        architecture = (folder.config.get("architectures") or ["a base model"])[0]
+        raise UserError(
+            f"{folder.path} is {architecture}: nothing says which student it is",
+            "give kind= reranker, duo, dual_encoder, colbert or splade",
+        )
+    if kind == note.get("kind"):
+        fields = {**stated(folder), **fields}
+    given: dict[str, np.ndarray] = {}
+    if kind in ("reranker", "duo"):
+        given = _token_classifier(folder, base)
+        if given:
+            fields.setdefault("head", "linear")
+    return assemble(kind, base, given, seed=seed, **fields)
+
+
+def _token_classifier(folder: Folder, base: Base) -> dict[str, np.ndarray]:
+    """The linear head of a T5ForTokenClassification, read at position 0."""
+    architecture = (folder.config.get("architectures") or [""])[0]
+    if not architecture.endswith("ForTokenClassification"):
+        return {}
+    tensors = safe.open_folder(folder.path)
+    weight = np.asarray(tensors["classifier.weight"], np.float32)
+    if weight.shape[0] != 1 or _family(folder.config, folder.path) != "t5":
+        raise UserError(
+            f"{folder.path}: {architecture} with {weight.shape[0]} outputs",
+            "a reranker has one, on a T5",
+        )
+    return {
+        "head.kernel": np.ascontiguousarray(weight.T),
+        "head.bias": np.asarray(tensors["classifier.bias"], np.float32),
+    }
+
+
+def _family(config: dict, path: Path) -> str:
+    kind = str(config.get("model_type", "")).lower()
+    if kind in _T5:
+        return "t5"
+    architecture = (config.get("architectures") or [""])[0].lower()
+    if kind == "electra" or architecture.startswith("electra"):
+        return "electra"
+    # Stanford's HF_ColBERT and old files say bert, or nothing but their architecture.
+    if kind.startswith("bert") or architecture.startswith(("bert", "hf_")):
+        return "bert"
+    if kind.startswith(("lir", "mono")):  # lightning-ir
+        return "electra" if "electra" in kind else "bert"
+    raise UserError(
+        f"{path}/config.json: model_type {kind or 'absent'!r}",
+        f"these are read: {', '.join((*_T5, *_BERT))}",
+    )
+
+
+def _is_masked_lm(config: dict) -> bool:
+    architecture = (config.get("architectures") or [""])[0]
+    return architecture.endswith(("ForMaskedLM", "ForPreTraining"))
+
+
+def _is_t5(name: str) -> bool:
+    return name.startswith(("shared.", "encoder.", "decoder.", "lm_head."))
+
+
+def _without_prefix(tensors: Any, prefix: str) -> Any:
+    if not any(name.startswith(prefix) for name in tensors):
+        return tensors
+    return {name.removeprefix(prefix): tensors[name] for name in tensors}
+

@@ -1,0 +1,227 @@
+"""``distill_jax.load(path)``: a trained or published model in three lines of Python.
+
+>>> model = distill_jax.load("runs/teacher")            # doctest: +SKIP
+>>> model.rank("what is a query?", ["a doc", "another"], k=1)
+[(1, 2.25)]
+
+For notebooks and exports. Jobs that score millions of pairs use ``models.inference``
+directly, on which this stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.templates import Features
+from distill_jax.ir.tokens import TokenStore
+from distill_jax.models import inference
+from distill_jax.models.pretrained import Pretrained
+from distill_jax.models.templates import side_template
+
+CROSS = ("reranker", "duo")
+
+
+def load(path: str | Path, kind: str | None = None, **options: Any) -> Predictor:
+    """Loads a model of any form that distill_jax reads or writes.
+
+    Args:
+        path: a ``MODEL_DIR``, one of its ``checkpoints/STEP``, a Hugging Face,
+            sentence-transformers or PyLate folder, a T5X checkpoint; also
+            ``hf:NAME`` and ``package:MODULE/PATH``.
+        kind: makes a base model a "reranker", "duo", "dual_encoder", "colbert" or
+            "splade".
+        **options: as for ``models.weights.load``: ``tokenizer=PATH`` and fields of
+            the spec, such as ``doc_length=256``.
+
+    Raises:
+        UserError: the folder is not recognised, or its files do not fit together.
+    """
+    from distill_jax.models import weights
+
+    return Predictor(weights.load(path, kind=kind, **options))
+
+
+class Predictor:
+    """A model with its tokenizer, for texts.
+
+    Args:
+        pretrained: what ``models.weights.load`` or a training job gives.
+        mesh: devices to run on; None is one device.
+    """
+
+    def __init__(self, pretrained: Pretrained, mesh: Any = None):
+        self.pretrained = pretrained
+        self.mesh = mesh
+
+    @property
+    def kind(self) -> str:
+        """ "reranker", "duo", "dual_encoder", "colbert" or "splade"."""
+        return self.pretrained.spec.kind
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Raw scores of (query, doc) pairs, float32[n]; higher is more relevant.
+
+        A pairwise reranker takes (query, doc, other doc) and gives the logit of the
+        first being the more relevant.
+        """
+        pairs = _checked(pairs, 3 if self.kind == "duo" else 2)
+        if not pairs:
+            return np.zeros(0, np.float32)
+        columns = [_unique(texts) for texts in zip(*pairs)]
+        if self.kind in CROSS:
+            return self._cross_scores(columns)
+        queries, query_rows = columns[0]
+        docs, doc_rows = columns[1]
+        return _pair_scores(
+            self.encode_queries(queries), self.encode_docs(docs), query_rows, doc_rows
+        )
+
+    def rank(
+        self, query: str, docs: Sequence[str], k: int | None = 10
+    ) -> list[tuple[int, float]]:
+        """The best ``k`` docs as (position in ``docs``, score), best first.
+
+        Equal scores keep the order of ``docs``. A pairwise reranker compares every two
+        docs in both orders, and a doc's score is its sum of probabilities to win.
+        """
+        docs = _texts(docs)
+        if not docs:
+            return []
+        if self.kind == "duo":
+            scores = self._tournament(query, docs)
+        else:
+            scores = self.score([(query, doc) for doc in docs])
+        order = np.argsort(-scores, kind="stable")[:k]
+        return [(int(i), float(scores[i])) for i in order]
+
+    def encode_queries(self, texts: Sequence[str]) -> Any:
+        """Query vectors: float32[n, d], ready for the dot product with the docs'.
+
+        ColBERT gives a list of float32[tokens, d], SPLADE a scipy CSR matrix [n, V].
+        """
+        return self._encode("query", texts)
+
+    def encode_docs(self, texts: Sequence[str]) -> Any:
+        """Document vectors, in the form that ``encode_queries`` has."""
+        return self._encode("doc", texts)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the model in our own form; ``export.write`` writes the others."""
+        self.pretrained.save(directory)
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.kind}, from {self.pretrained.source!r})"
+
+    def _encode(self, side: str, texts: Sequence[str]) -> Any:
+        model = self.pretrained
+        if self.kind in CROSS:
+            raise UserError(
+                f"a {self.kind} reads query and document together: it has no vectors",
+                "use score or rank",
+            )
+        texts = _texts(texts)
+        features = Features(
+            side_template(model.spec, side, model.tokenizer),
+            model.tokenizer,
+            text=TokenStore.build(texts, model.tokenizer),
+        )
+        rows = np.arange(len(texts))
+        return inference.encode_all(
+            model, side, features, rows, mesh=self.mesh, compact=True
+        )
+
+    def _cross_scores(self, columns: list[tuple[list[str], np.ndarray]]) -> np.ndarray:
+        model = self.pretrained
+        fields = _fields(model.spec.template.fields, len(columns))
+        stores = {
+            name: TokenStore.build(texts, model.tokenizer)
+            for name, (texts, _) in zip(fields, columns)
+        }
+        features = Features(model.spec.template, model.tokenizer, **stores)
+        rows = {name: rows for name, (_, rows) in zip(fields, columns)}
+        return inference.score_features(
+            model, features, mesh=self.mesh, compact=True, **rows
+        )
+
+    def _tournament(self, query: str, docs: list[str]) -> np.ndarray:
+        """Sums of P(doc over other), over all others and both orders."""
+        count = len(docs)
+        first, second = np.nonzero(~np.eye(count, dtype=bool))
+        logits = self.score([(query, docs[i], docs[j]) for i, j in zip(first, second)])
+        probability = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+        total = np.zeros(count)
+        np.add.at(total, first, probability)
+        np.add.at(total, second, 1.0 - probability)
+        return total.astype(np.float32)
+
+
+def _pair_scores(queries: Any, docs: Any, query_rows, doc_rows) -> np.ndarray:
+    """Scores of row pairs from vectors, whichever of the three forms they have."""
+    if isinstance(queries, np.ndarray):
+        return np.einsum("md,md->m", queries[query_rows], docs[doc_rows])
+    if isinstance(queries, list):
+        return _max_sim(queries, docs, query_rows, doc_rows)
+    products = queries[query_rows].multiply(docs[doc_rows])
+    return np.asarray(products.sum(axis=1), np.float32).reshape(-1)
+
+
+def _max_sim(queries, docs, query_rows, doc_rows) -> np.ndarray:
+    """Sum over query tokens of the best similarity with a document token."""
+    scores = np.zeros(len(query_rows), np.float32)
+    lengths = np.array([len(doc) for doc in docs])
+    flat = np.concatenate(docs)
+    starts = np.cumsum(lengths) - lengths
+    for query in np.unique(query_rows):
+        where = np.flatnonzero(query_rows == query)
+        rows = doc_rows[where]
+        # One product with the tokens of all its docs, then a maximum per doc.
+        counts = lengths[rows]
+        begin = np.cumsum(counts) - counts
+        take = np.arange(counts.sum()) + np.repeat(starts[rows] - begin, counts)
+        similarity = queries[query] @ flat[take].T
+        full = counts > 0
+        best = np.maximum.reduceat(similarity, begin[full], axis=1)
+        scores[where[full]] = best.sum(axis=0)
+    return scores
+
+
+def _fields(names: Sequence[str], count: int) -> list[str]:
+    """The template's fields in the order of a tuple: query, then documents."""
+    documents = sorted(name for name in names if name.startswith("document"))
+    return ["query", *documents][:count]
+
+
+def _unique(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The different texts, and where each of the given ones is among them."""
+    rows: dict[str, int] = {}
+    where = [rows.setdefault(text, len(rows)) for text in texts]
+    return list(rows), np.asarray(where, np.int64)
+
+
+def _texts(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise UserError(
+            "a single text was given where a list of texts is due", "[text]"
+        )
+    texts = list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"text {i} is a {type(text).__name__}, not a string")
+    return texts
+
+
+def _checked(pairs: Sequence[Sequence[str]], width: int) -> list[tuple[str, ...]]:
+    form = "(query, doc)" if width == 2 else "(query, doc, other doc)"
+    if isinstance(pairs, str):
+        raise UserError(f"a string was given where a list of {form} is due")
+    checked = []
+    for i, pair in enumerate(pairs):
+        if isinstance(pair, str) or len(pair) != width:
+            raise UserError(f"item {i} is not {form}", f"give a list of {form} tuples")
+        checked.append(tuple(_texts(list(pair))))
+    return checked
