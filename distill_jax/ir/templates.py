@@ -169,6 +169,11 @@ class Features:
             self._stores.append(store)
         self._literal_tokens = sum(map(len, self._literals))
 
+    @property
+    def stores(self) -> tuple[TokenStore, ...]:
+        """The store of each field, in the template's order."""
+        return tuple(self._stores)
+
     def _field_lengths(self, name: str, store: TokenStore, rows) -> np.ndarray:
         rows = np.asarray(rows)
         counts = np.asarray(store.offsets[rows + 1]) - store.offsets[rows]
