@@ -248,6 +248,11 @@ class Tokenizer:
     def _id(self, token: str | None) -> int | None:
         return None if token is None else self._backend.token_to_id(token)
 
+    def with_special(self, **names: str) -> Tokenizer:
+        """The same vocabulary with other tokens in roles: ``pad="[PAD]"``."""
+        config = {**self._config, **{f"{role}_token": t for role, t in names.items()}}
+        return Tokenizer(self._backend, config, self._spiece)
+
     # ---------------------------------------------------------------- saving
 
     def save(self, directory: str | Path, max_length: int | None = None) -> None:
