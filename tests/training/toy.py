@@ -7,10 +7,29 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from distill_jax import losses
 from distill_jax.batches import DualBatch, Targets
-from distill_jax.ops import masked
+from distill_jax.losses.mixture import Mixture, Term
 
 VOCAB, WIDTH = 64, 16
+
+# Means over lists and over pairs: their counts differ between micro-batches.
+LISTS = Mixture(
+    (Term("list", losses.softmax_cross_entropy), Term("pair", losses.ranknet))
+)
+# Every query against the documents of the whole batch.
+GLOBAL = Mixture(
+    (
+        Term("list", losses.kl_divergence),
+        Term(
+            "contrast",
+            losses.in_batch_contrastive,
+            weight=0.5,
+            on="in_batch",
+            options={"temperature": 0.2},
+        ),
+    )
+)
 
 
 class Ffn(nnx.Module):
@@ -59,40 +78,6 @@ class Towers(nnx.Module):
         return jnp.einsum("bd,cnd->bcn", rep["query"], rep["doc"])
 
 
-class Listwise:
-    """Softmax cross-entropy over each list; lists without a doc are not counted."""
-
-    def __call__(self, student, rep, batch):
-        return self.partial(student, rep, batch, self.counts(batch))
-
-    def counts(self, batch):
-        return {"listwise": jnp.sum(batch.targets.where.any(-1))}
-
-    def partial(self, student, rep, batch, counts):
-        where = batch.targets.where
-        logits = jnp.where(where, student.scores(rep, batch), -1e9)
-        labels = jax.nn.softmax(jnp.where(where, batch.targets.labels, -1e9))
-        losses = -jnp.sum(
-            jnp.where(where, labels * jax.nn.log_softmax(logits), 0), axis=-1
-        )
-        total = jnp.sum(jnp.where(where.any(-1), losses, 0)) / counts["listwise"]
-        return total, {"listwise": total}
-
-
-class Contrastive:
-    """Every query against the documents of the whole batch."""
-
-    def __call__(self, student, rep, batch):
-        similarity = student.cross_scores(rep, batch)
-        rows = similarity.shape[0]
-        logits = jnp.where(rep["there"][None], similarity, -1e9).reshape(rows, -1)
-        positive = jnp.arange(rows) * rep["there"].shape[1]
-        chosen = jnp.take_along_axis(logits, positive[:, None], axis=1)[:, 0]
-        losses = jax.nn.logsumexp(logits, axis=1) - chosen
-        loss = masked.mean(losses, where=rep["there"][:, 0])
-        return loss, {"contrastive": loss}
-
-
 def student(rate: float = 0.0, seed: int = 0):
     """Returns (graphdef, params)."""
     module = Towers(nnx.Rngs(seed), rate)
@@ -112,6 +97,7 @@ def batch(step: int, *, rows: int = 16, docs: int = 4, length: int = 6) -> DualB
         targets=Targets(
             labels=rng.normal(size=(rows, docs)).astype(np.float32),
             where=where,
+            doc_rows=rng.integers(0, 1000, (rows, docs), np.int32),
             query_rows=np.arange(rows, dtype=np.int32) + rows * step,
         ),
     )

@@ -1,0 +1,242 @@
+"""One step: the same numbers however the batch is split over time and devices."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from distill_jax import losses
+from distill_jax.ir.errors import UserError
+from distill_jax.losses.mixture import Mixture, Term
+from distill_jax.models import sharding
+from distill_jax.training import optimizers, state as states
+from distill_jax.training.gradcache import join, split
+from distill_jax.training.step import (
+    make_gradient,
+    row_keys,
+    score_spread,
+    train_step,
+    uses_dropout,
+)
+
+_spec = importlib.util.spec_from_file_location("toy", Path(__file__).parent / "toy.py")
+toy = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(toy)
+
+DEVICES = jax.devices()
+
+
+def gradient_of(objective, batch, *, rate=0.2, mesh=None, **options):
+    """Loss, parts and gradient of one batch of the toy student."""
+    graphdef, params = toy.student(rate)
+    state = states.create(
+        params,
+        optimizers.adamw(learning_rate=1e-3),
+        mesh or sharding.make_mesh(devices=DEVICES[:1]),
+        seed=3,
+    )
+    if mesh is not None:
+        batch = sharding.shard_batch(batch, mesh)
+        options["rows"] = NamedSharding(mesh, sharding.BATCH)
+    keys = row_keys(state, 16) if rate else None
+    run = jax.jit(make_gradient(graphdef, objective, **options))
+    (loss, (parts, _)), grads = run(state.params, batch, keys)
+    return jax.device_get((loss, parts, grads))
+
+
+def assert_same(one, other, tolerance=1e-5):
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=1e-6),
+        one,
+        other,
+    )
+
+
+@functools.cache
+def plain(objective_name, rate=0.2):
+    return gradient_of(getattr(toy, objective_name), toy.batch(0), rate=rate)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 8])
+def test_chunks_give_the_plain_gradient_with_dropout(chunk):
+    assert_same(
+        gradient_of(toy.GLOBAL, toy.batch(0), chunk=chunk), plain("GLOBAL")
+    )
+
+
+def test_chunks_give_the_plain_gradient_on_a_mesh():
+    mesh = sharding.make_mesh("data=2,fsdp=2,model=2")
+    found = gradient_of(toy.GLOBAL, toy.batch(0), chunk=8, mesh=mesh)
+    assert_same(found, plain("GLOBAL"))
+
+
+def test_dropout_changes_the_gradient():
+    """Otherwise the tests above would say nothing of dropout."""
+    dropped, kept = plain("GLOBAL"), plain("GLOBAL", rate=0.0)
+    assert abs(dropped[0] - kept[0]) > 1e-4
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_micro_batches_give_the_plain_gradient(size):
+    assert_same(
+        gradient_of(toy.LISTS, toy.batch(0), micro_batch=size), plain("LISTS")
+    )
+
+
+def test_the_mean_of_micro_batch_means_would_be_wrong():
+    """The counts of the micro-batches differ, so the exact sum is not for nothing."""
+    batch = toy.batch(0)
+    parts = split(batch, 2)
+    means = [
+        gradient_of(toy.LISTS, jax.tree.map(lambda leaf, i=i: leaf[i], parts), rate=0)[0]
+        for i in range(3)
+    ]
+    counts = toy.LISTS.counts(jax.tree.map(lambda leaf: leaf[0], parts))
+    assert float(counts["pair"]) != float(
+        toy.LISTS.counts(jax.tree.map(lambda leaf: leaf[1], parts))["pair"]
+    )
+    assert np.ptp(means) > 1e-3
+
+
+def test_micro_batches_refuse_losses_across_queries():
+    with pytest.raises(UserError, match="GradCache"):
+        gradient_of(toy.GLOBAL, toy.batch(0), micro_batch=4)
+
+
+def test_a_chunk_that_does_not_divide_the_batch_is_refused():
+    with pytest.raises(UserError, match="multiple of a chunk of 5"):
+        gradient_of(toy.GLOBAL, toy.batch(0), chunk=5)
+
+
+def test_chunk_and_micro_batch_together_are_refused():
+    with pytest.raises(UserError, match="both"):
+        make_gradient(None, toy.LISTS, chunk=2, micro_batch=2)
+
+
+def test_split_and_join_are_inverse_and_interleaved():
+    rows = jnp.arange(12)
+    pieces = split(rows, 4)
+    np.testing.assert_array_equal(pieces[0], [0, 3, 6, 9])
+    np.testing.assert_array_equal(join(pieces), rows)
+
+
+def train(mesh, steps=5, rate=0.1, optimizer=None, batches=toy.batch, **options):
+    """Losses of the first steps, and the last state."""
+    graphdef, params = toy.student(rate)
+    optimizer = optimizer or optimizers.adamw(learning_rate=3e-2)
+    state = states.create(params, optimizer, mesh, seed=3)
+    options["rows"] = NamedSharding(mesh, sharding.BATCH)
+    step = jax.jit(
+        functools.partial(
+            train_step,
+            gradient=make_gradient(graphdef, toy.GLOBAL, **options),
+            optimizer=optimizer,
+            dropout=rate > 0,
+        )
+    )
+    found = []
+    for number in range(steps):
+        batch = sharding.shard_batch(batches(number), mesh)
+        state, numbers = step(state, batch)
+        found.append(float(numbers["loss"]))
+    return found, state
+
+
+@functools.cache
+def losses_of_one_device():
+    return train(sharding.make_mesh(devices=DEVICES[:1]))[0]
+
+
+@pytest.mark.parametrize(
+    "spec", ["data=2", "data=4", "data=8", "data=4,model=2", "data=2,fsdp=2,model=2"]
+)
+def test_losses_do_not_depend_on_the_mesh(spec):
+    one = losses_of_one_device()
+    assert abs(one[0] - one[-1]) > 1e-3
+    mesh = sharding.make_mesh(spec)
+    np.testing.assert_allclose(train(mesh)[0], one, rtol=1e-5)
+
+
+def test_adafactor_trains_on_a_mesh_as_on_one_device():
+    optimizer = optimizers.adafactor(learning_rate=1e-2)
+    one = train(sharding.make_mesh(devices=DEVICES[:1]), 3, optimizer=optimizer)[0]
+    mesh = sharding.make_mesh("fsdp=2,model=2", devices=DEVICES[:4])
+    np.testing.assert_allclose(train(mesh, 3, optimizer=optimizer)[0], one, rtol=1e-5)
+    assert one[0] != one[-1]
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    """R14: neither parameters nor moments nor the step."""
+    mesh = sharding.make_mesh(devices=DEVICES[:1])
+
+    def batches(number):
+        batch = toy.batch(number)
+        if number == 1:
+            batch.targets.labels[2, 0] = np.nan
+        return batch
+
+    _, before = train(mesh, 1)
+    found, after = train(mesh, 2, batches=batches)
+    assert np.isnan(found[1])
+    for one, other in zip(
+        jax.tree.leaves((before.step, before.params, before.opt_state)),
+        jax.tree.leaves((after.step, after.params, after.opt_state)),
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_numbers_of_a_step():
+    mesh = sharding.make_mesh(devices=DEVICES[:1])
+    graphdef, params = toy.student()
+    optimizer = optimizers.adamw(learning_rate=optimizers.linear(
+        peak=1e-2, warmup=2, steps=10
+    ))
+    state = states.create(params, optimizer, mesh, seed=0)
+    gradient = make_gradient(graphdef, toy.LISTS)
+    _, numbers = train_step(
+        state, toy.batch(0), gradient=gradient, optimizer=optimizer, dropout=False
+    )
+    parts = float(numbers["list"]) + float(numbers["pair"])
+    assert float(numbers["loss"]) == pytest.approx(parts)
+    assert float(numbers["learning_rate"]) == 0.0
+    assert float(numbers["gradient_norm"]) > 0
+    assert bool(numbers["finite"])
+
+
+def test_spread_counts_lists_of_two_docs_or_more():
+    scores = jnp.array([[1.0, 3.0, jnp.inf], [5.0, 9.0, 9.0], [2.0, 2.5, 9.0]])
+    where = jnp.array([[True, True, False], [True, False, False], [True, True, False]])
+    total, count = score_spread(scores, where)
+    assert float(total) == 2.5
+    assert float(count) == 2
+
+
+def test_dropout_is_found_by_tracing():
+    batch = toy.batch(0)
+    assert uses_dropout(*toy.student(0.1), batch)
+    assert not uses_dropout(*toy.student(0.0), batch)
+
+
+def temp_bytes(rows, chunk):
+    """Memory of a compiled gradient besides its arguments and results."""
+    graphdef, params = toy.student(0.1)
+    batch = toy.batch(0, rows=rows, docs=8, length=32)
+    keys = jax.vmap(jax.random.key)(np.arange(rows))
+    objective = Mixture((Term("list", losses.kl_divergence),))
+    run = jax.jit(make_gradient(graphdef, objective, chunk=chunk))
+    analysis = run.lower(params, batch, keys).compile().memory_analysis()
+    return analysis.temp_size_in_bytes
+
+
+def test_memory_grows_with_the_chunk_not_with_the_batch():
+    small, large = temp_bytes(64, 4), temp_bytes(64, 32)
+    assert large > 4 * small
+    # Four times the batch: its tokens and representations only.
+    assert temp_bytes(256, 4) < 2 * small
