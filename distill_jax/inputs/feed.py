@@ -28,12 +28,14 @@ class Featurizer:
 
     Attributes:
         kind: the student's kind: ``reranker``, ``duo``, or an encoder's.
+        pad_id: the padding token.
         pair: joined query and document(s), for rerankers.
         query, doc: the sides apart, for encoders.
         buckets: allowed sequence lengths, ascending.
     """
 
     kind: str
+    pad_id: int = 0
     pair: Features | None = None
     query: Features | None = None
     doc: Features | None = None
@@ -85,7 +87,7 @@ class Featurizer:
         longest = int(lengths[where.ravel()].max(initial=1))
         length = bucket_of(longest, self.buckets)
         tokens = features.tokens(length, **flat)
-        tokens[~where.ravel()] = features.tokenizer.pad_id
+        tokens[~where.ravel()] = self.pad_id
         return tokens.reshape(*where.shape, length)
 
 

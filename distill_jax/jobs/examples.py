@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir import normalise
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.lists import (
     Lists,
@@ -78,6 +77,8 @@ class Taught:
     drop_below_percentile: float | None = None
 
     def __call__(self, asked: Asked, run: Run) -> Lists:
+        from distill_jax.ir import normalise
+
         setting = asked.setting
         labels = self.teacher(asked, run)
         pairs = None if self.pairwise is None else self.pairwise(asked, labels)

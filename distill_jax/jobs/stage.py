@@ -394,15 +394,17 @@ def make_featurizer(
 ) -> Featurizer:
     """The student's path from row numbers to tokens."""
     kind, setting = student.spec.kind, asked.setting
+    pad_id = student.tokenizer.pad_id or 0
     if kind in ranking.ENCODERS:
         return Featurizer(
             kind=kind,
+            pad_id=pad_id,
             query=setting.query_features(student, asked.queries),
             doc=setting.doc_features(student),
             buckets=lengths,
         )
     pair = setting.pair_features(student, asked.queries)
-    return Featurizer(kind=kind, pair=pair, buckets=lengths)
+    return Featurizer(kind=kind, pad_id=pad_id, pair=pair, buckets=lengths)
 
 
 def _evaluation(training, student, asked, featurizer, held_out, mesh):
