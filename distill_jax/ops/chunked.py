@@ -21,8 +21,9 @@ def map_rows(
             block, so ``function`` must not raise on them; what it gives is dropped.
         block_size: None for all at once.
 
-    Only one block's temporaries are alive at a time, in the backward pass too: they
-    are computed again there rather than kept.
+    Block j holds rows j, j + blocks, ...: rows that are spread over devices stay where
+    they are, and every block keeps all devices busy. Only one block's temporaries are
+    alive at a time, in the backward pass too: they are computed again there.
     """
     number = jax.tree.leaves(arrays)[0].shape[0]
     if block_size is None or block_size >= number:
@@ -33,10 +34,10 @@ def map_rows(
     def split(x):
         if missing:
             x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape((blocks, block_size) + x.shape[1:])
+        return x.reshape((block_size, blocks) + x.shape[1:]).swapaxes(0, 1)
 
     def join(x):
-        return x.reshape((blocks * block_size,) + x.shape[2:])[:number]
+        return x.swapaxes(0, 1).reshape((blocks * block_size,) + x.shape[2:])[:number]
 
     # prevent_cse=False: inside a scan nothing can be shared with the forward pass.
     body = jax.checkpoint(lambda block: function(*block), prevent_cse=False)

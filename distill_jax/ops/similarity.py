@@ -116,8 +116,8 @@ def maxsim_cross(
 ) -> Float[Array, "Q M"]:
     """``maxsim`` of every query and every doc, in tiles of docs.
 
-    The [Q, M, Lq, Ld] tensor never exists: at most about ``elements`` of it are alive at
-    a time (2**26 are 256 MiB in f32), in the backward pass too.
+    The [Q, M, Lq, Ld] tensor never exists: at most about ``elements`` of it are alive
+    at a time (2**26 are 256 MiB in f32), in the backward pass too.
     """
     doc_where = _ones(docs) if doc_where is None else doc_where
     query_where = _ones(query) if query_where is None else query_where

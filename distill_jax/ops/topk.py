@@ -109,7 +109,7 @@ def search(
         scores = jnp.where(seen, jnp.asarray(-jnp.inf, wide), scores)
         values, positions = top_k(scores, k, ties=ties)
         positions = jnp.where(jnp.isneginf(values), -1, positions + begin)
-        return merge(*best, values, positions, ties=ties), None
+        return merge(best[0], best[1], values, positions, ties=ties), None
 
     shape = (queries.shape[0], k)
     empty = jnp.full(shape, -jnp.inf, wide), jnp.full(shape, -1, jnp.int32)
