@@ -22,3 +22,42 @@ def _process_index(jax) -> int:
     # yet is not made to.
     distributed = jax._src.distributed.global_state  # no public form of this question
     return distributed.process_id or 0
+
+
+class Counter:
+    """Progress of something long: a line now and then with the rate and the ETA.
+
+    Called with (done, total); on a terminal it is a tqdm bar, elsewhere plain lines.
+    """
+
+    def __init__(self, what: str, total: int, unit: str):
+        from tqdm import tqdm
+
+        self.what, self.unit, self.total = what, unit, int(total)
+        self.bar = tqdm(
+            total=self.total, desc=what, unit=f" {unit}", disable=not _on_terminal()
+        )
+        self.started = self.last = time.monotonic()
+        self.first: int | None = None
+
+    def __enter__(self) -> Counter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def __call__(self, done: int, total: int | None = None) -> None:
+        self.bar.update(done - self.bar.n)
+        now = time.monotonic()
+        if self.first is None:
+            self.first = done
+        if _on_terminal() or now - self.last < 15:
+            return
+        self.last = now
+        rate = (done - self.first) / max(now - self.started, 1e-9)
+        left = "" if rate <= 0 else f", {(self.total - done) / rate:.0f} s left"
+        say(f"{self.what}: {done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s{left}")
+
+
+def _on_terminal() -> bool:
+    return sys.stderr.isatty()

@@ -1,0 +1,158 @@
+"""Pointwise teachers: a reranker scores every candidate of a run.
+
+Raw logits, in shards of queries that are written behind while the next are computed.
+Killed at any moment, the same call goes on with the first shard that is not there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.ir.collection import Queries
+from distill_jax.ir.label_files import LabelWriter
+from distill_jax.ir.labels import TeacherLabels
+from distill_jax.ir.run import Run
+from distill_jax.ir.templates import Features
+from distill_jax.models.inference import score_features
+from distill_jax.models.pretrained import Pretrained
+from distill_jax.teaching.cache import ScoreCache, pair_keys
+
+Progress = Callable[[int, int], Any]
+
+
+def label_run(
+    model: Pretrained,
+    features: Features,
+    queries: Queries,
+    run: Run,
+    directory: str | Path,
+    *,
+    mesh: Any = None,
+    tokens_per_batch: int | None = None,
+    cache: str | Path | None = None,
+    shard_pairs: int = 20_000,
+    provenance: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> TeacherLabels:
+    """Labels of every candidate of ``run``, whose rows are rows of ``features``.
+
+    Args:
+        model: a reranker; it may live on another mesh than the student.
+        features: its template over the queries and the collection.
+        directory: gets the shards; what is there already is used.
+        cache: a folder of scores by text, shared between jobs; None for none.
+        shard_pairs: pairs of a shard, the most that a kill loses.
+        progress: called with (pairs done, pairs in all).
+
+    Raises:
+        UserError: the folder holds labels of another teacher, template or run.
+    """
+    writer = LabelWriter(directory, certificate(model, run, provenance))
+    total = int(run.where.sum())
+    todo = [row for row, query in enumerate(run.query_ids) if query not in writer.done]
+    counts = {"pairs": total, "computed": 0, "cached": 0}
+    done = total - int(run.where[todo].sum())
+    store = None if cache is None else ScoreCache(cache, model.digest)
+    started = time.time()
+    with ThreadPoolExecutor(1) as pool:
+        waiting: Future | None = None
+        for rows in _shards(run, todo, shard_pairs):
+            scores = np.full(run.rows[rows].shape, np.nan, np.float32)
+            where = run.where[rows]
+            values, computed = _scores(
+                model,
+                features,
+                queries.rows([run.query_ids[row] for row in rows]),
+                run.rows[rows],
+                where,
+                store,
+                mesh,
+                tokens_per_batch,
+            )
+            scores[where] = values
+            counts["computed"] += computed
+            counts["cached"] += int(where.sum()) - computed
+            done += int(where.sum())
+            if progress is not None:
+                progress(done, total)
+            labels = TeacherLabels(
+                tuple(run.query_ids[row] for row in rows),
+                run.rows[rows],
+                scores,
+                run.doc_ids,
+            )
+            if waiting is not None:
+                waiting.result()
+            waiting = pool.submit(writer.write, labels)
+        if waiting is not None:
+            waiting.result()
+    writer.finish({**counts, "seconds": round(time.time() - started, 3)})
+    return TeacherLabels.read(directory)
+
+
+def certificate(
+    model: Pretrained, run: Run, provenance: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Where labels come from: the teacher, how it reads, and the candidates."""
+    template = getattr(model.spec, "template", None)
+    return {
+        "teacher": model.source,
+        "weights": model.digest,
+        "template": template.to_json() if template is not None else None,
+        "head": getattr(model.spec, "head", model.spec.kind),
+        "dtype": model.spec.backbone.dtype,
+        "candidates": run.digest,
+        **(provenance or {}),
+    }
+
+
+def _shards(run: Run, todo: list[int], pairs: int):
+    """Query rows in groups of at most ``pairs`` candidates, at least one query."""
+    group: list[int] = []
+    size = 0
+    for row in todo:
+        count = int(run.where[row].sum())
+        if group and size + count > pairs:
+            yield np.asarray(group)
+            group, size = [], 0
+        group.append(row)
+        size += count
+    if group:
+        yield np.asarray(group)
+
+
+def _scores(
+    model, features, query_rows, doc_rows, where, store, mesh, tokens_per_batch
+) -> tuple[np.ndarray, int]:
+    """Scores of the pairs that exist, and how many of them were computed."""
+    pair_queries = np.repeat(query_rows[:, None], where.shape[1], axis=1)[where]
+    pair_docs = doc_rows[where]
+
+    def compute(pick: np.ndarray) -> np.ndarray:
+        return score_features(
+            model,
+            features,
+            mesh=mesh,
+            tokens_per_batch=tokens_per_batch,
+            query=pair_queries[pick],
+            document=pair_docs[pick],
+        )
+
+    if store is None:
+        return compute(np.arange(len(pair_docs))), len(pair_docs)
+    stores = dict(zip(features.template.fields, features.stores))
+    keys = pair_keys(
+        (stores["query"], pair_queries), (stores["document"], pair_docs)
+    )
+    values = store.find(keys)
+    missing = np.flatnonzero(np.isnan(values))
+    if len(missing):
+        values[missing] = compute(missing)
+        store.add(keys[missing], values[missing])
+    return values, len(missing)
