@@ -23,7 +23,7 @@ _HOMES = {
     "evaluate_queries": "measures",
     "load_collection": "collection",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

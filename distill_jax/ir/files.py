@@ -133,7 +133,9 @@ def open_binary(path: str | Path) -> IO[bytes]:
             return gzip.open(path, "rb")  # type: ignore[return-value]
         return open(path, "rb")
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}", "check the path") from None
+        raise UserError(
+            f"{path}: {error.strerror or error}", "check the path"
+        ) from None
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
@@ -217,7 +219,9 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}", "check the path") from None
+        raise UserError(
+            f"{path}: {error.strerror or error}", "check the path"
+        ) from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8") from None
     except json.JSONDecodeError as error:

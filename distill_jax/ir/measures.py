@@ -15,9 +15,7 @@ from distill_jax.ir.run import Run
 _CHUNK_QUERIES = 2000
 
 
-def evaluate(
-    run: Run, qrels: Qrels, measures: Sequence[str | Any]
-) -> dict[str, float]:
+def evaluate(run: Run, qrels: Qrels, measures: Sequence[str | Any]) -> dict[str, float]:
     """Means over the judged queries; one that the run lacks counts 0.
 
     Args:

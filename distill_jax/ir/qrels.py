@@ -127,9 +127,7 @@ class Qrels:
         kept: dict[str, dict[str, int]] = {}
         known_queries = set(queries.ids)
         docs = list({doc for judged in self._judgements.values() for doc in judged})
-        known_docs = {
-            doc for doc, row in zip(docs, collection.rows(docs)) if row >= 0
-        }
+        known_docs = {doc for doc, row in zip(docs, collection.rows(docs)) if row >= 0}
         no_query: list[str] = []
         no_doc: list[str] = []
         for query, judged in self._judgements.items():

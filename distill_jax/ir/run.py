@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -146,7 +145,8 @@ class Run:
         """
         entries = [list(ranked) for ranked in lists]
         if doc_ids is None:
-            doc_ids = list(dict.fromkeys(doc for ranked in entries for doc, _ in ranked))
+            occurring = (doc for ranked in entries for doc, _ in ranked)
+            doc_ids = list(dict.fromkeys(occurring))
         row_of = {doc: row for row, doc in enumerate(doc_ids)}
         depth = max((len(ranked) for ranked in entries), default=0)
         rows = np.full((len(entries), depth), -1, np.int32)
@@ -346,7 +346,8 @@ def _merge(
     total = np.bincount(inverse, np.concatenate(values), len(cell))
     query, rows = np.divmod(cell, max(len(doc_ids), 1))
     if floors is not None:
-        base = [sum(w * f.get(q, 0.0) for w, f in zip(weights, floors)) for q in queries]
+        pairs = list(zip(weights, floors))
+        base = [sum(w * f.get(q, 0.0) for w, f in pairs) for q in queries]
         total = total + np.asarray(base)[query]
     run = rectangle(queries, query, rows.astype(np.int32), total, doc_ids)
     return run if depth is None else run.top(depth)

@@ -39,7 +39,9 @@ def read_model(path: str | Path) -> SentencePieceModel:
     try:
         return parse_model(Path(path).read_bytes())
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}", "check the path") from None
+        raise UserError(
+            f"{path}: {error.strerror or error}", "check the path"
+        ) from None
     except (ValueError, IndexError, struct.error) as error:
         if isinstance(error, UserError):
             raise UserError(f"{path}: {error.what}", error.todo) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ class StringTable(Sequence[str]):
         ends = (offsets - offsets[0]).tolist()
         return [
             data[a:b].decode("utf-8", "surrogatepass")
-            for a, b in zip(ends[:-1], ends[1:])
+            for a, b in itertools.pairwise(ends)
         ]
 
     def __iter__(self) -> Iterator[str]:
@@ -119,7 +120,7 @@ class StringTableWriter:
 
     def __init__(self, folder: str | Path, name: str):
         self._folder, self._name = Path(folder), name
-        self._out = open(self._folder / f"{name}.blob", "wb")
+        self._out = open(self._folder / f"{name}.blob", "wb")  # noqa: SIM115
         self._lengths: list[np.ndarray] = []
         self._pending: list[bytes] = []
 
@@ -142,9 +143,6 @@ class StringTableWriter:
         self._out.close()
         lengths = np.concatenate([np.zeros(1, np.int64), *self._lengths])
         np.save(self._folder / f"{self._name}.offsets.npy", np.cumsum(lengths))
-
-    def abandon(self) -> None:
-        self._out.close()
 
 
 def arrow_strings(strings: Sequence[str]) -> Any:

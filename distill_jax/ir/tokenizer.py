@@ -14,7 +14,12 @@ from typing import Any
 
 from distill_jax.ir.errors import UserError, near
 from distill_jax.ir.files import atomic_write, digest, read_json, write_json
-from distill_jax.ir.spiece import SentencePieceModel, parse_model, read_model, with_pieces
+from distill_jax.ir.spiece import (
+    SentencePieceModel,
+    parse_model,
+    read_model,
+    with_pieces,
+)
 
 ANSWER_WORDS = ("true", "false", "Yes", "No", "A", "B")
 """Words whose logits T5 rerankers read; a vocabulary made here keeps each whole."""
@@ -212,13 +217,11 @@ class Tokenizer:
     @functools.cached_property
     def kind(self) -> str:
         """``"t5"``, ``"bert"`` or ``"other"``, by the vocabulary's special tokens."""
-        has = self._backend.token_to_id
-        if has("</s>") is not None and has("<pad>") is not None:
-            if type(self._backend.model).__name__ == "Unigram":
-                return "t5"
-        if has("[CLS]") is not None and has("[SEP]") is not None:
-            if type(self._backend.model).__name__ == "WordPiece":
-                return "bert"
+        model = type(self._backend.model).__name__
+        for kind, name in (("t5", "Unigram"), ("bert", "WordPiece")):
+            needed = _NAMES[kind]["pad"], _NAMES[kind].get("eos", "[SEP]")
+            if model == name and all(self._id(token) is not None for token in needed):
+                return kind
         return "other"
 
     @functools.cached_property
@@ -465,5 +468,3 @@ def _train_spiece(
         minloglevel=3,
     )
     return out.getvalue()
-
-

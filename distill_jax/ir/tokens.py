@@ -163,9 +163,7 @@ class TokenStore:
             )
         # An empty file cannot be mapped.
         ids = (
-            np.memmap(folder / "ids.bin", dtype, "r")
-            if tokens
-            else np.zeros(0, dtype)
+            np.memmap(folder / "ids.bin", dtype, "r") if tokens else np.zeros(0, dtype)
         )
         return cls(ids, offsets, record["digest"], int(record["truncated"]))
 

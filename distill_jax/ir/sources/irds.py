@@ -53,10 +53,10 @@ def _find(ir_datasets: Any, where: str, split: str) -> tuple[Any, str]:
             dataset = ir_datasets.load(name)
         except KeyError:
             continue
-        if all(dataset.has(part) for part in ("docs", "queries", "qrels")):
-            # A set with splits below it is not itself a split.
-            if name != where or not _below(known, where):
-                return dataset, name
+        whole = all(dataset.has(part) for part in ("docs", "queries", "qrels"))
+        # A set with splits below it is not itself a split.
+        if whole and (name != where or not _below(known, where)):
+            return dataset, name
     below = _below(known, where)
     if below:
         raise UserError(

@@ -35,8 +35,11 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
             "(each queries.SPLIT.tsv and qrels.SPLIT.tsv)",
         )
     path = next(
-        (folder / n for n in ("collection.tsv", "collection.tsv.gz")
-         if (folder / n).is_file()),
+        (
+            folder / n
+            for n in ("collection.tsv", "collection.tsv.gz")
+            if (folder / n).is_file()
+        ),
         None,
     )
     if path is None:

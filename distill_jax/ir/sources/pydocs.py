@@ -9,6 +9,7 @@ Python and of the packages.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -30,8 +31,7 @@ from distill_jax.ir.qrels import Qrels
 SPLITS = ("train", "dev", "test")
 MAX_TEST_QUERIES = 300
 
-STANDARD_LIBRARY = tuple(
-    """
+_MODULES = """
     abc argparse ast asyncio base64 bdb bisect bz2 calendar cmd code codecs collections
     colorsys concurrent configparser contextlib copy csv ctypes dataclasses datetime
     decimal difflib dis doctest email enum filecmp fileinput fnmatch fractions ftplib
@@ -45,8 +45,8 @@ STANDARD_LIBRARY = tuple(
     threading timeit tkinter token tokenize trace traceback tracemalloc turtle types
     typing unittest urllib uuid venv warnings wave weakref webbrowser wsgiref xml
     xmlrpc zipapp zipfile zipimport zoneinfo
-    """.split()
-)
+"""
+STANDARD_LIBRARY = tuple(_MODULES.split())
 """Modules that Python 3.11 to 3.13 all have."""
 
 PACKAGES = (
@@ -59,7 +59,7 @@ PACKAGES = (
 """Dependencies of this project, so every installation has them."""
 
 _FORMAT = 4
-_SKIPPED = {"tests", "test", "testing", "examples", "_vendor", "__pycache__", "f2py"}
+_SKIPPED = {"tests", "test", "testing", "examples", "_vendor", "f2py", "distutils"}
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _MAX_FILE_BYTES = 400_000
 _MIN_QUERY_WORDS, _MAX_QUERY_WORDS = 4, 40
@@ -154,9 +154,7 @@ def _entries(names: tuple[str, ...]) -> list[Entry]:
     """The documented objects, from the cache when nothing changed."""
     roots = _roots(names)
     files = [
-        (module, path)
-        for root, where in roots
-        for module, path in _files(root, where)
+        (module, path) for root, where in roots for module, path in _files(root, where)
     ]
     stamp = [
         (module, status.st_size, status.st_mtime_ns)
@@ -177,10 +175,8 @@ def _entries(names: tuple[str, ...]) -> list[Entry]:
             found.setdefault(entry.name, entry)
     entries = list(found.values())
     if cached is not None:
-        try:
+        with contextlib.suppress(OSError):
             write_json(cached, [dataclasses.astuple(entry) for entry in entries])
-        except OSError:
-            pass
     return entries
 
 
