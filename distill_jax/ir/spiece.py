@@ -10,6 +10,7 @@ import dataclasses
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from distill_jax.ir.errors import UserError
 
@@ -77,7 +78,7 @@ def _piece(data: bytes) -> tuple[str, float, int]:
     return values[1].decode("utf-8"), score, values.get(3, NORMAL)
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     """The fields of one protobuf message: (number, varint or bytes)."""
     at = 0
     while at < len(data):

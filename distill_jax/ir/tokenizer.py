@@ -236,6 +236,10 @@ class Tokenizer:
         # The post-processor adds special tokens around a text: never used here.
         for unused in ("padding", "truncation", "post_processor", "decoder"):
             record.pop(unused, None)
+        vocab = record["model"].get("vocab")
+        if isinstance(vocab, list):
+            # A tokenizer.json gives scores back with another last digit.
+            record["model"]["vocab"] = [[p, f"{score:.6g}"] for p, score in vocab]
         return json.dumps(record, sort_keys=True)
 
     def _special_names(self) -> dict[str, str]:
