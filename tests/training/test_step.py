@@ -16,7 +16,8 @@ from distill_jax import losses
 from distill_jax.ir.errors import UserError
 from distill_jax.losses.mixture import Mixture, Term
 from distill_jax.models import sharding
-from distill_jax.training import optimizers, state as states
+from distill_jax.training import optimizers
+from distill_jax.training import state as states
 from distill_jax.training.gradcache import join, split
 from distill_jax.training.step import (
     make_gradient,
@@ -33,7 +34,7 @@ _spec.loader.exec_module(toy)
 DEVICES = jax.devices()
 
 
-def gradient_of(objective, batch, *, rate=0.2, mesh=None, **options):
+def gradient_of(objective, batch, *, rate=0.2, mesh=None, jit=True, **options):
     """Loss, parts and gradient of one batch of the toy student."""
     graphdef, params = toy.student(rate)
     state = states.create(
@@ -46,7 +47,8 @@ def gradient_of(objective, batch, *, rate=0.2, mesh=None, **options):
         batch = sharding.shard_batch(batch, mesh)
         options["rows"] = NamedSharding(mesh, sharding.BATCH)
     keys = row_keys(state, 16) if rate else None
-    run = jax.jit(make_gradient(graphdef, objective, **options))
+    run = make_gradient(graphdef, objective, **options)
+    run = jax.jit(run) if jit else run
     (loss, (parts, _)), grads = run(state.params, batch, keys)
     return jax.device_get((loss, parts, grads))
 
@@ -66,9 +68,7 @@ def plain(objective_name, rate=0.2):
 
 @pytest.mark.parametrize("chunk", [1, 4, 8])
 def test_chunks_give_the_plain_gradient_with_dropout(chunk):
-    assert_same(
-        gradient_of(toy.GLOBAL, toy.batch(0), chunk=chunk), plain("GLOBAL")
-    )
+    assert_same(gradient_of(toy.GLOBAL, toy.batch(0), chunk=chunk), plain("GLOBAL"))
 
 
 def test_chunks_give_the_plain_gradient_on_a_mesh():
@@ -85,9 +85,7 @@ def test_dropout_changes_the_gradient():
 
 @pytest.mark.parametrize("size", [2, 8])
 def test_micro_batches_give_the_plain_gradient(size):
-    assert_same(
-        gradient_of(toy.LISTS, toy.batch(0), micro_batch=size), plain("LISTS")
-    )
+    assert_same(gradient_of(toy.LISTS, toy.batch(0), micro_batch=size), plain("LISTS"))
 
 
 def test_the_mean_of_micro_batch_means_would_be_wrong():
@@ -95,7 +93,9 @@ def test_the_mean_of_micro_batch_means_would_be_wrong():
     batch = toy.batch(0)
     parts = split(batch, 2)
     means = [
-        gradient_of(toy.LISTS, jax.tree.map(lambda leaf, i=i: leaf[i], parts), rate=0)[0]
+        gradient_of(toy.LISTS, jax.tree.map(lambda leaf, i=i: leaf[i], parts), rate=0)[
+            0
+        ]
         for i in range(3)
     ]
     counts = toy.LISTS.counts(jax.tree.map(lambda leaf: leaf[0], parts))
@@ -128,7 +128,7 @@ def test_split_and_join_are_inverse_and_interleaved():
 
 
 def train(mesh, steps=5, rate=0.1, optimizer=None, batches=toy.batch, **options):
-    """Losses of the first steps, and the last state."""
+    """Numbers of the first steps, and the states before and after each."""
     graphdef, params = toy.student(rate)
     optimizer = optimizer or optimizers.adamw(learning_rate=3e-2)
     state = states.create(params, optimizer, mesh, seed=3)
@@ -141,17 +141,23 @@ def train(mesh, steps=5, rate=0.1, optimizer=None, batches=toy.batch, **options)
             dropout=rate > 0,
         )
     )
-    found = []
+    found, passed = [], [state]
     for number in range(steps):
         batch = sharding.shard_batch(batches(number), mesh)
         state, numbers = step(state, batch)
-        found.append(float(numbers["loss"]))
-    return found, state
+        found.append(jax.device_get(numbers))
+        passed.append(state)
+    return found, passed
+
+
+def losses_of(spec, devices=DEVICES, **options):
+    mesh = sharding.make_mesh(spec, devices=devices)
+    return [float(numbers["loss"]) for numbers in train(mesh, **options)[0]]
 
 
 @functools.cache
 def losses_of_one_device():
-    return train(sharding.make_mesh(devices=DEVICES[:1]))[0]
+    return losses_of("data=1", DEVICES[:1])
 
 
 @pytest.mark.parametrize(
@@ -160,21 +166,23 @@ def losses_of_one_device():
 def test_losses_do_not_depend_on_the_mesh(spec):
     one = losses_of_one_device()
     assert abs(one[0] - one[-1]) > 1e-3
-    mesh = sharding.make_mesh(spec)
-    np.testing.assert_allclose(train(mesh)[0], one, rtol=1e-5)
+    np.testing.assert_allclose(losses_of(spec), one, rtol=1e-5)
 
 
 def test_adafactor_trains_on_a_mesh_as_on_one_device():
-    optimizer = optimizers.adafactor(learning_rate=1e-2)
-    one = train(sharding.make_mesh(devices=DEVICES[:1]), 3, optimizer=optimizer)[0]
-    mesh = sharding.make_mesh("fsdp=2,model=2", devices=DEVICES[:4])
-    np.testing.assert_allclose(train(mesh, 3, optimizer=optimizer)[0], one, rtol=1e-5)
+    options = {
+        "optimizer": optimizers.adafactor(learning_rate=1e-2),
+        "steps": 3,
+        "rate": 0,
+    }
+    one = losses_of("data=1", DEVICES[:1], **options)
+    found = losses_of("fsdp=2,model=2", DEVICES[:4], **options)
+    np.testing.assert_allclose(found, one, rtol=1e-5)
     assert one[0] != one[-1]
 
 
 def test_a_step_that_is_not_finite_changes_nothing():
     """R14: neither parameters nor moments nor the step."""
-    mesh = sharding.make_mesh(devices=DEVICES[:1])
 
     def batches(number):
         batch = toy.batch(number)
@@ -182,9 +190,11 @@ def test_a_step_that_is_not_finite_changes_nothing():
             batch.targets.labels[2, 0] = np.nan
         return batch
 
-    _, before = train(mesh, 1)
-    found, after = train(mesh, 2, batches=batches)
-    assert np.isnan(found[1])
+    mesh = sharding.make_mesh(devices=DEVICES[:1])
+    found, (_, before, after) = train(mesh, 2, rate=0, batches=batches)
+    assert found[0]["finite"]
+    assert not found[1]["finite"]
+    assert np.isnan(found[1]["loss"])
     for one, other in zip(
         jax.tree.leaves((before.step, before.params, before.opt_state)),
         jax.tree.leaves((after.step, after.params, after.opt_state)),
@@ -193,21 +203,21 @@ def test_a_step_that_is_not_finite_changes_nothing():
 
 
 def test_numbers_of_a_step():
-    mesh = sharding.make_mesh(devices=DEVICES[:1])
-    graphdef, params = toy.student()
-    optimizer = optimizers.adamw(learning_rate=optimizers.linear(
-        peak=1e-2, warmup=2, steps=10
-    ))
-    state = states.create(params, optimizer, mesh, seed=0)
-    gradient = make_gradient(graphdef, toy.LISTS)
-    _, numbers = train_step(
-        state, toy.batch(0), gradient=gradient, optimizer=optimizer, dropout=False
+    schedule = optimizers.linear(peak=1e-2, warmup=2, steps=10)
+    (first, second), (start, after, _) = train(
+        sharding.make_mesh(devices=DEVICES[:1]),
+        2,
+        rate=0,
+        optimizer=optimizers.adamw(learning_rate=schedule),
     )
-    parts = float(numbers["list"]) + float(numbers["pair"])
-    assert float(numbers["loss"]) == pytest.approx(parts)
-    assert float(numbers["learning_rate"]) == 0.0
-    assert float(numbers["gradient_norm"]) > 0
-    assert bool(numbers["finite"])
+    loss = float(first["list"]) + 0.5 * float(first["contrast"])
+    assert float(first["loss"]) == pytest.approx(loss)
+    assert float(first["learning_rate"]) == 0.0
+    assert float(second["learning_rate"]) == pytest.approx(5e-3)
+    assert float(first["gradient_norm"]) > 0
+    assert float(first["score_spread"]) > 0
+    # A learning rate of 0 moves nothing: the first update of a warm-up.
+    np.testing.assert_array_equal(start.params["embedding"], after.params["embedding"])
 
 
 def test_spread_counts_lists_of_two_docs_or_more():
@@ -226,12 +236,11 @@ def test_dropout_is_found_by_tracing():
 
 def temp_bytes(rows, chunk):
     """Memory of a compiled gradient besides its arguments and results."""
-    graphdef, params = toy.student(0.1)
+    graphdef, params = toy.student()
     batch = toy.batch(0, rows=rows, docs=8, length=32)
-    keys = jax.vmap(jax.random.key)(np.arange(rows))
     objective = Mixture((Term("list", losses.kl_divergence),))
     run = jax.jit(make_gradient(graphdef, objective, chunk=chunk))
-    analysis = run.lower(params, batch, keys).compile().memory_analysis()
+    analysis = run.lower(params, batch, None).compile().memory_analysis()
     return analysis.temp_size_in_bytes
 
 

@@ -50,7 +50,7 @@ class Towers(nnx.Module):
         self.embedding = nnx.Param(
             jax.random.normal(rngs.params(), (VOCAB, WIDTH)) * 0.3
         )
-        self.layers = nnx.List([nnx.Dict(ffn=Ffn(rngs)) for _ in range(2)])
+        self.layers = nnx.List([nnx.Dict(ffn=Ffn(rngs)) for _ in range(1)])
         self.dropout = nnx.Dropout(rate)
 
     def encode(self, tokens, rngs):
