@@ -1,0 +1,85 @@
+"""Queries cropped from documents: a sentence asks for the document it comes from.
+
+Source: DRAGON's and TWOLAR's sentence cropping (Lin et al. 2023, Baldelli et al. 2024).
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import numpy as np
+
+from distill_jax.ir.collection import Collection
+from distill_jax.synthesis import seeds
+from distill_jax.synthesis.made import Made
+from distill_jax.synthesis.sentences import sentences, words
+from distill_jax.synthesis.survey import LONG
+
+
+def crop(
+    collection: Collection,
+    rows: Any = None,
+    *,
+    per_doc: int = 1,
+    min_words: int = 4,
+    max_words: int = 64,
+    sample: int | None = None,
+    seed: int = 0,
+) -> Made:
+    """At most ``per_doc`` different sentences of each document, chosen by its id.
+
+    Args:
+        collection: the documents; titles are not cropped.
+        rows: int[R], documents to crop; all by default.
+        per_doc: most sentences of a document.
+        min_words, max_words: bounds on a sentence. A longer one is cut to its head; a
+            shorter one is not taken.
+        sample: crop this many documents only, chosen by their ids.
+        seed: another seed chooses other sentences. What is chosen from a document
+            depends on nothing but the seed, its id and its text.
+    """
+    rows = np.arange(len(collection)) if rows is None else np.asarray(rows)
+    if sample is not None:
+        rows = sampled(collection, rows, sample, seed)
+    dropped: collections.Counter[str] = collections.Counter()
+    records = []
+    for row in rows.tolist():
+        found: dict[str, None] = {}
+        for sentence in sentences(collection.text(row)[:LONG]):
+            if words(sentence) < min_words:
+                dropped["crop: sentence too short"] += 1
+                continue
+            if words(sentence) > max_words:
+                dropped["crop: sentence cut at the greatest length"] += 1
+                sentence = _head(sentence, max_words)
+            found.setdefault(sentence)
+        if not found:
+            dropped["crop: document without a sentence to take"] += 1
+            continue
+        choices = list(found)
+        random = seeds.generator(seed, "crop", collection.ids[row])
+        chosen = random.permutation(len(choices))[:per_doc]
+        for number, place in enumerate(chosen.tolist()):
+            records.append((row, "crop", number, choices[place]))
+    return Made.of(records, collection.ids, dropped)
+
+
+def sampled(
+    collection: Collection, rows: np.ndarray, number: int, seed: int
+) -> np.ndarray:
+    """``number`` of the rows, chosen by document id: the same in any order."""
+    if number >= len(rows):
+        return rows
+    places = [
+        seeds.seed_of(seed, "sample", collection.ids[row]) for row in rows.tolist()
+    ]
+    order = np.argsort(np.asarray(places, np.uint64), kind="stable")
+    return np.sort(rows[order[:number]])
+
+
+def _head(sentence: str, most: int) -> str:
+    parts = sentence.split()
+    if len(parts) >= most:
+        return " ".join(parts[:most])
+    return sentence[: 2 * most]  # unspaced script: two characters count as a word
