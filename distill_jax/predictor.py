@@ -17,13 +17,8 @@ from typing import Any
 import numpy as np
 
 from distill_jax.ir.errors import UserError
-from distill_jax.ir.templates import Features
-from distill_jax.ir.tokens import TokenStore
-from distill_jax.models import inference
+from distill_jax.models import texts as on_texts
 from distill_jax.models.pretrained import Pretrained
-from distill_jax.models.templates import side_template
-
-CROSS = ("reranker", "duo")
 
 
 def load(path: str | Path, kind: str | None = None, **options: Any) -> Predictor:
@@ -70,16 +65,7 @@ class Predictor:
         first being the more relevant.
         """
         pairs = _checked(pairs, 3 if self.kind == "duo" else 2)
-        if not pairs:
-            return np.zeros(0, np.float32)
-        columns = [_unique(texts) for texts in zip(*pairs)]
-        if self.kind in CROSS:
-            return self._cross_scores(columns)
-        queries, query_rows = columns[0]
-        docs, doc_rows = columns[1]
-        return _pair_scores(
-            self.encode_queries(queries), self.encode_docs(docs), query_rows, doc_rows
-        )
+        return on_texts.score_tuples(self.pretrained, pairs, self.mesh)
 
     def rank(
         self, query: str, docs: Sequence[str], k: int | None = 10
@@ -118,35 +104,12 @@ class Predictor:
         return f"Predictor({self.kind}, from {self.pretrained.source!r})"
 
     def _encode(self, side: str, texts: Sequence[str]) -> Any:
-        model = self.pretrained
-        if self.kind in CROSS:
+        if self.kind in on_texts.CROSS:
             raise UserError(
                 f"a {self.kind} reads query and document together: it has no vectors",
                 "use score or rank",
             )
-        texts = _texts(texts)
-        features = Features(
-            side_template(model.spec, side, model.tokenizer),
-            model.tokenizer,
-            text=TokenStore.build(texts, model.tokenizer),
-        )
-        rows = np.arange(len(texts))
-        return inference.encode_all(
-            model, side, features, rows, mesh=self.mesh, compact=True
-        )
-
-    def _cross_scores(self, columns: list[tuple[list[str], np.ndarray]]) -> np.ndarray:
-        model = self.pretrained
-        fields = _fields(model.spec.template.fields, len(columns))
-        stores = {
-            name: TokenStore.build(texts, model.tokenizer)
-            for name, (texts, _) in zip(fields, columns)
-        }
-        features = Features(model.spec.template, model.tokenizer, **stores)
-        rows = {name: rows for name, (_, rows) in zip(fields, columns)}
-        return inference.score_features(
-            model, features, mesh=self.mesh, compact=True, **rows
-        )
+        return on_texts.encode_texts(self.pretrained, side, _texts(texts), self.mesh)
 
     def _tournament(self, query: str, docs: list[str]) -> np.ndarray:
         """Sums of P(doc over other), over all others and both orders."""
@@ -158,49 +121,6 @@ class Predictor:
         np.add.at(total, first, probability)
         np.add.at(total, second, 1.0 - probability)
         return total.astype(np.float32)
-
-
-def _pair_scores(queries: Any, docs: Any, query_rows, doc_rows) -> np.ndarray:
-    """Scores of row pairs from vectors, whichever of the three forms they have."""
-    if isinstance(queries, np.ndarray):
-        return np.einsum("md,md->m", queries[query_rows], docs[doc_rows])
-    if isinstance(queries, list):
-        return _max_sim(queries, docs, query_rows, doc_rows)
-    products = queries[query_rows].multiply(docs[doc_rows])
-    return np.asarray(products.sum(axis=1), np.float32).reshape(-1)
-
-
-def _max_sim(queries, docs, query_rows, doc_rows) -> np.ndarray:
-    """Sum over query tokens of the best similarity with a document token."""
-    scores = np.zeros(len(query_rows), np.float32)
-    lengths = np.array([len(doc) for doc in docs])
-    flat = np.concatenate(docs)
-    starts = np.cumsum(lengths) - lengths
-    for query in np.unique(query_rows):
-        where = np.flatnonzero(query_rows == query)
-        rows = doc_rows[where]
-        # One product with the tokens of all its docs, then a maximum per doc.
-        counts = lengths[rows]
-        begin = np.cumsum(counts) - counts
-        take = np.arange(counts.sum()) + np.repeat(starts[rows] - begin, counts)
-        similarity = queries[query] @ flat[take].T
-        full = counts > 0
-        best = np.maximum.reduceat(similarity, begin[full], axis=1)
-        scores[where[full]] = best.sum(axis=0)
-    return scores
-
-
-def _fields(names: Sequence[str], count: int) -> list[str]:
-    """The template's fields in the order of a tuple: query, then documents."""
-    documents = sorted(name for name in names if name.startswith("document"))
-    return ["query", *documents][:count]
-
-
-def _unique(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The different texts, and where each of the given ones is among them."""
-    rows: dict[str, int] = {}
-    where = [rows.setdefault(text, len(rows)) for text in texts]
-    return list(rows), np.asarray(where, np.int64)
 
 
 def _texts(texts: Sequence[str]) -> list[str]:

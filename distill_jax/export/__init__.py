@@ -1,0 +1,100 @@
+"""Weights out: a trained student to the library that it will be served with.
+
+``write`` makes a folder aside, proves it, writes its card, and only then puts it in
+its place. Formats: ``transformers``, ``sentence_transformers``, ``pylate``, ``t5x``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill_jax.export import (
+    hugging_face,
+    model_card,
+    pylate,
+    sentence_transformers,
+    t5x,
+    verify,
+)
+from distill_jax.export.folders import MARK, replaced
+from distill_jax.ir.errors import UserError, near
+from distill_jax.ir.files import write_json
+from distill_jax.models.pretrained import Pretrained
+from distill_jax.models.reranker import CROSS_ENCODER
+from distill_jax.models.t5 import T5Sizes
+
+FORMATS = {
+    "transformers": hugging_face.write,
+    "sentence_transformers": sentence_transformers.write,
+    "pylate": pylate.write,
+    "t5x": t5x.write,
+}
+
+
+def chosen(spec: Any) -> str:
+    """The format that serves a student most widely."""
+    is_t5 = isinstance(spec.backbone, T5Sizes)
+    if spec.kind == "colbert":
+        return "t5x" if is_t5 else "pylate"
+    if spec.kind in ("dual_encoder", "splade"):
+        return "sentence_transformers"
+    if spec.kind == "reranker" and not is_t5 and spec.prompt == CROSS_ENCODER:
+        return "sentence_transformers"
+    return "transformers"
+
+
+def write(
+    pretrained: Pretrained,
+    directory: str | Path,
+    format: str | None = None,
+    *,
+    samples: tuple[Sequence[str], Sequence[str]] | None = None,
+    measures: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    tolerance: float = 1e-4,
+    library: bool = True,
+) -> dict[str, Any]:
+    """Exports a student, verified.
+
+    Args:
+        pretrained: the student.
+        directory: where the folder goes; an earlier export there is replaced, and
+            only by one that passed its verification.
+        format: one of ``FORMATS``; None chooses by the student.
+        samples: real queries and documents for the verification; every query is
+            scored with every document. Built-in ones when None.
+        measures: ``{"nDCG@10": 0.7}``, or that by system (``"before"``, ``"after"``).
+        provenance: facts for the card, e.g. ``{"collection": "beir:...",
+            "method": "TWOLAR", "license": "apache-2.0"}``.
+        tolerance: greatest absolute difference of scores.
+        library: verify with the target library where it is installed.
+
+    Returns:
+        what ``verification.json`` holds, and ``directory``.
+
+    Raises:
+        UserError: the format cannot express the student, or its verification failed;
+            nothing is left behind then.
+    """
+    spec = pretrained.spec
+    format = format or chosen(spec)
+    if format not in FORMATS:
+        raise UserError(
+            f"no export format {format!r}{near(format, FORMATS)}",
+            f"one of {', '.join(FORMATS)}",
+        )
+    with replaced(directory) as folder:
+        FORMATS[format](pretrained, folder)
+        result = verify.verified(
+            pretrained, folder, format, samples, tolerance, library
+        )
+        write_json(folder / MARK, result)
+        card = model_card.text(pretrained, format, result, measures, provenance)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    for reader in result["readers"]:
+        print(f"export: {verify.Agreement(**reader).line()}")
+    if result["not_verified_by"]:
+        print(f"export: not verified by {result['not_verified_by']}")
+    return {**result, "directory": str(directory)}

@@ -13,7 +13,7 @@ from typing import Any
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.tokenizer import Tokenizer
 from distill_jax.models.pretrained import Pretrained
-from distill_jax.models.weights.folders import Folder, locate, recognise
+from distill_jax.models.weights.folders import TOWERS, Folder, locate, recognise
 from distill_jax.models.weights.students import adapted, check_vocabulary, spec_class
 
 
@@ -80,6 +80,14 @@ def _read(
         return adapted(found, kind, seed, fields)
     if folder.form == "t5x":
         return t5x_folders.read(folder, kind, tokenizer, seed, fields)
+    if folder.form == "two_towers":
+        found = sentence_folders.joined(
+            [
+                _read(recognise(folder.path / name), None, tokenizer, seed, {})
+                for name in TOWERS
+            ]
+        )
+        return adapted(found, kind, seed, fields)
     tokenizer = tokenizer or _tokenizer(folder)
     if folder.form == "hugging_face":
         return hugging_face.read_model(folder, tokenizer, kind, seed, fields)

@@ -20,6 +20,7 @@ LOOKED_FOR = {
     "model_dir": "student/ and checkpoints/ (a MODEL_DIR)",
     "step": "checkpoints/STEP of a MODEL_DIR (one Orbax step)",
     "dual_encoder": "modules.json with Pooling (sentence-transformers)",
+    "two_towers": "query_encoder/ and doc_encoder/ with a modules.json each",
     "splade": "modules.json with SpladePooling",
     "pylate": "modules.json with a PyLate Dense or a MultiVectorMask",
     "cross_encoder": "config.json of a ...ForSequenceClassification",
@@ -27,6 +28,7 @@ LOOKED_FOR = {
     "hugging_face": "config.json of T5, BERT or ELECTRA and model.safetensors",
     "t5x": "checkpoint (T5X), or target/ or state/ with Orbax metadata (T5X)",
 }
+TOWERS = ("query_encoder", "doc_encoder")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "vocab.txt", "artifact.metadata"]
 
 
@@ -142,6 +144,8 @@ def recognise(path: str | Path) -> Folder:
     own = _own(path)
     if own is not None:
         return own
+    if all((path / name / "modules.json").is_file() for name in TOWERS):
+        return Folder(path=path, form="two_towers")
     config = read_json(path / "config.json", {})
     if not isinstance(config, dict):
         raise UserError(f"{path}/config.json is no JSON object")

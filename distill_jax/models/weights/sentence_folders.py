@@ -192,9 +192,42 @@ def read_stanford(
     return _marked(made, markers, words, folder.path)
 
 
+def joined(towers: list[Pretrained]) -> Pretrained:
+    """One student of a query encoder and a document encoder.
+
+    Raises:
+        UserError: they are not of one kind and size, or read different vocabularies.
+    """
+    queries, docs = towers
+    ours, theirs = queries.spec, docs.spec
+    sides = {"query_prefix", "query_length", "query_activation"}
+    changes: dict[str, Any] = {"tied": False}
+    for field in dataclasses.fields(ours):
+        if field.name in sides:
+            changes[field.name] = getattr(ours, field.name)
+    spec = dataclasses.replace(theirs, **changes)
+    same = dataclasses.replace(ours, **{n: getattr(theirs, n) for n in _sided(ours)})
+    if same != theirs or queries.tokenizer.digest != docs.tokenizer.digest:
+        raise UserError(
+            f"{queries.source} and {docs.source} are encoders of different forms",
+            "two towers have one architecture, pooling and vocabulary",
+        )
+    params = {
+        "query_tower": queries.params["tower"],
+        "doc_tower": docs.params["tower"],
+    }
+    return docs.replace(spec=spec, params=params)
+
+
+def _sided(spec: Any) -> list[str]:
+    """The fields that queries and documents have apart."""
+    names = [field.name for field in dataclasses.fields(spec)]
+    return [name for name in names if name.startswith(("query_", "doc_"))]
+
+
 def stated(folder: Folder) -> dict[str, Any]:
     """The fields of the spec that our own export noted in the folder."""
-    note = folder.config.get("distill_jax") or _top(folder).get("distill_jax") or {}
+    note = folder.config.get("distill_jax") or {}
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in note.get("fields", {}).items()

@@ -1,0 +1,225 @@
+"""Folders that ``sentence_transformers`` loads, in the layout of every version."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from distill_jax.export import hugging_face
+from distill_jax.export.folders import as_numpy, note_of, write_model, write_tensors
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.files import read_json, write_json
+from distill_jax.models.pretrained import Pretrained
+from distill_jax.models.reranker import CROSS_ENCODER
+from distill_jax.models.t5 import T5Sizes
+from distill_jax.models.weights import bert, t5
+
+TOWERS = {"query_encoder": "query_tower", "doc_encoder": "doc_tower"}
+_IDENTITY = "torch.nn.modules.linear.Identity"
+_TANH = "torch.nn.modules.activation.Tanh"
+_VERSION = {"sentence_transformers": "5.3.0", "transformers": "5.3.0"}
+_SPLADE = {"log1p_relu": "relu", "log1p_log1p_relu": "log1p_relu"}
+
+
+def write(pretrained: Pretrained, folder: Path) -> None:
+    """A SentenceTransformer, CrossEncoder or SparseEncoder.
+
+    Separate towers become two folders, ``query_encoder`` and ``doc_encoder``, since
+    the layouts for both in one are not read by every version.
+
+    Raises:
+        UserError: the library has no form for this student.
+    """
+    spec = pretrained.spec
+    if spec.kind == "reranker":
+        return _cross_encoder(pretrained, folder)
+    if spec.kind not in ("dual_encoder", "splade"):
+        raise UserError(
+            f"sentence-transformers of every version has no form of a {spec.kind}",
+            'export with format="pylate" (ColBERT) or "transformers"',
+        )
+    for name, tower in towers(pretrained).items():
+        (_dual if spec.kind == "dual_encoder" else _splade)(tower, folder / name)
+
+
+def towers(pretrained: Pretrained) -> dict[str, Pretrained]:
+    """Tied models by the name of the folder that each becomes, "" for the folder."""
+    spec = pretrained.spec
+    sides = spec.kind == "splade" and spec.query_activation != spec.doc_activation
+    if spec.tied and not sides:
+        return {"": pretrained}
+    made = {}
+    for name, tower in TOWERS.items():
+        side = name.split("_")[0]
+        params = pretrained.params["tower" if spec.tied else tower]
+        changes: dict[str, Any] = {"tied": True}
+        if spec.kind == "splade":
+            activation = getattr(spec, f"{side}_activation")
+            changes |= dict.fromkeys(("query_activation", "doc_activation"), activation)
+        made[name] = pretrained.replace(
+            spec=dataclasses.replace(spec, **changes), params={"tower": params}
+        )
+    return made
+
+
+def _dual(pretrained: Pretrained, folder: Path) -> None:
+    spec, tower = pretrained.spec, as_numpy(pretrained.params["tower"])
+    if isinstance(spec.backbone, T5Sizes):
+        sizes = dataclasses.replace(spec.backbone, decoder_layers=0)
+        config, tensors = t5.write(sizes, {"encoder": tower["encoder"]})
+    else:
+        config, tensors = bert.write(spec.backbone, {"encoder": tower["encoder"]})
+    _transformer(pretrained, folder, config, tensors)
+    kinds = ["Transformer", "Pooling"]
+    write_json(
+        _made(folder / "1_Pooling") / "config.json",
+        {
+            "word_embedding_dimension": spec.backbone.d_model,
+            "pooling_mode_cls_token": spec.pooling == "cls",
+            "pooling_mode_mean_tokens": spec.pooling == "mean",
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+            "pooling_mode_weightedmean_tokens": False,
+            "pooling_mode_lasttoken": spec.pooling == "last",
+            "include_prompt": True,
+        },
+    )
+    if spec.projection is not None:
+        kinds.append("Dense")
+        tanh = spec.projection_activation == "tanh"
+        write_dense(
+            folder / "2_Dense",
+            tower["projection"]["kernel"],
+            tower["projection"].get("bias"),
+            activation=_TANH if tanh else _IDENTITY,
+        )
+    if spec.normalise:
+        kinds.append("Normalize")
+        _made(folder / f"{len(kinds) - 1}_Normalize")
+        # An empty folder does not survive git and the hub.
+        write_json(folder / f"{len(kinds) - 1}_Normalize" / "config.json", {})
+    write_modules(folder, [f"sentence_transformers.models.{kind}" for kind in kinds])
+    similarity = "cosine" if spec.similarity == "cosine" else "dot"
+    _top(pretrained, folder, "SentenceTransformer", similarity)
+
+
+def _splade(pretrained: Pretrained, folder: Path) -> None:
+    spec, tower = pretrained.spec, as_numpy(pretrained.params["tower"])
+    if spec.doc_activation not in _SPLADE:
+        raise UserError(
+            f"sentence-transformers has no SPLADE with {spec.doc_activation!r}",
+            f"it has {', '.join(_SPLADE)}",
+        )
+    tree = {"encoder": tower["encoder"], "head": tower["mlm"]}
+    config, tensors = bert.write(spec.backbone, tree, head="mlm")
+    _transformer(pretrained, folder, config, tensors)
+    write_json(
+        _made(folder / "1_SpladePooling") / "config.json",
+        {
+            "pooling_strategy": spec.pooling,
+            "activation_function": _SPLADE[spec.doc_activation],
+            "word_embedding_dimension": spec.backbone.vocab_size,
+        },
+    )
+    prefix = "sentence_transformers.sparse_encoder.models."
+    write_modules(folder, [f"{prefix}MLMTransformer", f"{prefix}SpladePooling"])
+    _top(pretrained, folder, "SparseEncoder", "dot")
+
+
+def _cross_encoder(pretrained: Pretrained, folder: Path) -> None:
+    spec = pretrained.spec
+    if isinstance(spec.backbone, T5Sizes) or spec.prompt != CROSS_ENCODER:
+        raise UserError(
+            "a CrossEncoder reads '[CLS] query [SEP] document [SEP]' with a BERT or "
+            "an ELECTRA",
+            'export with format="transformers"',
+        )
+    hugging_face.write(pretrained, folder)
+    config = read_json(folder / "config.json")
+    # Without it, scores go through a sigmoid. The second name is that of versions 2, 3.
+    config["sentence_transformers"] = {
+        "activation_fn": _IDENTITY,
+        "version": _VERSION["sentence_transformers"],
+    }
+    config["sbert_ce_default_activation_function"] = _IDENTITY
+    write_json(folder / "config.json", config)
+    if not spec.token_types:
+        path = folder / "tokenizer_config.json"
+        names = {"model_input_names": ["input_ids", "attention_mask"]}
+        write_json(path, {**read_json(path), **names})
+
+
+def _transformer(pretrained, folder: Path, config: dict, tensors: dict) -> None:
+    spec = pretrained.spec
+    length = max(spec.query_length, spec.doc_length)
+    write_model(folder, config, tensors, note_of(spec))
+    pretrained.tokenizer.save(folder, max_length=length)
+    write_json(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": length, "do_lower_case": False},
+    )
+
+
+def write_modules(folder: Path, types: list[str]) -> None:
+    """``modules.json``: the first module at the root, the others in ``1_Pooling``..."""
+    records = [
+        {
+            "idx": i,
+            "name": str(i),
+            "path": f"{i}_{kind.rsplit('.', 1)[-1]}" if i else "",
+            "type": kind,
+        }
+        for i, kind in enumerate(types)
+    ]
+    write_json(folder / "modules.json", records)
+
+
+def write_dense(
+    folder: Path,
+    kernel: Any,
+    bias: Any = None,
+    *,
+    activation: str = _IDENTITY,
+    **more: Any,
+) -> None:
+    """A Dense module: ``config.json`` and ``linear.weight``."""
+    config = {
+        "in_features": int(kernel.shape[0]),
+        "out_features": int(kernel.shape[1]),
+        "bias": bias is not None,
+        "activation_function": activation,
+        **more,
+    }
+    write_json(_made(folder) / "config.json", config)
+    tensors = {"linear.weight": kernel.T}
+    if bias is not None:
+        tensors["linear.bias"] = bias
+    write_tensors(folder / "model.safetensors", tensors)
+
+
+def _top(pretrained: Pretrained, folder: Path, model_type: str, similarity: str):
+    spec = pretrained.spec
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "__version__": {**_VERSION, "pytorch": "2.6.0"},
+            "model_type": model_type,
+            "prompts": {
+                "query": _prompt(spec.query_prefix),
+                "document": _prompt(spec.doc_prefix),
+            },
+            "default_prompt_name": None,
+            "similarity_fn_name": similarity,
+        },
+    )
+
+
+def _prompt(prefix: str) -> str:
+    # The template puts one blank between prefix and text, whatever the prefix ends in.
+    return f"{prefix.strip()} " if prefix.strip() else ""
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,125 @@
+"""A model on texts held in memory: what the predictor and the exports' proof stand on.
+
+Jobs that score millions of rows keep token stores and call ``models.inference``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from distill_jax.ir.templates import Features
+from distill_jax.ir.tokens import TokenStore
+from distill_jax.models import inference
+from distill_jax.models.pretrained import Pretrained
+from distill_jax.models.templates import side_template
+
+CROSS = ("reranker", "duo")
+"""Kinds that read query and documents together; the others encode them apart."""
+
+
+def score_tuples(
+    pretrained: Pretrained, tuples: Sequence[tuple[str, ...]], mesh: Any = None
+) -> np.ndarray:
+    """Scores of (query, doc), or for a duo (query, doc, other doc): float32[n].
+
+    Every different text is tokenised, and by encoders encoded, once.
+    """
+    if not tuples:
+        return np.zeros(0, np.float32)
+    columns = [_unique(texts) for texts in zip(*tuples)]
+    if pretrained.spec.kind in CROSS:
+        return _cross_scores(pretrained, columns, mesh)
+    (queries, query_rows), (docs, doc_rows) = columns
+    return pair_scores(
+        encode_texts(pretrained, "query", queries, mesh),
+        encode_texts(pretrained, "doc", docs, mesh),
+        query_rows,
+        doc_rows,
+    )
+
+
+def encode_texts(
+    pretrained: Pretrained, side: str, texts: Sequence[str], mesh: Any = None
+) -> Any:
+    """Vectors of texts by an encoder; ``side`` is "query" or "doc".
+
+    Returns:
+        float32[n, d]; a list of float32[tokens, d] (ColBERT); CSR [n, V] (SPLADE).
+    """
+    tokenizer = pretrained.tokenizer
+    features = Features(
+        side_template(pretrained.spec, side, tokenizer),
+        tokenizer,
+        text=TokenStore.build(texts, tokenizer),
+    )
+    rows = np.arange(len(texts))
+    return inference.encode_all(
+        pretrained, side, features, rows, mesh=mesh, compact=True
+    )
+
+
+def pair_scores(
+    queries: Any, docs: Any, query_rows: np.ndarray, doc_rows: np.ndarray
+) -> np.ndarray:
+    """Scores of row pairs from vectors, whichever of the three forms they have."""
+    if isinstance(queries, np.ndarray):
+        return np.einsum("md,md->m", queries[query_rows], docs[doc_rows])
+    if isinstance(queries, list):
+        return _max_sim(queries, docs, query_rows, doc_rows)
+    products = queries[query_rows].multiply(docs[doc_rows])
+    return np.asarray(products.sum(axis=1), np.float32).reshape(-1)
+
+
+def tuple_fields(names: Sequence[str]) -> list[str]:
+    """A template's fields in the order of a tuple: the query, then the documents."""
+    return ["query", *sorted(name for name in names if name.startswith("document"))]
+
+
+def _cross_scores(
+    pretrained: Pretrained, columns: list[tuple[list[str], np.ndarray]], mesh: Any
+) -> np.ndarray:
+    template, tokenizer = pretrained.spec.template, pretrained.tokenizer
+    fields = tuple_fields(template.fields)
+    stores = {
+        name: TokenStore.build(texts, tokenizer)
+        for name, (texts, _) in zip(fields, columns)
+    }
+    rows = {name: at for name, (_, at) in zip(fields, columns)}
+    features = Features(template, tokenizer, **stores)
+    return inference.score_features(
+        pretrained, features, mesh=mesh, compact=True, **rows
+    )
+
+
+def _max_sim(
+    queries: list[np.ndarray],
+    docs: list[np.ndarray],
+    query_rows: np.ndarray,
+    doc_rows: np.ndarray,
+) -> np.ndarray:
+    """Sum over query tokens of the best similarity with a document token."""
+    scores = np.zeros(len(query_rows), np.float32)
+    lengths = np.array([len(doc) for doc in docs])
+    flat = np.concatenate(docs)
+    starts = np.cumsum(lengths) - lengths
+    for query in np.unique(query_rows):
+        where = np.flatnonzero(query_rows == query)
+        # One product with the tokens of all its docs, then a maximum per doc.
+        counts = lengths[doc_rows[where]]
+        begin = np.cumsum(counts) - counts
+        shift = np.repeat(starts[doc_rows[where]] - begin, counts)
+        similarity = queries[query] @ flat[np.arange(counts.sum()) + shift].T
+        full = counts > 0
+        best = np.maximum.reduceat(similarity, begin[full], axis=1)
+        scores[where[full]] = best.sum(axis=0)
+    return scores
+
+
+def _unique(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The different texts, and where each of the given ones is among them."""
+    rows: dict[str, int] = {}
+    where = [rows.setdefault(text, len(rows)) for text in texts]
+    return list(rows), np.asarray(where, np.int64)
