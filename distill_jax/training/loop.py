@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -516,16 +517,17 @@ def _memory_told(fit: Fit) -> Iterator[None]:
         ) from error
 
 
-def use_compile_cache(folder: str) -> None:
+def use_compile_cache(folder: str, least_seconds: float = 0.5) -> None:
     """Keeps compiled programs in a folder that only its owner can write.
+
+    Args:
+        least_seconds: programs that compile faster are not kept.
 
     Raises:
         UserError: others can write it: a compiled program is code.
     """
     path = Path(folder).expanduser()
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    import os
-
     status = path.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise UserError(
@@ -533,4 +535,4 @@ def use_compile_cache(folder: str) -> None:
             f"chmod 700 {path}, or choose another folder",
         )
     jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)

@@ -39,7 +39,7 @@ def train_step(
     """
     keys = row_keys(state, batch_size(batch)) if dropout else None
     (loss, (parts, spread)), grads = gradient(state.params, batch, keys)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.transform.update(
         grads, state.opt_state, state.params
     )

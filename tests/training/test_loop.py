@@ -15,7 +15,7 @@ import pytest
 from distill_jax.ir.errors import UserError
 from distill_jax.models import sharding
 from distill_jax.training import checkpoints, optimizers
-from distill_jax.training.loop import Fit
+from distill_jax.training.loop import Fit, use_compile_cache
 from distill_jax.training.runfiles import Lock, read_records
 
 _spec = importlib.util.spec_from_file_location("toy", Path(__file__).parent / "toy.py")
@@ -53,6 +53,16 @@ def without_clocks(records):
 
 def assert_equal_bits(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory):
+    """Each program is compiled once for all tests of this module."""
+    folder = tmp_path_factory.mktemp("programs")
+    folder.chmod(0o700)
+    use_compile_cache(str(folder), least_seconds=0.0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +152,7 @@ def test_what_is_not_finite_stops_the_run(tmp_path):
     def feed(start):
         for step, batch in enumerate(one_shape(start), start):
             if step == 3:
-                batch.targets.labels[:, 0] = np.inf
+                batch.targets.labels[:, 0] = np.nan
             yield batch
 
     with pytest.raises(UserError) as caught:
@@ -154,7 +164,7 @@ def test_what_is_not_finite_stops_the_run(tmp_path):
     assert "step 4" in str(caught.value)
     assert "query-48, query-49" in str(caught.value)
     saved = np.load(tmp_path / "not_finite_step_4.npz")
-    assert np.isinf(saved["targets.labels"][0, 0])
+    assert np.isnan(saved["targets.labels"][0, 0])
     np.testing.assert_array_equal(saved["query_tokens"], toy.batch(3).query_tokens)
     assert checkpoints.steps(tmp_path / "checkpoints") == [2]
     params = checkpoints.read_params(tmp_path / "checkpoints")

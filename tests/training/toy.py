@@ -14,9 +14,7 @@ from distill_jax.losses.mixture import Mixture, Term
 VOCAB, WIDTH = 64, 16
 
 # Means over lists and over pairs: their counts differ between micro-batches.
-LISTS = Mixture(
-    (Term("list", losses.softmax_cross_entropy), Term("pair", losses.ranknet))
-)
+LISTS = Mixture((Term("list", losses.kl_divergence), Term("pair", losses.ranknet)))
 # Every query against the documents of the whole batch.
 GLOBAL = Mixture(
     (
