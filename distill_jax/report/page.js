@@ -1,0 +1,18 @@
+// Without this the bars are links to the queries below; with it they open in place.
+(function () {
+  var box = document.getElementById("picked");
+  if (!box) return;
+  document.addEventListener("click", function (event) {
+    var link = event.target.closest && event.target.closest("svg a");
+    if (!link) return;
+    var body = document.getElementById(link.getAttribute("href").slice(1));
+    if (!body) return;
+    event.preventDefault();
+    document.querySelectorAll("svg a.on").forEach(function (a) { a.classList.remove("on"); });
+    link.classList.add("on");
+    var copy = body.cloneNode(true);
+    copy.removeAttribute("id");
+    box.replaceChildren(copy);
+    box.focus({ preventScroll: true });
+  });
+})();
