@@ -1,0 +1,133 @@
+"""A training process killed at any moment ends as one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).parent / "train_toy.py"
+CLOCKS = {"time", "queries_per_second", "tokens_per_second"}
+
+
+def start(directory, *options):
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": str(SCRIPT.parent.parent.parent),
+    }
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(directory), *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def end(process, timeout=120):
+    """The exit status and what was said."""
+    try:
+        _, said = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    return process.returncode, said
+
+
+def records(directory):
+    path = directory / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def wait_for_step(process, directory, step):
+    for _ in range(6000):
+        found = records(directory)
+        if found and found[-1]["step"] >= step:
+            return
+        if process.poll() is not None:
+            raise AssertionError(process.stderr.read())
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def ended_alike(one, other):
+    def numbers(directory):
+        return [
+            {k: v for k, v in record.items() if k not in CLOCKS}
+            for record in records(directory)
+        ]
+
+    assert numbers(one) == numbers(other)
+    ours, theirs = np.load(one / "params.npz"), np.load(other / "params.npz")
+    assert set(ours) == set(theirs)
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], strict=True)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("faults") / "unbroken"
+    code, said = end(start(directory))
+    assert code == 0, said
+    return directory
+
+
+def test_killed_again_and_again_it_ends_the_same(unbroken):
+    """R1, R2, R3: SIGTERM twice, SIGKILL, and SIGKILL inside a save."""
+    directory = unbroken.parent / "killed"
+
+    process = start(directory)
+    wait_for_step(process, directory, 5)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    code, said = end(process)
+    assert code == 143, said
+    stopped = records(directory)[-1]["step"]
+    assert f"saved at step {stopped}" in said
+    assert (directory / "checkpoints" / str(stopped) / "manifest.json").exists()
+
+    process = start(directory)
+    wait_for_step(process, directory, 15)
+    process.kill()
+    code, said = end(process)
+    assert code == -signal.SIGKILL
+    assert f"resumed at step {stopped} of 24" in said
+
+    code, said = end(start(directory, "--die-in-save", "16", "before"))
+    if code == -signal.SIGKILL:
+        # (If the kill above came after the save of step 16, there is none to die in.)
+        assert not (directory / "checkpoints" / "16").exists()
+    code, said = end(start(directory, "--die-in-save", "20", "after"))
+    assert code == -signal.SIGKILL, said
+    assert "resumed at step 12 of 24" in said or "resumed at step 16 of 24" in said
+
+    code, said = end(start(directory))
+    assert code == 0, said
+    assert "an unfinished checkpoint is ignored" in said
+    ended_alike(directory, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_killed_at_random_moments(unbroken, seed):
+    """R1: whatever the moment."""
+    random_ = random.Random(seed)
+    directory = unbroken.parent / f"random{seed}"
+    for _ in range(4):
+        process = start(directory)
+        time.sleep(random_.uniform(1.0, 8.0))
+        process.send_signal(random_.choice([signal.SIGKILL, signal.SIGTERM]))
+        end(process)
+    code, said = end(start(directory))
+    assert code == 0, said
+    ended_alike(directory, unbroken)
