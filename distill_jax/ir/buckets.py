@@ -125,15 +125,16 @@ def plan(
     lengths = np.asarray(lengths)
     if not len(lengths):
         return []
-    buckets = np.asarray(sorted(buckets))
-    bucket_of(int(lengths.max()), buckets.tolist())
+    allowed = sorted(int(b) for b in buckets)
+    bucket_of(int(lengths.max()), allowed)
+    bounds = np.asarray(allowed)
     order = np.argsort(-lengths, kind="stable").astype(np.int32)
-    which = np.searchsorted(buckets, lengths[order])
-    sizes = np.maximum(tokens_per_batch // buckets // multiple_of, 1) * multiple_of
+    which = np.searchsorted(bounds, lengths[order])
+    sizes = np.maximum(tokens_per_batch // bounds // multiple_of, 1) * multiple_of
     batches: list[Batch] = []
     start = 0
     while start < len(order):
-        length, size = int(buckets[which[start]]), int(sizes[which[start]])
+        length, size = allowed[which[start]], int(sizes[which[start]])
         rows = order[start : start + size]
         if len(rows) < size:
             rows = np.concatenate([rows, np.full(size - len(rows), -1, np.int32)])

@@ -11,7 +11,7 @@ import numpy as np
 
 from distill_jax.ir.errors import UserError, clip, near
 from distill_jax.ir.files import digest, digest_texts
-from distill_jax.ir.strings import StringTable, arrow_strings
+from distill_jax.ir.strings import StringTable, arrow_strings, int_list
 
 if TYPE_CHECKING:
     from distill_jax.ir.qrels import Qrels
@@ -152,7 +152,7 @@ class Collection(_Rows):
         A large collection's texts are joined when they are looked at.
         """
         if rows is not None:
-            return [self.full_text(row) for row in np.asarray(rows).tolist()]
+            return [self.full_text(row) for row in int_list(rows)]
         if isinstance(self.texts, StringTable):
             return _FullTexts(self)
         if self.titles is None:
@@ -170,11 +170,11 @@ class Collection(_Rows):
 
     def select(self, rows: Any) -> Collection:
         """The documents of rows int[M], as a collection of its own."""
-        rows = np.asarray(rows).tolist()
-        titles = None if self.titles is None else [self.titles[r] for r in rows]
+        at = int_list(rows)
+        titles = None if self.titles is None else [self.titles[r] for r in at]
         return Collection(
-            [self.ids[r] for r in rows],
-            [self.texts[r] for r in rows],
+            [self.ids[r] for r in at],
+            [self.texts[r] for r in at],
             titles,
             self.name,
         )
@@ -224,12 +224,12 @@ class Queries(_Rows):
 
     def select(self, rows: Any) -> Queries:
         """The queries of rows int[M]."""
-        rows = np.asarray(rows).tolist()
+        at = int_list(rows)
         return Queries(
-            [self.ids[r] for r in rows],
-            [self.texts[r] for r in rows],
+            [self.ids[r] for r in at],
+            [self.texts[r] for r in at],
             self.name,
-            None if self.answers is None else [self.answers[r] for r in rows],
+            None if self.answers is None else [self.answers[r] for r in at],
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from distill_jax.ir.errors import UserError, near
 from distill_jax.ir.qrels import Qrels
 from distill_jax.ir.run import Run
+from distill_jax.ir.strings import int_list
 
 _CHUNK_QUERIES = 2000
 
@@ -142,7 +143,7 @@ def _resolved(run: Run, qrels: Qrels, sign: int) -> Run:
     rows = run.rows.copy()
     for i, query in enumerate(judged):
         grades = qrels.of(query)
-        docs = [run.doc_ids[r] if r >= 0 else None for r in run.rows[i].tolist()]
+        docs = [run.doc_ids[r] if r >= 0 else None for r in int_list(run.rows[i])]
         # trec_eval treats negative grades and unjudged documents alike.
         grade = np.asarray([max(grades.get(d, 0), 0) if d else 0 for d in docs])
         order = np.lexsort((sign * grade, -run.scores[i], run.rows[i] < 0))

@@ -168,7 +168,8 @@ def _read(path: str | Path) -> Iterator[tuple[int, str, str, int]]:
         if not line.strip():
             continue
         # Tabs win over blanks: BEIR ids may hold blanks.
-        fields = line.split("\t") if "\t" in line else line.split()
+        fields = line.split("\t")
+        fields = fields if len(fields) in (3, 4) else line.split()
         if len(fields) == 4:
             query, _, doc, grade = fields
         elif len(fields) == 3:

@@ -12,6 +12,7 @@ import numpy as np
 from distill_jax.ir.collection import Collection
 from distill_jax.ir.errors import UserError, clip, near
 from distill_jax.ir.files import digest, digest_texts
+from distill_jax.ir.strings import int_list
 
 _CHUNK_CELLS = 1 << 22
 
@@ -101,7 +102,7 @@ class Run:
         return {
             query: [
                 (self.doc_ids[row], score)
-                for row, score in zip(rows.tolist(), scores.tolist())
+                for row, score in zip(int_list(rows), scores.tolist())
                 if row >= 0
             ]
             for query, rows, scores in zip(self.query_ids, self.rows, self.scores)
@@ -363,7 +364,7 @@ def _shared_ids(runs: Sequence[Run]) -> tuple[Sequence[str], list[np.ndarray | N
     for run in runs:
         used = np.unique(run.rows[run.where])
         new = np.full(len(run.doc_ids), -1, np.int32)
-        for row in used.tolist():
+        for row in int_list(used):
             new[row] = row_of.setdefault(run.doc_ids[row], len(row_of))
         maps.append(new)
     return list(row_of), maps
@@ -471,7 +472,7 @@ def _id_places(rows, tied, doc_ids) -> np.ndarray:
     member[:, 1:] |= tied
     member[:, :-1] |= tied
     used = np.unique(rows[member])
-    ids = [doc_ids[row] for row in used.tolist()]
+    ids = [doc_ids[row] for row in int_list(used)]
     # Code points sort as UTF-8 bytes do, which is what trec_eval compares.
     by_id = np.asarray(sorted(range(len(ids)), key=ids.__getitem__), np.int64)
     place = np.empty(len(ids), np.int64)

@@ -12,6 +12,7 @@ import numpy as np
 
 from distill_jax.ir.errors import UserError, clip
 from distill_jax.ir.files import atomic_write, read_lines
+from distill_jax.ir.strings import int_list
 
 if TYPE_CHECKING:
     from distill_jax.ir.collection import Collection
@@ -22,7 +23,7 @@ ENCODED = ";ids=percent-encoded"
 
 _BLOCK_BYTES = 32 << 20
 _WRITE_CELLS = 1 << 20
-_BLANK = re.compile(r"[\s\x00-\x1f\x7f\x85\ufeff]|^$")
+_BLANK = re.compile(r"[\s\x00-\x1f\x7f\x85\ufeff]")
 # What any reader might split at (ASCII or Unicode blanks, controls), and the escape.
 _UNSAFE = re.compile(r"[\s\x00-\x1f\x7f\x85%\ufeff]")
 
@@ -35,11 +36,13 @@ def write_run(run: Run, path: str | Path, tag: str) -> None:
     import pyarrow.compute as pc
 
     used = np.unique(run.rows[run.where])
-    ids = [run.doc_ids[row] for row in used.tolist()]
+    ids = [run.doc_ids[row] for row in int_list(used)]
     names = list(run.query_ids)
-    if any(map(_BLANK.search, names)) or any(map(_BLANK.search, ids)):
+    if "" in names or "" in ids:
+        raise UserError("an empty id cannot stand in a run file", "rename it")
+    if any(_BLANK.search(name) for name in (*names, *ids)):
         tag += ENCODED
-        ids, names = list(map(_escape, ids)), list(map(_escape, names))
+        ids, names = [_escape(i) for i in ids], [_escape(n) for n in names]
     docs = pa.array(ids, pa.large_string())
     queries = pa.array(names, pa.large_string())
     step = max(1, _WRITE_CELLS // max(run.depth, 1))

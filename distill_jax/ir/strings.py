@@ -115,6 +115,11 @@ class StringTable(Sequence[str]):
         return cls(np.frombuffer(b"".join(parts), np.uint8), offsets)
 
 
+def int_list(rows: Any) -> list[int]:
+    """Rows int[M] as Python integers."""
+    return [int(row) for row in np.asarray(rows).tolist()]
+
+
 class StringTableWriter:
     """Appends strings to ``NAME.blob``; ``close`` writes ``NAME.offsets.npy``."""
 
