@@ -249,7 +249,7 @@ def _pad_rows(values: np.ndarray, rows: int) -> np.ndarray:
     )
 
 
-def _best(scores, ranks, k):
+def best(scores, ranks, k):
     """The k best by (score, rank), both descending."""
     import jax
 
@@ -265,7 +265,7 @@ def _merge_devices(k: int, sharding: Any):
     def merge(scores, ranks):
         tile = scores.shape[1]
         flat = [jnp.moveaxis(x, 0, 1).reshape(tile, -1) for x in (scores, ranks)]
-        return _best(*flat, k)
+        return best(*flat, k)
 
     return jax.jit(merge, out_shardings=(sharding, sharding))
 
@@ -308,7 +308,7 @@ def _step(mesh: Any, k: int, group: int, similarity: str, recall: float | None):
             jnp.concatenate([old[0], new], -1)
             for old, new in zip(state, (values, found), strict=True)
         ]
-        scores, ranks = _best(*both, k)
+        scores, ranks = best(*both, k)
         return scores[None], ranks[None]
 
     sharded, whole = PartitionSpec("docs"), PartitionSpec()

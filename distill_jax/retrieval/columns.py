@@ -1,0 +1,124 @@
+"""Columns of numbers that grow shard by shard on disk and survive a kill.
+
+Each column is one flat file. A shard is appended to all columns, flushed to the disk,
+and only then marked as finished by a small file with its sizes. Whoever comes next
+cuts the columns back to the finished shards and goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.files import read_json, write_json
+
+_DTYPES = ("float32", "float16", "bfloat16", "int8", "int32", "int64")
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """A dtype by name, bfloat16 included.
+
+    Raises:
+        UserError: one that is not stored.
+    """
+    if name not in _DTYPES:
+        raise UserError(f"vectors as {name!r}", f"choose one of {_DTYPES}")
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+class Columns:
+    """Appends shards to the flat files of a folder.
+
+    Args:
+        directory: the folder, created when it is missing.
+        dtypes: column name to dtype name.
+    """
+
+    def __init__(self, directory: str | Path, dtypes: dict[str, str]):
+        self.directory = Path(directory)
+        self.dtypes = {name: numpy_dtype(dtype) for name, dtype in dtypes.items()}
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def finished(self) -> list[dict[str, int]]:
+        """Sizes of each column in each finished shard, from the first without a gap."""
+        shards = []
+        while (marker := self._marker(len(shards))).exists():
+            shards.append(read_json(marker))
+        return shards
+
+    def append(self, shard: int, parts: dict[str, np.ndarray]) -> None:
+        """Writes shard ``shard``, the next after the finished ones."""
+        before = self.finished()[:shard]
+        sizes = {}
+        for name, dtype in self.dtypes.items():
+            values = np.ascontiguousarray(parts[name].reshape(-1)).astype(
+                dtype, copy=False
+            )
+            start = sum(sizes[name] for sizes in before) * dtype.itemsize
+            with open(self._path(name), "ab") as file:
+                file.truncate(start)  # what a kill left behind
+                file.write(memoryview(values.view(np.uint8)))
+                file.flush()
+                os.fsync(file.fileno())
+            sizes[name] = int(values.size)
+        write_json(self._marker(shard), sizes)
+
+    def read(self) -> dict[str, np.ndarray]:
+        """The finished shards' columns, flat and memory-mapped.
+
+        Raises:
+            UserError: a file is shorter than its shards say.
+        """
+        shards = self.finished()
+        columns: dict[str, np.ndarray] = {}
+        for name, dtype in self.dtypes.items():
+            count = sum(sizes[name] for sizes in shards)
+            path = self._path(name)
+            if not path.exists() or path.stat().st_size < count * dtype.itemsize:
+                raise UserError(
+                    f"{path} is shorter than its shards say",
+                    f"delete {self.directory} and encode again",
+                )
+            columns[name] = (
+                np.memmap(path, dtype, "r", shape=(count,))
+                if count
+                else np.zeros(0, dtype)
+            )
+        return columns
+
+    def _path(self, name: str) -> Path:
+        return self.directory / f"{name}.bin"
+
+    def _marker(self, shard: int) -> Path:
+        return self.directory / f"shard-{shard:06d}.json"
+
+
+def quantise(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows as int8 [N, D] and float32 scales [N]; row = scale * codes."""
+    peak = np.abs(vectors).max(1)
+    scales = np.where(peak > 0, peak / 127.0, 1.0).astype(np.float32)
+    return np.rint(vectors / scales[:, None]).astype(np.int8), scales
+
+
+class QuantisedVectors:
+    """int8 rows with a scale each, which slice to float32 as an array would."""
+
+    def __init__(self, codes: np.ndarray, scales: np.ndarray):
+        self.codes, self.scales = codes, scales
+        self.shape = codes.shape
+        self.dtype = np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        codes = np.asarray(self.codes[rows], np.float32)
+        return codes * np.asarray(self.scales[rows], np.float32)[..., None]

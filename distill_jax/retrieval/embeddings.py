@@ -1,0 +1,258 @@
+"""Encoding a corpus once: bucketed, on all devices, kept on disk, resumed after a kill.
+
+A folder of vectors is named by the digest of everything that they depend on (weights,
+tokenizer, template with its prefix and length, dtype, corpus), so a later round cannot
+read an earlier round's vectors, and a finished corpus is never encoded again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.files import digest, read_json, write_json
+from distill_jax.models.inference import encode_all, encode_features
+from distill_jax.retrieval.columns import Columns, QuantisedVectors, quantise
+from distill_jax.retrieval.token_vectors import TokenVectors
+
+_FORMAT = 1
+_RECORD = "embeddings.json"
+# What a kill may cost; within a shard texts are sorted by length.
+_SHARD_CPU, _SHARD_TOKENS, _SHARD_VECTORS = 1024, 16384, 65536
+
+
+def embed_docs(
+    pretrained: Any,
+    features: Any,
+    directory: str | Path,
+    *,
+    corpus_digest: str | None = None,
+    dtype: str | None = None,
+    mesh: Any = None,
+    tokens_per_batch: int | None = None,
+    shard_docs: int | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> Any:
+    """The vectors of a corpus, from disk as far as they are there.
+
+    On several hosts every process calls this; ``directory`` must be one that all of
+    them see. Process 0 writes.
+
+    Args:
+        pretrained: a dual encoder, ColBERT or SPLADE (``models.pretrained``).
+        features: ``ir.templates.Features`` of its document template.
+        directory: holds one folder a digest.
+        corpus_digest: the collection's; None goes by the token store's.
+        dtype: "float32", "bfloat16", "float16" or "int8" (a scale a vector; dual
+            encoders only). None takes float32, for ColBERT float16.
+        mesh: devices, as in ``models.inference.encode_features``.
+        tokens_per_batch: padded tokens computed at once.
+        shard_docs: docs between two points that a kill falls back to.
+        progress: called with the number of docs just encoded.
+
+    Returns:
+        A dual encoder's [N, D] memory map (``QuantisedVectors`` for int8), ColBERT's
+        ``TokenVectors``, SPLADE's CSR matrix [N, V].
+
+    Raises:
+        UserError: the model made nan or inf (with the doc's row), or the folder was
+            damaged.
+    """
+    kind = pretrained.spec.kind
+    dtype = dtype or ("float16" if kind == "colbert" else "float32")
+    count = len(features.stores[0])
+    key = embeddings_key(pretrained, features, dtype, corpus_digest)
+    folder = Path(directory) / key
+    columns = Columns(folder, _dtypes(kind, dtype))
+    shard_docs = _shard_docs(folder, kind, shard_docs)
+    done = _agreed(len(columns.finished()))
+    for shard, start in enumerate(range(0, count, shard_docs)):
+        if shard < done:
+            continue
+        rows = np.arange(start, min(start + shard_docs, count))
+        parts = _encode(
+            pretrained, features, rows, dtype, mesh, tokens_per_batch, progress
+        )
+        if _writer():
+            columns.append(shard, parts)
+    if _writer() and not (folder / _RECORD).exists():
+        record = {"format": _FORMAT, "kind": kind, "dtype": dtype, "docs": count}
+        write_json(folder / _RECORD, {**record, "width": _width(pretrained)})
+    _barrier(key)
+    return read_embeddings(folder)
+
+
+def embed_queries(pretrained: Any, features: Any, *, mesh: Any = None) -> Any:
+    """Vectors of all queries, in memory: as ``models.inference.encode_all``."""
+    rows = np.arange(len(features.stores[0]))
+    return encode_all(pretrained, "query", features, rows, mesh=mesh)
+
+
+def embeddings_key(
+    pretrained: Any, features: Any, dtype: str, corpus_digest: str | None = None
+) -> str:
+    """Digest of everything that the vectors of a corpus depend on."""
+    return digest(
+        "embeddings",
+        _FORMAT,
+        pretrained.digest,
+        features.template.to_json(),
+        [store.digest for store in features.stores],
+        corpus_digest,
+        dtype,
+    )
+
+
+def read_embeddings(folder: str | Path) -> Any:
+    """What ``embed_docs`` left in a finished folder.
+
+    Raises:
+        UserError: it is not finished, or damaged.
+    """
+    folder = Path(folder)
+    if not (folder / _RECORD).is_file():
+        raise UserError(
+            f"{folder}: the vectors are not complete",
+            "run the encoding again; it goes on where it was stopped",
+        )
+    record = read_json(folder / _RECORD)
+    kind, docs, width = record["kind"], record["docs"], record["width"]
+    columns = Columns(folder, _dtypes(kind, record["dtype"])).read()
+    try:
+        if kind == "colbert":
+            offsets = np.concatenate([[0], np.cumsum(columns["lengths"])])
+            vectors = columns["vectors"].reshape(-1, width)
+            return TokenVectors(vectors, offsets.astype(np.int64)).checked(docs)
+        if kind == "splade":
+            from scipy.sparse import csr_matrix
+
+            indptr = np.concatenate([[0], np.cumsum(columns["lengths"])])
+            parts = (columns["weights"], columns["features"], indptr.astype(np.int64))
+            return csr_matrix(parts, shape=(docs, width))
+        vectors = columns["vectors"].reshape(docs, width)
+        if record["dtype"] == "int8":
+            return QuantisedVectors(vectors, columns["scales"])
+        return vectors
+    except ValueError as error:
+        raise UserError(
+            f"{folder}: the vectors do not fit their record ({error})",
+            "delete the folder and encode again",
+        ) from error
+
+
+def prune(directory: str | Path, keep: int) -> list[Path]:
+    """Removes all but the ``keep`` newest finished folders of vectors; says which."""
+    finished = [path.parent for path in Path(directory).glob(f"*/{_RECORD}")]
+    finished.sort(key=lambda path: (path / _RECORD).stat().st_mtime, reverse=True)
+    for path in finished[keep:]:
+        (path / _RECORD).unlink()  # first: a kill leaves an unfinished folder
+        shutil.rmtree(path)
+    return finished[keep:]
+
+
+def _dtypes(kind: str, dtype: str) -> dict[str, str]:
+    if kind == "splade":
+        return {"weights": "float32", "features": "int32", "lengths": "int32"}
+    if kind == "colbert":
+        return {"vectors": dtype, "lengths": "int32"}
+    return {"vectors": dtype} | ({"scales": "float32"} if dtype == "int8" else {})
+
+
+def _shard_docs(folder: Path, kind: str, asked: int | None) -> int:
+    """Docs a shard; the same after a restart, whatever is asked for then."""
+    import jax
+
+    kept = folder / "shards.json"
+    if kept.exists():
+        docs = read_json(kept)["docs"]
+    elif asked is not None:
+        docs = asked
+    elif jax.default_backend() == "cpu":
+        docs = _SHARD_CPU
+    else:
+        docs = _SHARD_TOKENS if kind == "colbert" else _SHARD_VECTORS
+    if _writer():
+        write_json(kept, {"docs": docs})
+    return _agreed(docs)
+
+
+def _encode(
+    pretrained, features, rows, dtype, mesh, tokens_per_batch, progress
+) -> dict[str, np.ndarray]:
+    """One shard's columns, in the order of the rows."""
+    kind = pretrained.spec.kind
+    positions, parts = [], []
+    for at, part in encode_features(
+        pretrained,
+        "doc",
+        features,
+        rows,
+        mesh=mesh,
+        tokens_per_batch=tokens_per_batch,
+        progress=progress,
+    ):
+        positions.append(at)
+        values = part.values if kind == "colbert" else getattr(part, "data", part)
+        if not np.isfinite(np.asarray(values)).all():
+            raise UserError(
+                f"the model made nan or inf for a doc in rows {rows[at].min()} to "
+                f"{rows[at].max()}",
+                "encode with compute dtype float32, or look at the checkpoint",
+            )
+        parts.append(part)
+    order = np.argsort(np.concatenate(positions), kind="stable")
+    if kind == "splade":
+        from scipy.sparse import vstack
+
+        joined = vstack(parts, format="csr")[order]
+        lengths = np.diff(joined.indptr)
+        return {"weights": joined.data, "features": joined.indices, "lengths": lengths}
+    if kind == "colbert":
+        texts = [text for part in parts for text in part.split()]
+        lengths = np.array([len(texts[i]) for i in order])
+        return {
+            "vectors": np.concatenate([texts[i] for i in order]),
+            "lengths": lengths,
+        }
+    vectors = np.concatenate(parts)[order]
+    if dtype == "int8":
+        codes, scales = quantise(vectors)
+        return {"vectors": codes, "scales": scales}
+    return {"vectors": vectors}
+
+
+def _width(pretrained: Any) -> int:
+    """D, or V of SPLADE."""
+    spec = pretrained.spec
+    return spec.dim if spec.kind == "colbert" else spec.width
+
+
+def _writer() -> bool:
+    import jax
+
+    return jax.process_index() == 0
+
+
+def _agreed(number: int) -> int:
+    """Process 0's number, in every process."""
+    import jax
+
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def _barrier(name: str) -> None:
+    import jax
+
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,120 @@
+"""ScaNN against exact search, small corpora, and its traps."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from distill_jax.ir.errors import UserError
+from distill_jax.retrieval import Exact, Scann, scann
+from distill_jax.retrieval.scann import Width, recall_of
+
+pytestmark = pytest.mark.skipif(
+    find_spec("scann") is None, reason="scann is not installed"
+)
+
+
+def clustered(rows, seed, width=16, clusters=40):
+    centres = np.random.default_rng(5).normal(size=(clusters, width))
+    random = np.random.default_rng(seed)
+    values = centres[random.integers(0, clusters, rows)]
+    return (values + random.normal(size=values.shape) * 0.5).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def index():
+    return Scann.build(
+        clustered(3000, 0), leaves=60, recall=0.9, queries=clustered(99, 1)
+    )
+
+
+def test_reaches_the_recall_that_was_asked_for(index):
+    assert index.report["kind"] == "tree"
+    assert index.report["met"]
+    assert index.report["recall"] >= 0.9
+    queries = clustered(200, 2)
+    truth = Exact.build(clustered(3000, 0)).search(queries, 10)
+    assert recall_of(index.search(queries, 10), truth) > 0.85
+    wide = index.search(queries, 10, width=Width(leaves=60, reorder=1000))
+    assert recall_of(wide, truth) > 0.99
+
+
+def test_says_when_a_recall_is_not_met(monkeypatch):
+    narrow = [Width(leaves=1, reorder=20)]
+    monkeypatch.setattr(Scann, "_widths", lambda self, k: narrow)
+    index = Scann.build(clustered(3000, 0), leaves=60, recall=1.0, soar=None)
+    assert not index.report["met"]
+    assert index.report["recall"] < 1
+
+
+@pytest.mark.parametrize("docs", [1, 2, 17, 300])
+@pytest.mark.parametrize("leaves", [None, 4])
+def test_small_corpora(docs, leaves):
+    index = Scann.build(clustered(docs, 0), leaves=leaves, recall=1.0)
+    run = index.search(clustered(2, 1), 500)
+    assert run.rows.shape == (2, docs)
+    if index.report["kind"] == "brute force":
+        truth = Exact.build(clustered(docs, 0)).search(clustered(2, 1), docs)
+        np.testing.assert_array_equal(run.rows, truth.rows)
+
+
+def test_cosine_scores_are_cosines():
+    docs = clustered(200, 0) * np.linspace(1, 20, 200)[:, None]
+    run = Scann.build(docs, similarity="cosine").search(clustered(5, 1), 10)
+    truth = Exact.build(docs, similarity="cosine").search(clustered(5, 1), 10)
+    np.testing.assert_array_equal(run.rows, truth.rows)
+    np.testing.assert_allclose(run.scores, truth.scores, atol=1e-5)
+
+
+def test_a_saved_index_may_be_moved_but_not_tampered_with(index, tmp_path):
+    index.save(tmp_path / "here")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    loaded = Scann.load(tmp_path / "there")
+    queries = clustered(50, 3)
+    np.testing.assert_array_equal(
+        loaded.search(queries, 10).rows, index.search(queries, 10).rows
+    )
+    assert loaded.report == index.report
+    with pytest.raises(UserError, match="other vectors"):
+        Scann.load(tmp_path / "there", source="other weights")
+    # ScaNN would unpickle this.
+    (tmp_path / "there" / "scann" / "scann_docids.pkl").write_bytes(b"cos\nsystem\n")
+    with pytest.raises(UserError, match="scann_docids"):
+        Scann.load(tmp_path / "there")
+
+
+def test_bad_vectors_are_refused(index):
+    docs = clustered(30, 0)
+    docs[4, 2] = np.nan
+    with pytest.raises(UserError, match="row 4"):
+        Scann.build(docs)
+    with pytest.raises(UserError, match="dimension 16"):
+        index.search(np.zeros((1, 9)), 3)
+    assert len(index.search(np.zeros((0, 16)), 3)) == 0
+
+
+def test_a_scann_that_cannot_run_is_an_error_with_a_way_out(monkeypatch):
+    scann.module.cache_clear()
+    monkeypatch.setattr(scann, "_PROBE", "import os; os.kill(os.getpid(), 4)")
+    try:
+        with pytest.raises(UserError, match="search with Exact"):
+            Scann.build(clustered(30, 0))
+    finally:
+        scann.module.cache_clear()
+
+
+def test_importing_scann_does_not_import_tensorflow():
+    code = (
+        "import sys, numpy; from distill_jax.retrieval import Scann;"
+        "Scann.build(numpy.eye(20, dtype='float32'));"
+        "assert 'scann' in sys.modules and 'tensorflow' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
