@@ -1,0 +1,46 @@
+"""The report of a job: ``report.json``, ``report.html``, TensorBoard, the terminal.
+
+data = compare_systems({"before": {...}, "after": {...}})
+publish(MODEL_DIR, data | {"collection": ..., "cost": ...})
+print(summary(data))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill_jax.ir.files import write_json
+from distill_jax.report.curves import read_metrics
+from distill_jax.report.data import compare_systems, examples, funnel
+from distill_jax.report.events import EventsLog, write_events
+from distill_jax.report.html import page, write_report
+from distill_jax.report.table import aligned, measures_table, summary
+
+__all__ = [
+    "EventsLog",
+    "aligned",
+    "compare_systems",
+    "examples",
+    "funnel",
+    "measures_table",
+    "page",
+    "publish",
+    "read_metrics",
+    "summary",
+    "write_events",
+    "write_report",
+]
+
+
+def publish(directory: str | Path, data: Mapping[str, Any]) -> Path:
+    """Writes all forms of a report into a MODEL_DIR; returns ``report.html``.
+
+    ``metrics.jsonl``, where there is one, gives the curves and the events.
+    """
+    directory = Path(directory)
+    write_json(directory / "report.json", dict(data))
+    metrics = read_metrics(directory / "metrics.jsonl")
+    write_events(directory, metrics, data)
+    return write_report(directory, data, metrics)

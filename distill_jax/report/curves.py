@@ -62,7 +62,7 @@ def plots(records: Sequence[Mapping[str, Any]]) -> list[str]:
     losses = {"loss": loss} if loss else {}
     losses |= {k: v for k, v in found.items() if k != "loss" and v != loss}
     made = [
-        lines(losses, title="Loss and its parts", x="step", y="nats"),
+        lines(losses, title="Loss and its parts", x="step", y="mean over the batch"),
         lines(
             {"learning rate": rate} if rate else {},
             title="Learning rate",

@@ -125,7 +125,7 @@ def histograms(
         x_ticks=[
             ((v - left) / (right - left), tick_text(v)) for v in ticks(left, right)
         ],
-        y_ticks=[(1 - v / high, f"{100 * v:g}%") for v in ticks(0, high, 3)],
+        y_ticks=[(1 - v / high, f"{100 * v:g}%") for v in ticks(0, high, 4)],
         x=x,
         y="share of scores",
         legend=list(parts) if len(parts) > 1 else [],

@@ -336,7 +336,7 @@ def teacher(data: Data) -> str:
         for i, (name, shape) in enumerate(shapes.items())
     )  # fmt: skip
     figures = f'<div class="plots">{figures}</div>' if figures else ""
-    return warnings + figures + facts_table(report)
+    return warnings + figures + facts_list(report)
 
 
 def mining(data: Data) -> str:
@@ -367,7 +367,7 @@ def mining(data: Data) -> str:
             '<p class="note">Share of the documents of two top lists that are in both:'
             " low rates mean that sources complement each other.</p>"
         )
-    return body + facts_table(found)
+    return body + facts_list(found)
 
 
 def cost(data: Data) -> str:
@@ -378,7 +378,7 @@ def cost(data: Data) -> str:
         [(k.replace("_", " "), float(v), duration(v)) for k, v in parts.items()],
         title="Time by part",
     )
-    return body + facts_table(spent)
+    return body + facts_list(spent)
 
 
 def use(data: Data) -> str:
@@ -386,14 +386,14 @@ def use(data: Data) -> str:
     export = dict(data.get("export") or {})
     code = export.pop("code", None)
     shown = f"<pre><code>{text(code)}</code></pre>" if code else ""
-    return shown + facts_table(export)
+    return shown + facts_list(export)
 
 
 def again(data: Data) -> str:
     """The command, and where everything came from."""
     command = data.get("again")
     shown = f"<pre><code>{text(command)}</code></pre>" if command else ""
-    made = facts_table(dict(data.get("provenance") or {}))
+    made = facts_list(dict(data.get("provenance") or {}))
     heading = "<h3>Where it came from</h3>" if made else ""
     return shown + heading + made
 
@@ -406,14 +406,14 @@ def foot(data: Data) -> str:
     )
 
 
-def facts_table(facts: Mapping[str, Any]) -> str:
+def facts_list(facts: Mapping[str, Any]) -> str:
     """Names and values, nested ones joined by a dot."""
     lines = "".join(
-        f"<tr><td>{text(name)}</td><td>{text(_plain(name, value))}</td></tr>"
+        f"<div><dt>{text(name)}</dt><dd>{text(_plain(name, value))}</dd></div>"
         for name, value in _flat(facts)
         if value is not None and value != ""
     )
-    return f'<table class="text"><tbody>{lines}</tbody></table>' if lines else ""
+    return f'<dl class="list">{lines}</dl>' if lines else ""
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
