@@ -131,8 +131,7 @@ class Feed:
     def __post_init__(self) -> None:
         if self.batch_size % self.hosts:
             raise UserError(
-                f"BATCH_SIZE {self.batch_size} does not divide over "
-                f"{self.hosts} hosts",
+                f"BATCH_SIZE {self.batch_size} does not divide over {self.hosts} hosts",
                 f"set --gin.BATCH_SIZE to a multiple of {self.hosts}",
             )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -203,7 +203,7 @@ def lists_from_labels(
     sampling: str = "top",
     seed: int = 0,
     trust_first: bool = False,
-    transform: Callable[[np.ndarray], np.ndarray] | None = None,
+    values: np.ndarray | None = None,
 ) -> Lists:
     """Lists of a teacher's labels, at most ``size`` candidates each.
 
@@ -215,11 +215,9 @@ def lists_from_labels(
     Args:
         sampling: ``"top"`` keeps the teacher's best; ``"random"`` keeps the best and a
             random rest; ``"spread"`` keeps every (N/size)-th of the teacher's order.
-        transform: applied to the label matrix (``Float[Q N]``, nan pads) beforehand.
+        values: Float[Q N] in place of the raw labels (normalised ones); nan pads.
     """
-    table_labels = labels.training_labels()
-    if transform is not None:
-        table_labels = transform(table_labels)
+    table_labels = labels.training_labels() if values is None else values
     by_query = _pairs_of(pairs, collection)
     width = max((len(v) for v in by_query.values()), default=0)
     doc_rows = _aligned(labels, collection)
@@ -232,20 +230,20 @@ def lists_from_labels(
             continue
         order = np.flatnonzero(valid)
         order = order[np.argsort(-table_labels[row, order], kind="stable")]
-        docs, values = doc_rows[row, order], table_labels[row, order]
+        docs, scores = doc_rows[row, order], table_labels[row, order]
         judged = by_query.get(query_id, ())
         positive = _positive(query_id, docs, qrels, collection)
         keep = _select(
             docs, size, sampling, generator(seed, "list", query_id), judged, positive
         )
-        docs, values = docs[keep], values[keep]
+        docs, scores = docs[keep], scores[keep]
         if positive is not None:
             front = int(np.flatnonzero(keep == positive)[0])
             turn = np.r_[front, np.delete(np.arange(len(docs)), front)]
-            docs, values = docs[turn], values[turn]
+            docs, scores = docs[turn], scores[turn]
         table["query_rows"][row] = query_rows[row]
         table["doc_rows"][row, : len(docs)] = docs
-        table["labels"][row, : len(docs)] = values
+        table["labels"][row, : len(docs)] = scores
         table["labelled"][row] = positive is not None or trust_first
         place = {int(doc): i for i, doc in enumerate(docs)}
         column = 0

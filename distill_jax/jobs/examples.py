@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax.ir import normalise
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.lists import (
     Lists,
@@ -16,6 +17,7 @@ from distill_jax.ir.lists import (
 )
 from distill_jax.ir.run import Run
 from distill_jax.jobs.candidates import Asked
+from distill_jax.jobs.console import say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,8 +79,6 @@ class Taught:
     drop_below_percentile: float | None = None
 
     def __call__(self, asked: Asked, run: Run) -> Lists:
-        from distill_jax.ir import normalise
-
         setting = asked.setting
         labels = self.teacher(asked, run)
         pairs = None if self.pairwise is None else self.pairwise(asked, labels)
@@ -93,15 +93,26 @@ class Taught:
             sampling=self.sampling,
             seed=setting.seed,
             trust_first=self.trust_first,
-            transform=lambda scores: normalise.normalise(scores, self.normalisation),
+            values=normalise.normalise(labels, self.normalisation),
         )
         if self.drop_below_percentile is not None:
-            scores = labels.training_labels()
-            kept = normalise.percentile_filter(scores, self.drop_below_percentile)
-            names = {q for q, keep in zip(labels.query_ids, kept) if keep}
-            ids = np.asarray([asked.queries.ids[r] in names for r in lists.query_rows])
-            lists = lists.take(np.flatnonzero(ids))
+            lists = self._confident(labels, lists, asked)
         return lists
+
+    def _confident(self, labels: Any, lists: Lists, asked: Asked) -> Lists:
+        """Without the queries whose best document the teacher does not believe in."""
+        scores = labels.training_labels()
+        kept = normalise.above_percentile(
+            scores,
+            labels.where,
+            positive=np.argmax(np.where(labels.where, scores, -np.inf), axis=1),
+            percent=self.drop_below_percentile or 0.0,
+        )
+        names = {query for query, keep in zip(labels.query_ids, kept) if keep}
+        ids = asked.queries.ids
+        confident = [ids[row] in names for row in lists.query_rows]
+        say(f"{len(names)} of {len(labels)} queries have a confident best document")
+        return lists.take(np.flatnonzero(confident))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from distill_jax.ir.collection import Queries
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.run import Run
 from distill_jax.jobs.setting import Setting
-from distill_jax.models.inference import encode_all, encode_features, score_features
+from distill_jax.models.inference import encode_all, score_features
 from distill_jax.models.pretrained import Pretrained
 
 ENCODERS = ("dual_encoder", "colbert", "splade")
@@ -39,7 +39,9 @@ def rank(
         index: "exact" or "scann", for dual encoders.
     """
     if model.spec.kind in ENCODERS:
-        return search(model, queries, setting, depth=depth, directory=directory, index=index)
+        return search(
+            model, queries, setting, depth=depth, directory=directory, index=index
+        )
     if first_stage is None:
         raise UserError(
             f"a {model.spec.kind} reorders candidates, and there are none",

@@ -3,57 +3,176 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from distill_jax.ir.files import write_json
-from distill_jax.ir.measures import evaluate_queries
+import numpy as np
+
+from distill_jax import report
+from distill_jax.ir import diagnostics
+from distill_jax.ir.files import digest
+from distill_jax.ir.labels import TeacherLabels
+from distill_jax.ir.measures import evaluate_queries, ties
 from distill_jax.ir.run import Run
 from distill_jax.jobs.console import say
+
+VERSIONED = ("distill_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @dataclasses.dataclass
 class Table:
-    """Measures per query of every system of a job, in the order they were made."""
+    """Measures per query of every system of a job, in the order they were made.
+
+    Attributes:
+        job, setting: what is reported on.
+        runs: the ranking of each system.
+        values: ``{system: {measure: {query: value}}}``.
+        trips: (round, ``Trip``) of each stage that was run.
+    """
 
     job: Any
     setting: Any
     command: str = ""
     started: float = 0.0
     best_round: int = 1
-    values: dict[str, dict[str, dict[str, float]]] = dataclasses.field(
-        default_factory=dict
-    )
+    values: dict = dataclasses.field(default_factory=dict)
     runs: dict[str, Run] = dataclasses.field(default_factory=dict)
     trips: list = dataclasses.field(default_factory=list)
-    rounds: dict[str, int] = dataclasses.field(default_factory=dict)
+    rounds: list[dict] = dataclasses.field(default_factory=list)
 
     def add(self, name: str, run: Run, round_number: int | None = None) -> None:
         """Measures a system's run on the test judgements."""
-        self.values[name] = evaluate_queries(
+        measured = evaluate_queries(
             run, self.setting.test.qrels, list(self.job.measures)
         )
-        self.runs[name] = run
+        self.values[name], self.runs[name] = measured, run
+        means = self.means()[name]
         if round_number is not None:
-            self.rounds[name] = round_number
-        shown = "  ".join(f"{m} {v:.4f}" for m, v in self.means()[name].items())
-        say(f"{name}: {shown}")
+            self.rounds.append({"round": round_number, "measures": means, "name": name})
+        say(f"{name}: " + "  ".join(f"{m} {v:.4f}" for m, v in means.items()))
 
     def means(self) -> dict[str, dict[str, float]]:
-        """Mean of each measure of each system; a missing query counts as 0."""
-        count = max(len(self.setting.test.qrels.query_ids), 1)
+        """Mean of each measure of each system over the judged queries."""
         return {
-            name: {m: sum(per.values()) / count for m, per in measures.items()}
-            for name, measures in self.values.items()
+            name: {m: float(np.mean(list(per.values()))) for m, per in found.items()}
+            for name, found in self.values.items()
         }
 
     def finish(self, best: Any, export: dict | None) -> None:
+        """Writes every form of the report, and prints the table with its verdict."""
         directory = Path(self.job.directory)
-        self.runs[list(self.runs)[-1]].write(directory / "run.trec")
-        report = {
+        system = "after" if "after" in self.runs else list(self.runs)[-1]
+        self.runs[system].write(directory / "run.trec")
+        data = report.compare_systems(
+            self.values, primary=self.job.measures[0], system=system
+        )
+        data |= {
+            "title": f"{self.job.collection}: {best.student.spec.kind}",
             "collection": self.job.collection,
-            "measures": self.means(),
-            "cost": {"seconds": time.time() - self.started},
+            "rounds": self.rounds,
+            "teacher": self._teacher(best),
+            "mining": self._mining(best),
+            "ties": self._ties(system),
+            "cost": self._cost(),
+            "export": _export_entry(export),
+            "again": self.command,
+            "provenance": self._provenance(best),
         }
-        write_json(directory / "report.json", report)
+        data["notices"] = [
+            *data.get("notices", ()),
+            *self.setting.collection.notices,
+            *(data["teacher"] or {}).get("warnings", ()),
+        ]
+        data["examples"] = report.examples(
+            data,
+            self.runs,
+            self.setting.test.queries,
+            self.setting.collection,
+            self.setting.test.qrels,
+        )
+        data = {name: value for name, value in data.items() if value not in (None, {})}
+        page = report.publish(directory, data)
+        print(report.summary(data), flush=True)
+        print(f"report: {page}")
+        if export is not None:
+            print(f"export: {export['directory']} ({export['format']})")
+
+    def _teacher(self, best: Any) -> dict | None:
+        """The teacher's figures, beside those of what it must beat."""
+        folder = best.directory / "labels"
+        if not list(folder.glob("*.parquet")):
+            return None
+        labels = TeacherLabels.read(folder, collection=self.setting.collection)
+        train = self.setting.train
+        judged = train is not None and any(q in train.qrels for q in labels.query_ids)
+        found = diagnostics.teacher_report(
+            labels, qrels=train.qrels if judged else None
+        )
+        for warning in found["warnings"]:
+            say(f"teacher: {warning}")
+        counts = labels.provenance.get("counts", {})
+        return {**found, "counts": counts}
+
+    def _mining(self, best: Any) -> dict | None:
+        made = best.made.get("candidates", {}).get("funnel")
+        if not made:
+            return None
+        lists = best.made["lists"]
+        made = {**made, "in lists": round(lists["lists"] * lists["docs_per_list"])}
+        return {"funnel": report.funnel(**made)}
+
+    def _ties(self, system: str) -> dict[str, Any]:
+        found = ties(self.runs[system], self.setting.test.qrels, [self.job.measures[0]])
+        return {system: dataclasses.asdict(found)}
+
+    def _cost(self) -> dict[str, Any]:
+        parts: dict[str, float] = {}
+        for number, trip in self.trips:
+            prefix = f"round {number} " if self.job.rounds > 1 else ""
+            prefix += f"{trip.name} " if len(self.job.stages) > 1 else ""
+            for name, made in (*trip.made.items(), ("training", trip.fit)):
+                parts[prefix + name] = made.get("seconds", 0.0)
+        return {"seconds": round(time.time() - self.started, 1), "parts": parts}
+
+    def _provenance(self, best: Any) -> dict[str, Any]:
+        import jax
+
+        return {
+            "student": best.student.digest,
+            "best round": self.best_round,
+            "started from": self.job.student.checkpoint or self.job.student.backbone,
+            "collection digest": self.setting.collection.digest,
+            "test queries digest": self.setting.test.digest,
+            "seed": self.job.seed,
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "python": platform.python_version(),
+            "versions": digest_versions(),
+            "lists": best.made["lists"].get("lists"),
+            "training": {k: best.fit.get(k) for k in ("step", "best_step", "finished")},
+        }
+
+
+def digest_versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    found = {}
+    for name in VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return {**found, "digest": digest(found)}
+
+
+def _export_entry(export: dict | None) -> dict | None:
+    if export is None:
+        return None
+    readers = [reader.get("reader", reader.get("name")) for reader in export["readers"]]
+    return {
+        "directory": export["directory"],
+        "format": export["format"],
+        "code": f'import distill_jax\nmodel = distill_jax.load("{export["directory"]}")',
+        "verified": ", ".join(str(reader) for reader in readers),
+    }

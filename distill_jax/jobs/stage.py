@@ -18,7 +18,7 @@ from distill_jax.ir.files import digest, read_json, write_json
 from distill_jax.ir.lists import Lists, split_by_hash
 from distill_jax.ir.run import Run
 from distill_jax.jobs import ranking
-from distill_jax.jobs.candidates import Asked, BM25
+from distill_jax.jobs.candidates import BM25, Asked
 from distill_jax.jobs.console import say
 from distill_jax.jobs.describe import describe
 from distill_jax.jobs.parts import part
@@ -302,7 +302,10 @@ def train(
 
 def _refuse_other_settings(directory: Path, inputs: dict, settings: dict) -> None:
     """A run is not gone on with, nor taken for done, under other settings (R46)."""
-    record, before = directory / "student/part.json", directory / "student/settings.json"
+    record, before = (
+        directory / "student/part.json",
+        directory / "student/settings.json",
+    )
     if not (record.is_file() and before.is_file()):
         return
     if read_json(record)["inputs"] != {k: digest(v) for k, v in inputs.items()}:
@@ -330,8 +333,9 @@ def _fit(
     if training.measure == "loss":
         dev = split_by_hash([ids[row] for row in lists.query_rows], training.dev_share)
         if dev.any() and not dev.all():
-            held_out, lists = lists.take(np.flatnonzero(dev)), lists.take(
-                np.flatnonzero(~dev)
+            held_out, lists = (
+                lists.take(np.flatnonzero(dev)),
+                lists.take(np.flatnonzero(~dev)),
             )
     steps = training.total(len(lists))
     featurizer = make_featurizer(student, asked, training.lengths)
@@ -367,9 +371,7 @@ def _fit(
         config=settings,
         query_names=lambda rows: [ids[int(row)] for row in rows],
     )
-    result = fit(
-        student.graphdef(), student.params, training.objective, feed, evaluate
-    )
+    result = fit(student.graphdef(), student.params, training.objective, feed, evaluate)
     params = jax.tree.map(lambda leaf: np.asarray(_whole(leaf)), result.params)
     return result, student.replace(params=params, source=str(asked.directory), fresh=())
 
@@ -442,9 +444,7 @@ def _evaluation(training, student, asked, featurizer, held_out, mesh):
     return rank_dev
 
 
-def _batches(
-    lists: Lists, featurizer: Featurizer, batch_size: int
-) -> Iterator[Any]:
+def _batches(lists: Lists, featurizer: Featurizer, batch_size: int) -> Iterator[Any]:
     from distill_jax.ir.lists import FIELDS
 
     for start in range(0, len(lists), batch_size):
