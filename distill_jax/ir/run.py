@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,8 @@ import numpy as np
 from distill_jax.ir.collection import Collection
 from distill_jax.ir.errors import UserError, clip, near
 from distill_jax.ir.files import digest, digest_texts
+from distill_jax.ir.run_order import ordered
 from distill_jax.ir.strings import int_list
-
-_CHUNK_CELLS = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -52,7 +51,7 @@ class Run:
             raise UserError(
                 f"the run has query {clip(twice)} twice", "join its lists before"
             )
-        rows, scores = _ordered(query_ids, rows, scores, self.doc_ids)
+        rows, scores = ordered(query_ids, rows, scores, self.doc_ids)
         object.__setattr__(self, "query_ids", query_ids)
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "scores", scores)
@@ -255,12 +254,13 @@ class Run:
             weights: one a run, 1 by default.
             depth: keep so many documents of a query, all by default.
         """
+        from distill_jax.ir.run_joining import merge
 
         def gains(run: Run) -> np.ndarray:
             ranks = np.arange(1, run.depth + 1, dtype=np.float64)
             return np.broadcast_to(1.0 / (k + ranks), run.rows.shape)
 
-        return _merge(runs, [gains(run) for run in runs], weights, depth)
+        return merge(runs, [gains(run) for run in runs], weights, depth)
 
     @classmethod
     def combine(
@@ -283,91 +283,19 @@ class Run:
         Raises:
             UserError: an unknown normalisation.
         """
+        from distill_jax.ir.run_joining import merge, normalised
+
         if normalise not in ("minmax", "zscore", None):
             raise UserError(
                 f"unknown normalisation {normalise!r}", "use minmax, zscore or None"
             )
         parts, floors = [], []
         for run in runs:
-            values, floor = _normalised(run, normalise)
+            values, floor = normalised(run, normalise)
             # Lacking a document then means adding nothing.
             parts.append(values - floor[:, None])
             floors.append(dict(zip(run.query_ids, floor.tolist())))
-        return _merge(runs, parts, weights, depth, floors)
-
-
-def _normalised(run: Run, how: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """(values float64[Q, K], what a missing document gets float64[Q])."""
-    scores = np.where(run.where, run.scores.astype(np.float64), np.nan)
-    if how is None:
-        return np.nan_to_num(scores), np.zeros(len(run))
-    if not run.depth:
-        return scores, np.zeros(len(run))
-    count = np.maximum(run.where.sum(1), 1)
-    low = np.where(run.where, scores, np.inf).min(1)
-    if how == "minmax":
-        high = np.where(run.where, scores, -np.inf).max(1)
-        shift, scale = low, high - low
-    else:
-        shift = np.nansum(scores, 1) / count
-        scale = np.sqrt(np.nansum((scores - shift[:, None]) ** 2, 1) / count)
-    shift = np.where(np.isfinite(shift), shift, 0.0)
-    flat = ~(scale > 0) | ~np.isfinite(scale)
-    values = (scores - shift[:, None]) / np.where(flat, 1.0, scale)[:, None]
-    values = np.where(flat[:, None] & run.where, 0.0, values)
-    floor = np.where(run.where, values, np.inf).min(1)
-    return np.nan_to_num(values), np.where(np.isfinite(floor), floor, 0.0)
-
-
-def _merge(
-    runs: Sequence[Run],
-    gains: Sequence[np.ndarray],
-    weights: Sequence[float] | None,
-    depth: int | None,
-    floors: Sequence[Mapping[str, float]] | None = None,
-) -> Run:
-    """Sums gains float64[Q, K] of runs over their cells; one list a query."""
-    if not runs:
-        raise UserError("no runs to join", "give at least one")
-    weights = [1.0] * len(runs) if weights is None else list(weights)
-    if len(weights) != len(runs):
-        raise UserError(f"{len(weights)} weights for {len(runs)} runs")
-    queries = tuple(dict.fromkeys(q for run in runs for q in run.query_ids))
-    position = {query: i for i, query in enumerate(queries)}
-    doc_ids, maps = _shared_ids(runs)
-    cells, values = [], []
-    for run, gain, weight, new in zip(runs, gains, weights, maps):
-        at = np.asarray([position[q] for q in run.query_ids], np.int64)
-        where = run.where
-        rows = run.rows[where] if new is None else new[run.rows[where]]
-        query = np.broadcast_to(at[:, None], run.rows.shape)[where]
-        cells.append(query * max(len(doc_ids), 1) + rows)
-        values.append(weight * gain[where])
-    cell, inverse = np.unique(np.concatenate(cells), return_inverse=True)
-    total = np.bincount(inverse, np.concatenate(values), len(cell))
-    query, rows = np.divmod(cell, max(len(doc_ids), 1))
-    if floors is not None:
-        pairs = list(zip(weights, floors))
-        base = [sum(w * f.get(q, 0.0) for w, f in pairs) for q in queries]
-        total = total + np.asarray(base)[query]
-    run = rectangle(queries, query, rows.astype(np.int32), total, doc_ids)
-    return run if depth is None else run.top(depth)
-
-
-def _shared_ids(runs: Sequence[Run]) -> tuple[Sequence[str], list[np.ndarray | None]]:
-    """One id sequence for all runs, and each run's rows -> its rows (None: same)."""
-    first = runs[0].doc_ids
-    if all(run.doc_ids is first for run in runs):
-        return first, [None] * len(runs)
-    row_of: dict[str, int] = {}
-    maps: list[np.ndarray | None] = []
-    for run in runs:
-        used = np.unique(run.rows[run.where])
-        new = np.full(len(run.doc_ids), -1, np.int32)
-        for row in int_list(used):
-            new[row] = row_of.setdefault(run.doc_ids[row], len(row_of))
-        maps.append(new)
-    return list(row_of), maps
+        return merge(runs, parts, weights, depth, floors)
 
 
 def rectangle(
@@ -402,80 +330,3 @@ def rectangle(
         out_scores[query, column] = scores
     run = Run(tuple(query_ids), out_rows, out_scores, doc_ids)
     return run if limit is None else run.top(limit)
-
-
-def _ordered(query_ids, rows, scores, doc_ids) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and scores in trec_eval's order, checked; the inputs when they are so."""
-    if not rows.size:
-        return rows, scores
-    step = max(1, _CHUNK_CELLS // rows.shape[1])
-    copied = False
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        r, s = rows[part], scores[part]
-        _check(query_ids, start, r, s, doc_ids)
-        new_r, new_s = _order_part(r, s, doc_ids)
-        if new_r is not r or new_s is not s:
-            if not copied:
-                rows, scores, copied = rows.copy(), scores.copy(), True
-            rows[part], scores[part] = new_r, new_s
-    return rows, scores
-
-
-def _check(query_ids, start, rows, scores, doc_ids) -> None:
-    where = rows >= 0
-    nan = where & np.isnan(scores)
-    if nan.any():
-        i, j = np.argwhere(nan)[0]
-        raise UserError(
-            f"query {clip(query_ids[start + i])}, document "
-            f"{clip(doc_ids[int(rows[i, j])])}: the score is NaN",
-            "look at the model or index that made it",
-        )
-    if rows.max(initial=-1) >= len(doc_ids):
-        raise ValueError(f"row {rows.max()} of {len(doc_ids)} documents")
-    ordered = np.sort(rows, axis=1)
-    same = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-    if same.any():
-        i, j = np.argwhere(same)[0]
-        raise UserError(
-            f"query {clip(query_ids[start + i])} has document "
-            f"{clip(doc_ids[int(ordered[i, j])])} twice in its list",
-            "keep one of the two; a file that was appended to is a common cause",
-        )
-
-
-def _order_part(rows, scores, doc_ids) -> tuple[np.ndarray, np.ndarray]:
-    where = rows >= 0
-    if not where.all() and not (scores[~where] == -np.inf).all():
-        scores = np.where(where, scores, np.float32(-np.inf))
-    falls = (scores[:, :-1] >= scores[:, 1:]) & (where[:, :-1] | ~where[:, 1:])
-    if not falls.all():
-        # -inf may be a real score: padding still goes last.
-        order = np.lexsort((-scores, ~where), axis=1)
-        rows = np.take_along_axis(rows, order, 1)
-        scores = np.take_along_axis(scores, order, 1)
-    tied = (scores[:, :-1] == scores[:, 1:]) & (rows[:, 1:] >= 0)
-    lists = np.flatnonzero(tied.any(1))
-    if not len(lists):
-        return rows, scores
-    place = _id_places(rows[lists], tied[lists], doc_ids)
-    order = np.lexsort((-place, -scores[lists], rows[lists] < 0), axis=1)
-    rows = rows.copy()
-    rows[lists] = np.take_along_axis(rows[lists], order, 1)
-    return rows, scores
-
-
-def _id_places(rows, tied, doc_ids) -> np.ndarray:
-    """int64 like rows: places in the order of ids, right among tied documents."""
-    member = np.zeros(rows.shape, bool)
-    member[:, 1:] |= tied
-    member[:, :-1] |= tied
-    used = np.unique(rows[member])
-    ids = [doc_ids[row] for row in int_list(used)]
-    # Code points sort as UTF-8 bytes do, which is what trec_eval compares.
-    by_id = np.asarray(sorted(range(len(ids)), key=ids.__getitem__), np.int64)
-    place = np.empty(len(ids), np.int64)
-    place[by_id] = np.arange(len(ids))
-    found = np.clip(np.searchsorted(used, rows), 0, len(used) - 1)
-    return np.where(used[found] == rows, place[found], -1)

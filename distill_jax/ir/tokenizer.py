@@ -1,8 +1,6 @@
 """One tokenizer for training and inference: ids equal to those of transformers.
 
-``tokenizers`` (Rust) does the work. T5's and BERT's pipelines are put together here
-from their vocabulary files as transformers 5 puts them together, so that text gets
-the same ids with and without transformers.
+``tokenizers`` (Rust) does the work; ``pipelines`` puts T5's and BERT's together.
 """
 
 from __future__ import annotations
@@ -14,29 +12,25 @@ from typing import Any
 
 from distill_jax.ir.errors import UserError, near
 from distill_jax.ir.files import atomic_write, digest, read_json, write_json
+from distill_jax.ir.pipelines import (
+    EXTRA_IDS,
+    SPACE,
+    SPECIAL_TOKENS,
+    bert_backend,
+    read_backend,
+    t5_backend,
+)
 from distill_jax.ir.spiece import (
-    SentencePieceModel,
     parse_model,
     read_model,
     with_pieces,
 )
+from distill_jax.ir.vocabulary import train_spiece, without_surrogates
 
 ANSWER_WORDS = ("true", "false", "Yes", "No", "A", "B")
 """Words whose logits T5 rerankers read; a vocabulary made here keeps each whole."""
 
 _FILES = ("tokenizer.json", "spiece.model", "vocab.txt")
-_EXTRA_IDS = 100
-_SPACE = "\u2581"
-_NAMES = {
-    "t5": {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"},
-    "bert": {
-        "pad": "[PAD]",
-        "unk": "[UNK]",
-        "cls": "[CLS]",
-        "sep": "[SEP]",
-        "mask": "[MASK]",
-    },
-}
 _CLASSES = {
     "t5": "T5Tokenizer",
     "bert": "BertTokenizer",
@@ -93,13 +87,13 @@ class Tokenizer:
         if path.suffix == ".json":
             spiece = path.parent / "spiece.model"
             kept = spiece.read_bytes() if spiece.is_file() else None
-            return cls(_read_backend(path), config, kept)
+            return cls(read_backend(path), config, kept)
         if path.suffix == ".model":
             model = read_model(path)
-            extra = config.get("extra_ids", _EXTRA_IDS)
-            return cls(_t5_backend(model, extra), config, path.read_bytes())
+            extra = config.get("extra_ids", EXTRA_IDS)
+            return cls(t5_backend(model, extra), config, path.read_bytes())
         if path.name.endswith("vocab.txt"):
-            return cls(_bert_backend(path, config), config)
+            return cls(bert_backend(path, config), config)
         raise UserError(
             f"{path}: not a tokenizer file", f"give one of {', '.join(_FILES)}"
         )
@@ -128,19 +122,19 @@ class Tokenizer:
         Raises:
             UserError: there is no text, or sentencepiece is not installed.
         """
-        data = _train_spiece(texts, vocab_size, max_texts, seed)
+        data = train_spiece(texts, vocab_size, max_texts, seed)
         known = {piece for piece, _, _ in parse_model(data).pieces}
-        plain = cls(_t5_backend(parse_model(data), 0))
+        plain = cls(t5_backend(parse_model(data), 0))
         missing = []
         for word in ANSWER_WORDS:
-            if _SPACE + word not in known:
-                missing.append((_SPACE + word, plain._best_score(word, data) + 0.1))
+            if SPACE + word not in known:
+                missing.append((SPACE + word, plain._best_score(word, data) + 0.1))
         # Just above the best split: the word itself becomes one piece, and longer
         # words that begin with it are disturbed as little as can be.
         data = with_pieces(data, missing)
-        made = cls(_t5_backend(parse_model(data), _EXTRA_IDS), spiece=data)
+        made = cls(t5_backend(parse_model(data), EXTRA_IDS), spiece=data)
         for word in ANSWER_WORDS:
-            made.token_id(_SPACE + word)
+            made.token_id(SPACE + word)
         return made
 
     def _best_score(self, word: str, data: bytes) -> float:
@@ -196,7 +190,7 @@ class Tokenizer:
                 + near(token, self._answer_like()),
                 "use the tokenizer that belongs to the model, or another head",
             )
-        text = token.replace(_SPACE, " ").strip() if self.kind == "t5" else token
+        text = token.replace(SPACE, " ").strip() if self.kind == "t5" else token
         if not token.startswith("##") and text and self.encode(text) != [found]:
             raise UserError(
                 f"{text!r} is not one token for this tokenizer: {self.encode(text)}",
@@ -205,7 +199,7 @@ class Tokenizer:
         return found
 
     def _answer_like(self) -> list[str]:
-        words = [_SPACE + word for word in ANSWER_WORDS] + list(ANSWER_WORDS)
+        words = [SPACE + word for word in ANSWER_WORDS] + list(ANSWER_WORDS)
         return [word for word in words if self._backend.token_to_id(word) is not None]
 
     @functools.cached_property
@@ -219,7 +213,10 @@ class Tokenizer:
         """``"t5"``, ``"bert"`` or ``"other"``, by the vocabulary's special tokens."""
         model = type(self._backend.model).__name__
         for kind, name in (("t5", "Unigram"), ("bert", "WordPiece")):
-            needed = _NAMES[kind]["pad"], _NAMES[kind].get("eos", "[SEP]")
+            needed = (
+                SPECIAL_TOKENS[kind]["pad"],
+                SPECIAL_TOKENS[kind].get("eos", "[SEP]"),
+            )
             if model == name and all(self._id(token) is not None for token in needed):
                 return kind
         return "other"
@@ -243,7 +240,7 @@ class Tokenizer:
         return json.dumps(record, sort_keys=True)
 
     def _special_names(self) -> dict[str, str]:
-        names = dict(_NAMES.get(self.kind, {}))
+        names = dict(SPECIAL_TOKENS.get(self.kind, {}))
         for role in ("pad", "eos", "unk", "cls", "sep", "mask"):
             given = self._config.get(f"{role}_token")
             if isinstance(given, dict):
@@ -300,7 +297,7 @@ class Tokenizer:
                     out.write(token + "\n")
 
     def _sentinels(self) -> list[str]:
-        names = (f"<extra_id_{i}>" for i in range(_EXTRA_IDS))
+        names = (f"<extra_id_{i}>" for i in range(EXTRA_IDS))
         return [name for name in names if self._id(name) is not None]
 
     def _lowercases(self) -> bool:
@@ -314,161 +311,7 @@ class Tokenizer:
         return f"Tokenizer({self.kind}, {self.vocab_size} tokens, {self.digest[:8]})"
 
 
-def without_surrogates(text: str) -> str:
-    """Lone surrogates, which no encoding can hold, become U+FFFD; pairs are joined."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
 def _from_state(state: str, config: dict, spiece: bytes | None) -> Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     return Tokenizer(Backend.from_str(state), config, spiece)
-
-
-def _read_backend(path: Path) -> Any:
-    from tokenizers import Tokenizer as Backend
-
-    try:
-        return Backend.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise UserError(
-            f"{path}: not a tokenizer.json ({error})", "fetch the file again"
-        ) from None
-
-
-def _t5_backend(model: SentencePieceModel, extra_ids: int) -> Any:
-    """T5's pipeline as transformers 5 builds it from a ``spiece.model``."""
-    from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
-    from tokenizers import Tokenizer as Backend
-    from tokenizers.models import Unigram
-
-    pieces = [(piece, score) for piece, score, _ in model.pieces]
-    known = {piece for piece, _ in pieces}
-    sentinels = [f"<extra_id_{i}>" for i in range(extra_ids)]
-    if not known.intersection(sentinels):
-        # The last id is <extra_id_0>.
-        pieces += [(sentinel, 0.0) for sentinel in reversed(sentinels)]
-    ids = {piece: i for i, (piece, _) in enumerate(pieces)}
-    unknown = [i for i, (_, _, kind) in enumerate(model.pieces) if kind == 2]
-    if "</s>" not in ids or "<pad>" not in ids or not unknown:
-        raise UserError(
-            "the SentencePiece model lacks <pad>, </s> or <unk>",
-            "T5 vocabularies have them; train with pad_id=0, eos_id=1, unk_id=2",
-        )
-    backend = Backend(Unigram(pieces, unk_id=unknown[0], byte_fallback=False))
-    if model.charsmap:
-        backend.normalizer = normalizers.Precompiled(model.charsmap)
-    space: dict[str, Any] = {
-        "replacement": _SPACE,
-        "prepend_scheme": "always",
-        "split": True,
-    }
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**space)]
-    )
-    backend.decoder = decoders.Metaspace(**space)
-    specials = ["<pad>", "</s>", pieces[unknown[0]][0], *reversed(sentinels)]
-    backend.add_special_tokens(
-        [AddedToken(s, normalized=False, special=True) for s in specials if s in ids]
-    )
-    backend.post_processor = processors.TemplateProcessing(
-        single=["$A", "</s>"],
-        pair=["$A", "</s>", "$B", "</s>"],
-        special_tokens=[("</s>", ids["</s>"])],
-    )
-    return backend
-
-
-def _bert_backend(path: Path, config: dict) -> Any:
-    """BERT's pipeline as transformers 5 builds it from a ``vocab.txt``."""
-    from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
-    from tokenizers import Tokenizer as Backend
-    from tokenizers.models import WordPiece
-
-    with open(path, encoding="utf-8", newline="\n") as lines:
-        vocab = {line.rstrip("\n"): i for i, line in enumerate(lines)}
-    names = {role: config.get(f"{role}_token", n) for role, n in _NAMES["bert"].items()}
-    absent = [name for name in names.values() if name not in vocab]
-    if absent:
-        raise UserError(
-            f"{path}: no {', '.join(absent)} in the vocabulary",
-            "give the vocab.txt of a BERT or ELECTRA model",
-        )
-    lowercase = config.get("do_lower_case", True)
-    backend = Backend(WordPiece(vocab, unk_token=names["unk"]))
-    backend.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=lowercase,
-    )
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
-    backend.add_special_tokens(
-        [AddedToken(n, normalized=False, special=True) for n in names.values()]
-    )
-    first, last = names["cls"], names["sep"]
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{first}:0 $A:0 {last}:0",
-        pair=f"{first}:0 $A:0 {last}:0 $B:1 {last}:1",
-        special_tokens=[(first, vocab[first]), (last, vocab[last])],
-    )
-    return backend
-
-
-def _train_spiece(
-    texts: Iterable[str], vocab_size: int, max_texts: int, seed: int
-) -> bytes:
-    """The bytes of a Unigram ``spiece.model`` trained on the texts."""
-    import io
-    import itertools
-
-    try:
-        import sentencepiece
-    except ImportError:
-        raise UserError(
-            "training a vocabulary needs the sentencepiece library",
-            "pip install sentencepiece, or give a T5 checkpoint's tokenizer",
-        ) from None
-
-    def sentences():
-        for text in itertools.islice(texts, max_texts):
-            # Long documents are cut in lines: the trainer skips what is too long.
-            clean = without_surrogates(text).replace("\0", " ")
-            for line in clean.splitlines():
-                for start in range(0, len(line), 1000):
-                    piece = line[start : start + 1000].strip()
-                    if piece:
-                        yield piece
-
-    lines = list(sentences())
-    if not lines:
-        raise UserError(
-            "no text to train a vocabulary on", "give a collection that has documents"
-        )
-    out = io.BytesIO()
-    sentencepiece.set_random_generator_seed(seed)
-    sentencepiece.SentencePieceTrainer.train(  # type: ignore[attr-defined]
-        sentence_iterator=iter(lines),
-        model_writer=out,
-        model_type="unigram",
-        vocab_size=vocab_size,
-        hard_vocab_limit=False,
-        character_coverage=0.9995,
-        input_sentence_size=500_000,
-        shuffle_input_sentence=True,
-        max_sentence_length=8192,
-        # Sums over threads are added in thread order: a fixed count, a fixed result.
-        num_threads=4,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        pad_piece="<pad>",
-        eos_piece="</s>",
-        unk_piece="<unk>",
-        minloglevel=3,
-    )
-    return out.getvalue()

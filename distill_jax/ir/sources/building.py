@@ -20,7 +20,7 @@ from distill_jax.ir.collection import Collection, Queries, collection_digest
 from distill_jax.ir.errors import UserError, clip
 from distill_jax.ir.files import digest_texts, file_fingerprint, read_json, write_json
 from distill_jax.ir.strings import StringTable, StringTableWriter, arrow_strings
-from distill_jax.ir.tokenizer import without_surrogates
+from distill_jax.ir.vocabulary import without_surrogates
 
 LARGE_BYTES = 256 << 20
 """Files above it are memory-mapped; ``.gz`` files count four times."""
