@@ -159,7 +159,7 @@ def _descending(table: StringTable, short: np.ndarray) -> Iterator[tuple[int, by
         table.arrow(), order="descending"
     ).to_numpy()
     order = order[~short[order]].astype(np.int64)
-    blob = memoryview(table.blob)
+    blob = memoryview(table.blob)  # type: ignore[arg-type]
     for start in range(0, len(order), 1 << 16):
         rows = order[start : start + (1 << 16)]
         begins, ends = table.offsets[rows], table.offsets[rows + 1]

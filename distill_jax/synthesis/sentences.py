@@ -6,15 +6,14 @@ import re
 import unicodedata
 
 # Words whose full stop seldom ends a sentence. Lower case, without the last stop.
-_ABBREVIATIONS = frozenset(
-    """
-    dr mr mrs ms prof st sr jr gen col sgt capt lt rev hon pres gov sen rep
-    vs etc e.g i.e eg ie cf al approx ca no nos vol vols pp p fig figs eq eqs sec ch
-    art ed eds dept univ inc ltd co corp bros assn est ave blvd rd mt ft
-    jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun
-    a.m p.m u.s u.k u.n u.s.a d.c ph.d m.d b.a m.a b.sc m.sc viz resp incl max min
-    z.b bzw usw ca d.h u.a bsp nr str
-    """.split()
+_TITLES = "dr mr mrs ms prof st sr jr gen col sgt capt lt rev hon pres gov sen rep"
+_LATIN = "vs e.g i.e eg ie cf approx ca ed eds viz resp incl z.b bzw usw d.h u.a bsp nr"
+_FIRMS = "dept univ inc ltd co corp bros assn ave blvd rd mt ft u.s u.k u.n d.c"
+_DATES = "jan feb mar apr jun jul aug sep sept oct nov dec ph.d m.d b.a m.a b.sc m.sc"
+_ABBREVIATIONS = frozenset(" ".join((_TITLES, _LATIN, _FIRMS, _DATES)).split())
+# These only before a number: "no. 5", "fig. 2".
+_NUMBERED = frozenset(
+    ("no", "nos", "vol", "vols", "p", "pp", "fig", "figs", "eq", "eqs", "sec", "ch")
 )
 # A stop with what may close it, then a blank (none is needed after CJK stops).
 _STOP = re.compile(
@@ -24,8 +23,8 @@ _LIST_ITEM = re.compile(
     r"^\s*(?:[-*+\u2022\u2023\u25e6]|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)])\s+"
 )
 _CODE_LINE = re.compile(
-    r"^\s*(?:>>>|\.\.\.(?:\s|$)|\$ |#!|import \w|from \w+ import|def \w+\(|class \w+[(:]"
-    r"|return\b|@\w+|</?\w+[^>]*>\s*$)|[;{}]\s*$|^\s*[\w.\[\]]+\s*=\s*\S"
+    r"^\s*(?:>>>|\.\.\.(?:\s|$)|\$ |#!|import \w|from \w+ import|def \w+\("
+    r"|class \w+[(:]|return\b|@\w+|</?\w+[^>]*>\s*$)|[;{}]\s*$|^\s*[\w.\[\]]+\s*=\s*\S"
 )
 _FENCE = re.compile(r"^\s*(?:```|~~~)")
 _SYMBOLS = frozenset("{}[]()<>=;|\\/_*#$%^&~`@+")
@@ -79,36 +78,45 @@ def _blocks(text: str) -> list[str]:
         if item:
             close()
             line = line[item.end() :]
+        elif lines and _heading(lines[-1]) and line.strip()[0].isupper():
+            close()
         lines.append(line.strip())
     close()
     return blocks
 
 
+def _heading(line: str) -> bool:
+    """A short line without a stop, before one that begins with a capital."""
+    return len(line) < 50 and line[-1] not in ".,;:-!?\u2026"
+
+
 def _split(block: str) -> list[str]:
+    caseless = block == block.lower()
     found, start = [], 0
     for stop in _STOP.finditer(block):
-        if _ends_sentence(block, start, stop):
-            found.append(block[start : stop.end()].strip())
+        if _ends_sentence(block, start, stop, caseless):
+            found.append(block[start : stop.end()])
             start = stop.end()
-    found.append(block[start:].strip())
-    return [sentence for sentence in found if sentence]
+    found.append(block[start:])
+    stripped = (_LIST_ITEM.sub("", sentence).strip() for sentence in found)
+    return [sentence for sentence in stripped if any(c.isalnum() for c in sentence)]
 
 
-def _ends_sentence(block: str, start: int, stop: re.Match) -> bool:
+def _ends_sentence(block: str, start: int, stop: re.Match, caseless: bool) -> bool:
     mark = stop.group()
-    if mark[0] not in ".\u2026":
-        return True
     after = block[stop.end() :].lstrip()
-    if not after:
+    if mark[0] in "\u3002\uff01\uff1f" or not after:
         return True
     # The next sentence begins with a capital, a number, a quote, another script ...
-    if after[0].islower():
+    if after[0].islower() and not caseless:
         return False
     before = block[start : stop.start()].split()
-    word = before[-1].lstrip("([\"'\u201c\u2018") if before else ""
-    if mark == "." and word.lower() in _ABBREVIATIONS:
+    if mark != "." or not before or block[stop.start() - 1].isspace():
+        return True
+    word = before[-1].lstrip("([\"'\u201c\u2018").lower()
+    if word in _ABBREVIATIONS or (word in _NUMBERED and after[0].isdigit()):
         return False
-    if mark == "." and len(word) == 1 and word.isalpha() and word != "I":
+    if len(word) == 1 and word.isalpha() and word != "i" and not caseless:
         return False  # an initial: J. Smith
     # "1. Introduction": a number alone before its stop is a label.
     return not (len(before) == 1 and word.rstrip(".").isdigit())

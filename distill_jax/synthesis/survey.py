@@ -43,9 +43,8 @@ def survey(
         latin_only: also leave out documents without a Latin letter, for generators
             that know no other script. They are counted in any case.
     """
-    counts = dict.fromkeys(
-        ("empty", "one word", "no Latin letter", "very long", "duplicate"), 0
-    )
+    kinds = ("empty", "one word", "no Latin letter", "very long", "duplicate")
+    counts: dict[str, int] = dict.fromkeys(kinds, 0)
     keep = np.ones(len(collection), bool)
     if duplicates is not None:
         keep[duplicates.rows] = False

@@ -1,0 +1,39 @@
+"""What a generator answers, to a query or to a counted reason for having none."""
+
+from __future__ import annotations
+
+_QUOTES = {
+    '"': '"',
+    "'": "'",
+    "\u201c": "\u201d",
+    "\u2018": "\u2019",
+    "\u00ab": "\u00bb",
+}
+
+
+def first_line(reply: str) -> str:
+    """The first line that is not empty, tabs to blanks, one pair of quotes off."""
+    for line in reply.splitlines():
+        line = " ".join(line.split())
+        if len(line) >= 2 and _QUOTES.get(line[0]) == line[-1]:
+            line = line[1:-1].strip()
+        if line:
+            return line
+    return ""
+
+
+def read(reply: str | None, max_words: int = 30) -> tuple[str | None, str]:
+    """``(query, "")``, or ``(None, reason)``: "failed", "empty" or "too long".
+
+    Args:
+        reply: as it came; None when the call failed for good.
+        max_words: longest query that is kept. Prompts ask for fewer than 20.
+    """
+    if reply is None:
+        return None, "failed"
+    query = first_line(reply)
+    if not any(character.isalnum() for character in query):
+        return None, "empty"
+    if len(query.split()) > max_words or len(query) > 12 * max_words:
+        return None, "too long"
+    return query, ""

@@ -1,0 +1,141 @@
+"""Filters: who is kept, and that the funnel accounts for every query."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from distill_jax.ir.collection import Queries
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.labels import TeacherLabels
+from distill_jax.ir.run import Run
+from distill_jax.synthesis.filter import Funnel, plain, round_trip_rate, source_ranks
+from distill_jax.synthesis.made import Made
+
+DOCS = ["a", "b", "c", "d"]
+
+
+def made_of(*records, dropped=None):
+    return Made.of(records, DOCS, dropped)
+
+
+@pytest.fixture
+def made():
+    return made_of(
+        (0, "crop", 0, "What is A?"),
+        (1, "crop", 0, "what is a"),
+        (1, "t5", 0, "something on b"),
+        (2, "t5", 0, "a query for C 1"),
+        (2, "t5", 1, "a query for C 2"),
+        dropped={"t5: query empty": 4},
+    )
+
+
+def run_of(made, lists, doc_ids=None):
+    return Run.from_lists(
+        made.ids,
+        [[(d, -float(r)) for r, d in enumerate(docs)] for docs in lists],
+        doc_ids=doc_ids,
+    )
+
+
+def test_duplicates_and_held_out_queries(made):
+    funnel = Funnel(made).without_duplicates()
+    assert list(funnel.made.texts) == [made.texts[i] for i in (0, 2, 3, 4)]
+    funnel.without(Queries(["q"], ["Something, on B!"]), "test")
+    assert funnel.steps == [
+        ("made", 4, 5),
+        ("asked before", 1, 4),
+        ("among held-out queries (test)", 1, 3),
+    ]
+    assert plain("  Ｗhat's  up, Doc? ") == "what s up doc"
+    assert plain("C 1") != plain("C 2")
+
+
+@pytest.mark.parametrize("doc_ids", [DOCS, ["d", "c", "b", "a", "other"]])
+def test_round_trip(made, doc_ids):
+    lists = [["b", "a"], ["a", "b"], ["b"], ["d", "a", "c"], ["d"]]
+    run = run_of(made, lists, doc_ids)
+    assert source_ranks(made, run).tolist() == [2, 2, 1, 3, 0]
+    assert round_trip_rate(made, run, 2) == pytest.approx(3 / 5)
+    funnel = Funnel(made).round_trip(run, depth=2)
+    assert funnel.made.ids == made.ids[:3]
+
+
+def test_a_run_of_other_queries_is_refused(made):
+    run = run_of(made_of((0, "x", 0, "y")), [["a"]], DOCS)
+    with pytest.raises(UserError, match="lacks 5 of 5"):
+        Funnel(made).round_trip(run)
+
+
+def labels_of(made, rows, scores, **options):
+    return TeacherLabels(tuple(made.ids), rows, scores, DOCS, **options)
+
+
+def test_first_by_the_teacher(made):
+    rows = [[0, 1, 2], [0, 1, -1], [1, 0, 2], [3, 2, -1], [0, 1, 3]]
+    scores = np.asarray(
+        [[3, 1, 2], [5, 4, 0], [2, 2, 1], [1, 1.5, 0], [9, 8, 7]], np.float32
+    )
+    scores[np.asarray(rows) < 0] = np.nan
+    failed = np.asarray([False] * 5)
+    labels = labels_of(made, rows, scores, failed=failed)
+    funnel = Funnel(made).first_by_teacher(labels)
+    assert funnel.made.ids == [made.ids[i] for i in (0, 2, 3)]
+    assert len(Funnel(made).first_by_teacher(labels, min_docs=3).made) == 2
+    failed[0] = True
+    labels = labels_of(made, rows, scores, failed=failed)
+    assert made.ids[0] not in Funnel(made).first_by_teacher(labels).made.ids
+    ranks = np.asarray([[1, 2, 3]] * 5)
+    of_ranks = labels_of(made, [[0, 1, 2]] * 5, ranks, kind="rank")
+    assert Funnel(made).first_by_teacher(of_ranks).made.ids == made.ids[:1]
+
+
+def test_percentile_is_that_of_the_paper(shared):
+    cases = json.loads((shared / "cases" / "loss_cases.json").read_text())["cases"]
+    case = next(c for c in cases if c["name"] == "percentile25_query_filter")
+    lists = case["inputs"]["lists_first_is_positive"]
+    made = made_of(*[(0, "claims", i, f"query {i}") for i in range(len(lists))])
+    labels = labels_of(made, [[0, 1, 2]] * len(lists), np.asarray(lists))
+    pool = np.concatenate(lists)
+    assert np.percentile(pool, 25) == pytest.approx(case["expected"]["cutoff_p25"])
+    kept = Funnel(made).above_percentile(labels).made.ids
+    assert [i in kept for i in made.ids] == case["expected"]["kept"]
+
+
+def test_percentiles_of_each_kind_apart():
+    made = made_of((0, "x", 0, "p"), (0, "x", 1, "q"), (0, "y", 0, "r"))
+    labels = labels_of(made, [[0, 1]] * 3, np.asarray([[9, 8], [1, 7], [2, 1]]))
+    assert Funnel(made).above_percentile(labels, 50).made.texts == ["p", "r"]
+    assert Funnel(made).above_percentile(labels, 50, by_kind=False).made.texts == ["p"]
+
+
+def test_the_funnel_accounts_for_every_query(made):
+    funnel = Funnel(made).without_duplicates().keep("odd", [True, False, True, True])
+    steps = funnel.to_json()
+    assert steps[0]["reasons"] == {"t5: query empty": 4}
+    for before, after in itertools.pairwise(steps):
+        assert after["dropped"] + after["kept"] == before["kept"]
+    table = funnel.table().splitlines()
+    assert len(table) == 5
+    assert table[-1].split() == ["odd", "1", "3"]
+    assert table[2].split()[-1] == "4"
+
+
+def test_parts_are_joined():
+    part = made_of((0, "x", 0, "p"), dropped={"empty": 1})
+    other = made_of((1, "y", 0, "q"), dropped={"empty": 2, "failed": 1})
+    joined = Made.join([part, other])
+    assert joined.ids == ["a|x|0", "b|y|0"]
+    assert joined.dropped == {"empty": 3, "failed": 1}
+    assert joined.sources.tolist() == [0, 1]
+
+
+def test_nothing_is_left():
+    funnel = Funnel(made_of()).without_duplicates()
+    funnel.round_trip(Run((), np.zeros((0, 1)), np.zeros((0, 1)), DOCS))
+    assert len(funnel.made) == 0
+    assert round_trip_rate(funnel.made, run_of(funnel.made, [], DOCS)) == 0
