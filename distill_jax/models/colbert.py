@@ -19,10 +19,9 @@ from jaxtyping import Array, Bool, Float, Int
 from distill_jax.batches import DualBatch
 from distill_jax.ir.errors import UserError
 from distill_jax.models.bert import BertSizes
-from distill_jax.models.dual_encoder import unit
 from distill_jax.models.encoder_spec import EncoderSpec, build_encoder, pad_id
 from distill_jax.ops.masked import token_mask
-from distill_jax.ops.similarity import maxsim_cross, maxsim_lists
+from distill_jax.ops.similarity import maxsim_cross, maxsim_lists, normalise
 
 # The template leaves the marker's place to a token that every vocabulary has: markers
 # are often no piece that a tokenizer can find in a text ([unused0]).
@@ -177,7 +176,7 @@ class Colbert(nnx.Module):
         placed = jnp.where(seen[:, at], marker, tokens[:, at])
         tokens = tokens.at[:, at].set(placed)
         hidden = self.encoder(tokens, mask=seen, rngs=rngs)
-        vectors = unit(self.projection(hidden.astype(jnp.float32)))
+        vectors = normalise(self.projection(hidden.astype(jnp.float32)))
         return jnp.where(counts[..., None], vectors, 0.0)
 
     def represent(

@@ -18,6 +18,7 @@ from distill_jax.batches import DualBatch
 from distill_jax.models.bert import check_choice
 from distill_jax.models.encoder_spec import EncoderSpec, build_encoder, pad_id
 from distill_jax.ops.masked import token_mask
+from distill_jax.ops.similarity import normalise
 
 POOLINGS = ("cls", "mean", "last")
 SIMILARITIES = ("dot", "cosine")
@@ -91,7 +92,7 @@ class Tower(nnx.Module):
     ) -> Float[Array, "M D"]:
         x = self.embed(tokens, rngs=rngs)
         needed = self.spec.similarity == "cosine" and not self.spec.normalise
-        return unit(x) if needed else x
+        return normalise(x) if needed else x
 
     def embed(
         self, tokens: Int[Array, "M L"], *, rngs: nnx.Rngs | None = None
@@ -108,7 +109,7 @@ class Tower(nnx.Module):
             x = pool(hidden, mask)
         if self.projection is not None:
             x = ACTIVATIONS[spec.projection_activation](self.projection(x))
-        return unit(x) if spec.normalise else x
+        return normalise(x) if spec.normalise else x
 
 
 class TwoTowers(nnx.Module):
@@ -189,9 +190,3 @@ def last_pool(
     last = jnp.maximum(mask.sum(-1) - 1, 0)
     picked = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
     return picked.astype(jnp.float32)
-
-
-def unit(x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
-    """``x`` at Euclidean length 1; a zero vector stays zero, gradient included."""
-    square = jnp.square(x).sum(-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
