@@ -1,0 +1,90 @@
+"""What a training step will take, from shapes alone: nothing is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from distill_jax.models import sharding
+from distill_jax.training import state as states
+from distill_jax.training.optimizers import Optimizer
+from distill_jax.training.step import make_gradient, train_step, uses_dropout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepMemory:
+    """Bytes on each device, as the compiler planned them.
+
+    Attributes:
+        state: parameters, moments and the batch (updated in place).
+        temporary: activations, representations, gradients.
+        flops: of one step, all devices; matrix products and the rest.
+    """
+
+    state: int
+    temporary: int
+    flops: float
+
+    @property
+    def peak(self) -> int:
+        return self.state + self.temporary
+
+    def __str__(self) -> str:
+        return (
+            f"{self.peak / 2**30:.2f} GiB a device ({self.state / 2**30:.2f} state and "
+            f"batch, {self.temporary / 2**30:.2f} temporary)"
+        )
+
+
+def step_memory(
+    graphdef: Any,
+    params: Any,
+    objective: Any,
+    optimizer: Optimizer,
+    batch: Any,
+    *,
+    mesh: Mesh | None = None,
+    chunk: int | None = None,
+    micro_batch: int | None = None,
+) -> StepMemory:
+    """Compiles a step for abstract parameters and a batch of abstract shape.
+
+    Args:
+        params: as of ``models.pretrained.abstract_params``, or arrays.
+        batch: leaves with shape and dtype.
+        chunk, micro_batch: as of ``make_gradient``.
+    """
+    mesh = mesh or sharding.make_mesh()
+    state = states.abstract(params, optimizer, mesh)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding.batch_sharding(leaf, mesh)
+        ),
+        batch,
+    )
+    gradient = make_gradient(
+        graphdef,
+        objective,
+        chunk=chunk,
+        micro_batch=micro_batch,
+        rows=NamedSharding(mesh, sharding.BATCH) if mesh.size > 1 else None,
+    )
+    step = functools.partial(
+        train_step,
+        gradient=gradient,
+        optimizer=optimizer,
+        dropout=uses_dropout(graphdef, state.params, batch),
+    )
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    analysis = compiled.memory_analysis()
+    return StepMemory(
+        state=analysis.argument_size_in_bytes,
+        temporary=analysis.temp_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes,
+        flops=float((compiled.cost_analysis() or {}).get("flops", 0.0)),
+    )

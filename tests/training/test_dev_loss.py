@@ -1,0 +1,71 @@
+"""The loss of held-out batches is that of all of them as one batch."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from distill_jax.ir.errors import UserError
+from distill_jax.models import sharding
+from distill_jax.training.dev_loss import dev_loss
+from distill_jax.training.memory import step_memory
+from distill_jax.training.optimizers import adamw
+from distill_jax.training.step import make_gradient
+
+_spec = importlib.util.spec_from_file_location("toy", Path(__file__).parent / "toy.py")
+toy = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(toy)
+
+MESH = sharding.make_mesh("data=2", devices=jax.devices()[:2])
+
+
+def test_unequal_batches_count_by_their_lists_and_pairs():
+    graphdef, params = toy.student(0.3)
+    halves = [toy.batch(0), toy.batch(1)]
+    both = jax.tree.map(lambda *leaves: np.concatenate(leaves), *halves)
+    (loss, (parts, _)), _ = make_gradient(graphdef, toy.LISTS)(params, both, None)
+    measure = dev_loss(graphdef, toy.LISTS, lambda: iter(halves), MESH)
+    found = measure(params, 0)
+    assert found["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert found["pair"] == pytest.approx(float(parts["pair"]), rel=1e-5)
+
+
+def test_losses_across_queries_are_averaged_over_batches():
+    graphdef, params = toy.student()
+    halves = [toy.batch(0), toy.batch(1)]
+    run = make_gradient(graphdef, toy.GLOBAL)
+    losses = [float(run(params, half, None)[0][0]) for half in halves]
+    measure = dev_loss(graphdef, toy.GLOBAL, lambda: iter(halves), MESH)
+    assert measure(params, 0)["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+def test_no_batch_is_an_error_of_the_user():
+    graphdef, params = toy.student()
+    with pytest.raises(UserError, match="no held-out batch"):
+        dev_loss(graphdef, toy.LISTS, lambda: iter(()), MESH)(params, 0)
+
+
+def test_memory_of_a_step_from_shapes_alone():
+    graphdef, params = toy.student()
+    shapes = jax.eval_shape(lambda: params)
+    batch = jax.eval_shape(lambda: toy.batch(0, rows=64, docs=8, length=32))
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    found = step_memory(
+        graphdef,
+        shapes,
+        toy.GLOBAL,
+        adamw(learning_rate=1e-3),
+        batch,
+        mesh=mesh,
+        chunk=8,
+    )
+    floats = sum(leaf.size for leaf in jax.tree.leaves(params))
+    tokens = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
+    # Parameters and two moments of four bytes each, the batch, two counters and a key.
+    assert found.state == pytest.approx(12 * floats + tokens, abs=256)
+    assert 0 < found.temporary < found.peak
+    assert "GiB a device" in str(found)
