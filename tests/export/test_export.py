@@ -1,0 +1,184 @@
+"""Every family and form, out to the real libraries and back in."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from distill_jax import export
+from distill_jax.ir.errors import UserError
+from distill_jax.models import weights
+from tests.export.forms import SPECS, student
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("sentence_transformers", minversion="6")
+
+BARE = ("dual_mean", "dual_last", "splade", "bert_cross", "electra_linear")
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_library_gives_our_scores(name, tmp_path):
+    result = export.write(student(name), tmp_path / "out")
+    readers = {r["reader"].split()[0]: r for r in result["readers"]}
+    expected = {
+        "transformers": "transformers",
+        "sentence_transformers": "sentence-transformers",
+        "pylate": "sentence-transformers",
+        "t5x": "distill_jax",
+    }[result["format"]]
+    assert {"distill_jax", expected} <= set(readers)
+    for reader in readers.values():
+        assert reader["greatest_difference"] <= 1e-4
+        assert reader["order_agreement"] == 1.0
+        assert reader["compared"] >= 20
+    kept = json.loads((tmp_path / "out" / "verification.json").read_text())
+    assert kept["readers"] == result["readers"]
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_transformers_alone_gives_our_scores(name, tmp_path):
+    result = export.write(student(name), tmp_path / "out", "transformers")
+    assert [r["greatest_difference"] <= 1e-4 for r in result["readers"]] == [True] * 2
+
+
+@pytest.mark.parametrize("name", ["t5_difference", "t5_rankt5", "dual_t5", "t5_duo"])
+def test_t5x_names_carry_everything(name, tmp_path):
+    model = student(name)
+    export.write(model, tmp_path / "out", "t5x")
+    again = weights.load(tmp_path / "out")
+    assert again.spec == model.spec
+    assert again.digest == model.digest
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_what_comes_back_is_the_same_student(name, tmp_path):
+    model = student(name)
+    export.write(model, tmp_path / "out", library=False)
+    again = weights.load(tmp_path / "out")
+    assert again.fresh == ()
+    assert again.tokenizer.digest == model.tokenizer.digest
+    exactly = name not in ("electra_linear", "bert_linear", "splade_sides")
+    if exactly:
+        assert again.spec == model.spec
+        assert again.digest == model.digest
+
+
+CARDS = ("t5_monot5", "t5_linear", "t5_duo", "bert_cross", "dual_two_towers", "colbert")
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_code_of_the_card_runs(name, tmp_path):
+    folder = tmp_path / "out"
+    measures = {"before": {"nDCG@10": 0.5}, "after": {"nDCG@10": 0.75}}
+    facts = {"collection": "beir:a: b", "license": "mit", "loss": "ranknet"}
+    export.write(
+        student(name), folder, measures=measures, provenance=facts, library=False
+    )
+    card = (folder / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    done = _run(code, folder)
+    assert done.strip()
+    yaml = pytest.importorskip("yaml")
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["license"] == "mit"
+    assert "loss:ranknet" in front["tags"]
+    result = front["model-index"][0]["results"][0]
+    assert result["metrics"] == [{"type": "ndcg@10", "value": 0.75}]
+    assert "| before | 0.5000 |" in card
+
+
+def _run(code: str, folder) -> str:
+    """The card's code in this process: importing torch anew would take seconds."""
+    import contextlib
+    import io
+    import os
+
+    out, here = io.StringIO(), os.getcwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out):
+            exec(compile(code, "README.md", "exec"), {"__name__": "card"})
+    finally:
+        os.chdir(here)
+    return out.getvalue()
+
+
+def test_a_difference_leaves_nothing_behind(tmp_path, monkeypatch):
+    """What is written is changed behind the writer's back; the old export stays."""
+    model = student("dual_mean")
+    export.write(model, tmp_path / "out", library=False)
+    before = (tmp_path / "out" / "README.md").read_text()
+    write = export.FORMATS["sentence_transformers"]
+
+    def wrong(pretrained, folder):
+        params = dict(pretrained.params)
+        tower = dict(params["tower"])
+        encoder = {**tower["encoder"]}
+        embeddings = {**encoder["embeddings"]}
+        embeddings["word"] = embeddings["word"] + np.float32(0.01) * np.arange(
+            embeddings["word"].shape[1], dtype=np.float32
+        )
+        encoder["embeddings"] = embeddings
+        write(pretrained.replace(params={"tower": {**tower, "encoder": encoder}}), folder)
+
+    monkeypatch.setitem(export.FORMATS, "sentence_transformers", wrong)
+    with pytest.raises(UserError, match="failed its verification"):
+        export.write(model, tmp_path / "out", library=False)
+    assert (tmp_path / "out" / "README.md").read_text() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_is_no_export_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not empty"):
+        export.write(student("dual_mean"), tmp_path, library=False)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_export_replaces_an_earlier_one(tmp_path):
+    export.write(student("dual_mean"), tmp_path / "out", library=False)
+    export.write(student("bert_cross"), tmp_path / "out", library=False)
+    assert not (tmp_path / "out" / "modules.json").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "said"),
+    [
+        ("t5_difference", "sentence_transformers", "CrossEncoder"),
+        ("colbert", "transformers", "pylate"),
+        ("dual_dense", "transformers", "projection"),
+        ("dual_mean", "pylate", "ColBERT"),
+        ("bert_cross", "t5x", "T5"),
+        ("dual_two_towers", "t5x", "T5X"),
+        ("dual_mean", "onxx", "no export format"),
+    ],
+)
+def test_what_a_format_cannot_say_is_refused(name, format, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        export.write(student(name), tmp_path / "out", format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_real_texts_of_any_length_are_made_to_fit(tmp_path):
+    queries = ["water " * 100, "", "   "]
+    docs = ["vitamin d deficiency " * 200, "unbreakable" * 50, ""]
+    result = export.write(
+        student("bert_cross"), tmp_path / "out", samples=(queries, docs)
+    )
+    assert result["texts"] == "given"
+    assert all(r["greatest_difference"] <= 1e-4 for r in result["readers"])
+
+
+def test_export_imports_no_torch():
+    code = (
+        "import sys, distill_jax.export; "
+        "bad = {'torch', 'transformers', 'sentence_transformers', 'tensorflow'}; "
+        "sys.exit(bool(bad & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
