@@ -88,10 +88,11 @@ def bert_backend(path: Path, config: dict) -> Any:
 
     with open(path, encoding="utf-8", newline="\n") as lines:
         vocab = {line.rstrip("\n"): i for i, line in enumerate(lines)}
-    names = {
-        role: config.get(f"{role}_token", n)
-        for role, n in SPECIAL_TOKENS["bert"].items()
-    }
+    names = {}
+    for role, usual in SPECIAL_TOKENS["bert"].items():
+        given = config.get(f"{role}_token", usual)
+        # Older configs describe a token by its properties.
+        names[role] = given["content"] if isinstance(given, dict) else given
     absent = [name for name in names.values() if name not in vocab]
     if absent:
         raise UserError(
