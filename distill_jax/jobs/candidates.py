@@ -22,6 +22,7 @@ class Asked:
     """What a source is asked: by whom, for which queries, and where it may keep files.
 
     Attributes:
+        qrels: what is known of the queries; None where nothing is.
         student: the current student, for sources that search with it.
         model: from a checkpoint's name to a model (``stage:NAME`` included).
     """
@@ -31,6 +32,7 @@ class Asked:
     student: Pretrained
     model: Any
     directory: Path
+    qrels: Any = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

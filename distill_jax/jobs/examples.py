@@ -9,12 +9,14 @@ import numpy as np
 
 from distill_jax.ir import normalise
 from distill_jax.ir.errors import UserError
+from distill_jax.ir.files import write_json
 from distill_jax.ir.lists import (
     Lists,
     concatenate,
     lists_from_judgements,
     lists_from_labels,
 )
+from distill_jax.ir.negatives import filter_negatives
 from distill_jax.ir.run import Run
 from distill_jax.jobs.candidates import Asked
 from distill_jax.jobs.console import say
@@ -26,24 +28,43 @@ class Judged:
 
     Attributes:
         size: candidates of a list, the positive included (N).
-        window: ranks that negatives are drawn from.
+        window: ranks that negatives are drawn from, after filtering.
         per_query: at most so many positives of a query.
+        absolute_margin, relative_margin: drop candidates that score too near to the
+            positive; None keeps them. Known positives and equal texts always go.
     """
 
     size: int = 8
     window: tuple[int, int] = (0, 100)
     per_query: int | None = 4
+    absolute_margin: float | None = None
+    relative_margin: float | None = None
 
     def __call__(self, asked: Asked, run: Run) -> Lists:
         setting = asked.setting
-        if setting.train is None:
+        if asked.qrels is None or not len(asked.qrels):
             raise UserError(
-                "this collection has no training judgements",
+                "these queries have no judgements",
                 "use a recipe that learns from a teacher, e.g. specialize.gin",
             )
-        return lists_from_judgements(
+        filtered = filter_negatives(
             run,
-            setting.train.qrels,
+            qrels=asked.qrels,
+            collection=setting.collection,
+            queries=asked.queries,
+            absolute_margin=self.absolute_margin,
+            relative_margin=self.relative_margin,
+        )
+        write_json(
+            asked.directory / "negatives.json",
+            {
+                "funnel": filtered.funnel,
+                "suspects": filtered.suspects(20, asked.queries, setting.collection),
+            },
+        )
+        return lists_from_judgements(
+            filtered.run,
+            asked.qrels,
             asked.queries,
             setting.collection,
             size=self.size,
@@ -65,6 +86,7 @@ class Taught:
         judgements: whether a judged positive is put first and contrasted with.
         trust_first: the teacher's best stands for a positive where none is judged.
         normalisation: of the scores, see ``ir.normalise``; "none" keeps raw logits.
+        source_first: drop queries whose known document is not the teacher's first.
         drop_below_percentile: drop queries whose best score is below this percentile
             of all scores (004 uses 25); None keeps all.
     """
@@ -76,13 +98,16 @@ class Taught:
     judgements: bool = True
     trust_first: bool = False
     normalisation: str = "none"
+    source_first: bool = False
     drop_below_percentile: float | None = None
 
     def __call__(self, asked: Asked, run: Run) -> Lists:
         setting = asked.setting
         labels = self.teacher(asked, run)
+        if self.source_first:
+            labels = _source_first(labels, asked)
         pairs = None if self.pairwise is None else self.pairwise(asked, labels)
-        qrels = setting.train.qrels if self.judgements and setting.train else None
+        qrels = asked.qrels if self.judgements else None
         lists = lists_from_labels(
             labels,
             asked.queries,
@@ -113,6 +138,28 @@ class Taught:
         confident = [ids[row] in names for row in lists.query_rows]
         say(f"{len(names)} of {len(labels)} queries have a confident best document")
         return lists.take(np.flatnonzero(confident))
+
+
+def _source_first(labels: Any, asked: Asked) -> Any:
+    """Without the queries whose known document the teacher puts anywhere but first."""
+    scores = np.where(labels.where, labels.training_labels(), -np.inf)
+    best = np.argmax(scores, axis=1)
+    kept = [
+        query
+        for row, query in enumerate(labels.query_ids)
+        if asked.qrels is not None
+        and asked.qrels.of(query).get(labels.doc_ids[labels.rows[row, best[row]]], 0)
+        > 0
+    ]
+    say(
+        f"{len(kept)} of {len(labels)} queries: their own document is the teacher's first"
+    )
+    if not kept:
+        raise UserError(
+            "the teacher puts no query's own document first",
+            "look at the teacher report, or set source_first to False",
+        )
+    return labels.select(kept)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from distill_jax import report
 from distill_jax.ir import diagnostics
-from distill_jax.ir.files import digest
+from distill_jax.ir.files import digest, read_json
 from distill_jax.ir.labels import TeacherLabels
 from distill_jax.ir.measures import evaluate_queries, ties
 from distill_jax.ir.run import Run
@@ -108,8 +108,11 @@ class Table:
         labels = TeacherLabels.read(folder, collection=self.setting.collection)
         train = self.setting.train
         judged = train is not None and any(q in train.qrels for q in labels.query_ids)
+        run = Run.read(best.directory / "candidates" / "run.trec")
         found = diagnostics.teacher_report(
-            labels, qrels=train.qrels if judged else None
+            labels,
+            qrels=train.qrels if judged else None,
+            first_stage=run if judged else None,
         )
         for warning in found["warnings"]:
             say(f"teacher: {warning}")
@@ -120,9 +123,15 @@ class Table:
         made = best.made.get("candidates", {}).get("funnel")
         if not made:
             return None
+        found: dict[str, Any] = {}
+        negatives = best.directory / "negatives.json"
+        if negatives.is_file():
+            record = read_json(negatives)
+            made = {**made, **record["funnel"]}
+            found["suspects"] = record["suspects"]
         lists = best.made["lists"]
         made = {**made, "in lists": round(lists["lists"] * lists["docs_per_list"])}
-        return {"funnel": report.funnel(**made)}
+        return {"funnel": report.funnel(**made), **found}
 
     def _ties(self, system: str) -> dict[str, Any]:
         found = ties(self.runs[system], self.setting.test.qrels, [self.job.measures[0]])

@@ -22,7 +22,8 @@ from distill_jax.jobs.candidates import BM25, Asked
 from distill_jax.jobs.console import say
 from distill_jax.jobs.describe import describe
 from distill_jax.jobs.parts import part
-from distill_jax.jobs.setting import Setting
+from distill_jax.jobs.queries import Training as TrainingQueries
+from distill_jax.jobs.setting import Setting, Split
 from distill_jax.jobs.students import Student
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.training import optimizers
@@ -119,8 +120,7 @@ class Stage:
         candidates: a source, see ``jobs.candidates``.
         examples: what is learnt from, see ``jobs.examples``.
         training: how.
-        queries: called with the setting for the queries to train on; None takes the
-            collection's training queries.
+        queries: whom to train on, see ``jobs.queries``.
         student: what this stage starts from; None goes on with the stage before.
         filters: called with (asked, run) for a run without false negatives.
     """
@@ -129,7 +129,7 @@ class Stage:
     candidates: Any = dataclasses.field(default_factory=BM25)
     examples: Any
     training: Training
-    queries: Any = None
+    queries: Any = dataclasses.field(default_factory=TrainingQueries)
     student: Student | None = None
     filters: tuple[Any, ...] = ()
 
@@ -161,14 +161,15 @@ def run_stage(
     model: Callable[[str], Pretrained],
 ) -> Trip:
     """Makes what is not made yet, and trains; resumes wherever it was interrupted."""
-    queries = _queries(stage, student, setting, directory, model)
     asked = Asked(
         setting=setting,
-        queries=queries,
+        queries=None,  # type: ignore[arg-type]
         student=student,
         model=model,
         directory=directory,
     )
+    split = stage.queries(asked)
+    asked = dataclasses.replace(asked, queries=split.queries, qrels=split.qrels)
     run, made = _candidates(stage, asked)
     lists, facts = _lists(stage, asked, run)
     made = {"candidates": made, "lists": facts}
@@ -176,25 +177,6 @@ def run_stage(
     return Trip(
         name=stage.name, directory=directory, student=trained, fit=fit, made=made
     )
-
-
-def _queries(stage, student, setting, directory, model):
-    if stage.queries is not None:
-        return stage.queries(
-            Asked(
-                setting=setting,
-                queries=None,  # type: ignore[arg-type]
-                student=student,
-                model=model,
-                directory=directory,
-            )
-        )
-    if setting.train is None:
-        raise UserError(
-            "this collection has no training queries",
-            "use a recipe that makes queries from documents, e.g. specialize.gin",
-        )
-    return setting.train.queries
 
 
 def _candidates(stage: Stage, asked: Asked) -> tuple[Run, dict]:
@@ -240,7 +222,7 @@ def _lists(stage: Stage, asked: Asked, run: Run) -> tuple[Lists, dict]:
         "candidates": run.digest,
         "examples": describe(stage.examples),
         "queries": asked.queries.digest,
-        "judgements": setting.train.digest if setting.train else None,
+        "judgements": Split(queries=asked.queries, qrels=asked.qrels).digest,
         "seed": setting.seed,
     }
     if _mentions_student(stage.examples):

@@ -27,6 +27,8 @@ class Student:
             one on the collection's texts.
         vocabulary_size: pieces of a vocabulary that is trained here.
         query_length, doc_length: tokens kept of a query and of a document.
+        dtype: of the matrix products: "float32" or "bfloat16".
+        dropout: rate in training; None keeps the checkpoint's.
         options: other fields of the student's spec (``head``, ``pooling``, ...).
     """
 
@@ -38,6 +40,7 @@ class Student:
     query_length: int | None = None
     doc_length: int | None = None
     dtype: str | None = None
+    dropout: float | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,8 +69,13 @@ class Student:
         overrides |= self.options
         if self.checkpoint is not None:
             path = resolve(self.checkpoint)
-            return weights.load(path, kind=self.kind, seed=seed, **overrides)
-        return self._from_scratch(texts, seed, overrides)
+            model = weights.load(path, kind=self.kind, seed=seed, **overrides)
+        else:
+            model = self._from_scratch(texts, seed, overrides)
+        if self.dropout is None:
+            return model
+        backbone = dataclasses.replace(model.spec.backbone, dropout=self.dropout)
+        return model.replace(spec=dataclasses.replace(model.spec, backbone=backbone))
 
     def _from_scratch(self, texts, seed: int, overrides: dict) -> Pretrained:
         if self.vocabulary is not None:
