@@ -1,0 +1,223 @@
+"""Single jobs that make data: candidates, labels, pairs, queries."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from distill_jax import report
+from distill_jax.ir import diagnostics
+from distill_jax.jobs.candidates import Asked
+from distill_jax.jobs.console import say
+from distill_jax.jobs.queries import Training
+from distill_jax.jobs.setting import Setting, Split, open_setting
+from distill_jax.jobs.students import Student
+from distill_jax.models import sharding, weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Desk:
+    """What the jobs below share.
+
+    Attributes:
+        split: "train", "dev" or "test": whose queries are worked on.
+        student: a model for sources that search with one; None where none does.
+    """
+
+    directory: str
+    collection: str
+    split: str = "train"
+    student: Student | None = None
+    seed: int = 0
+    mesh: str | None = None
+    max_queries: int | None = None
+
+    def open(self) -> tuple[Setting, Asked]:
+        """The setting, and what its parts are asked."""
+        Path(self.directory).mkdir(parents=True, exist_ok=True)
+        setting = open_setting(
+            self.directory,
+            self.collection,
+            mesh=sharding.make_mesh(self.mesh),
+            seed=self.seed,
+            dev_share=0.0,
+            need=(self.split,) if self.split != "none" else (),
+        )
+        split: Split | None = getattr(setting, self.split, None)
+        student = None
+        if self.student is not None:
+            texts = setting.collection.full_texts
+            student = self.student.make(texts, self.seed)
+        asked = Asked(
+            setting=setting,
+            queries=split.queries if split else None,  # type: ignore[arg-type]
+            qrels=split.qrels if split else None,
+            student=student,  # type: ignore[arg-type]
+            model=_loader(),
+            directory=Path(self.directory),
+        )
+        if self.max_queries is not None and split is not None:
+            train = dataclasses.replace(setting, train=split)
+            some = Training(limit=self.max_queries)(
+                dataclasses.replace(asked, setting=train)
+            )
+            asked = dataclasses.replace(asked, queries=some.queries, qrels=some.qrels)
+        return setting, asked
+
+    def note(self, config: str) -> None:
+        if config and jax.process_index() == 0:
+            (Path(self.directory) / "config.gin").write_text(config, encoding="utf-8")
+
+
+def _loader():
+    loaded: dict[str, Any] = {}
+
+    def load(name: str) -> Any:
+        if name not in loaded:
+            loaded[name] = weights.load(name)
+        return loaded[name]
+
+    return load
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mine:
+    """Candidates of every query of a split, as a TREC run."""
+
+    desk: Desk
+    candidates: Any
+
+    def __call__(self, *, config: str = "", command: str = "") -> int:
+        setting, asked = self.desk.open()
+        self.desk.note(config)
+        run = self.candidates(asked)
+        path = Path(self.desk.directory) / "run.trec"
+        run.write(path)
+        say(f"{len(run):,} queries, {int(run.where.sum()):,} candidates in {path}")
+        _publish(self.desk, setting, asked, command, run=run)
+        return 0
+
+    def plan(self) -> int:
+        return _planned(self.desk, self.candidates)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Label:
+    """A teacher's labels over candidates; pairs on top where a pairwise one is named.
+
+    Attributes:
+        teacher: see ``jobs.teachers``.
+        pairwise: see ``jobs.teachers``; None for none.
+        tfds: also write the labels as a TensorFlow Datasets folder.
+    """
+
+    desk: Desk
+    candidates: Any
+    teacher: Any
+    pairwise: Any = None
+    tfds: bool = False
+
+    def __call__(self, *, config: str = "", command: str = "") -> int:
+        setting, asked = self.desk.open()
+        self.desk.note(config)
+        run = self.candidates(asked).on(setting.collection)
+        run.write(Path(self.desk.directory) / "run.trec")
+        labels = self.teacher(asked, run)
+        say(
+            f"{len(labels):,} lists, {int(labels.where.sum()):,} labels, "
+            f"{int(labels.failed.sum())} failed: {self.desk.directory}/labels"
+        )
+        pairs = None
+        if self.pairwise is not None:
+            pairs = self.pairwise(asked, labels)
+            say(f"{int(pairs.where.sum()):,} pairs: {self.desk.directory}/labels/pairs")
+        if self.tfds:
+            from distill_jax.ir.label_tfds import to_tfds
+
+            to_tfds(labels, Path(self.desk.directory) / "tfds")
+        _publish(
+            self.desk, setting, asked, command, run=run, labels=labels, pairs=pairs
+        )
+        return 0 if not labels.failed.any() else 3
+
+    def plan(self) -> int:
+        return _planned(self.desk, self.candidates, self.teacher)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Synthesize:
+    """Queries made from documents, as a BEIR folder that any job can train on."""
+
+    desk: Desk
+    queries: Any
+
+    def __call__(self, *, config: str = "", command: str = "") -> int:
+        _, asked = self.desk.open()
+        self.desk.note(config)
+        split = self.queries(asked)
+        say(
+            f"{len(split.queries):,} queries: "
+            f"--gin.COLLECTION=beir:{self.desk.directory}/queries"
+        )
+        return 0
+
+    def plan(self) -> int:
+        return _planned(self.desk, self.queries)
+
+
+def _publish(desk, setting, asked, command, *, run, labels=None, pairs=None) -> None:
+    """The report of a job that measures nothing but its own data."""
+    judged = asked.qrels is not None and len(asked.qrels) > 0
+    data: dict[str, Any] = {
+        "title": f"{setting.collection.name}: data",
+        "collection": desk.collection,
+        "measures": {},
+        "again": command,
+        "notices": list(setting.collection.notices),
+    }
+    if judged:
+        from distill_jax.ir.measures import evaluate_queries
+
+        names = ["nDCG@10", "RR@10", "R@100"]
+        systems = {"candidates": evaluate_queries(run, asked.qrels, names)}
+        if labels is not None and not labels.failed.all():
+            systems["teacher"] = evaluate_queries(labels.to_run(), asked.qrels, names)
+        data |= report.compare_systems(
+            systems, baseline="candidates", system=list(systems)[-1]
+        )
+    if labels is not None:
+        found = diagnostics.teacher_report(
+            labels,
+            qrels=asked.qrels if judged else None,
+            first_stage=run if judged else None,
+        )
+        counts = labels.provenance.get("counts", {})
+        data |= {"teacher": {**found, "counts": counts}}
+        data["provenance"] = labels.provenance
+        if pairs is not None:
+            data["teacher"]["pairs"] = diagnostics.disagreement(labels, pairs)
+    page = report.publish(desk.directory, data)
+    if data["measures"]:
+        print(report.summary(data), flush=True)
+    for warning in (data.get("teacher") or {}).get("warnings", ()):
+        say(f"teacher: {warning}")
+    print(f"report: {page}")
+
+
+def _planned(desk: Desk, *parts: Any) -> int:
+    """What a data job would do, in counts."""
+    from distill_jax.jobs.describe import describe
+
+    setting, asked = desk.open()
+    queries = len(asked.queries) if asked.queries is not None else 0
+    print(f"{queries:,} queries, {len(setting.collection):,} documents")
+    for part in parts:
+        estimate = getattr(part, "estimate", None)
+        print(json.dumps(describe(part), indent=1))
+        if estimate is not None:
+            print(estimate(asked))
+    return 0
