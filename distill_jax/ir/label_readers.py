@@ -225,7 +225,7 @@ def _json(path: Path, form: str) -> Iterator[Record]:
         if record is None:
             raise UserError(
                 f"{place}: not a record of format {form!r}{reason}",
-                f"formats: {', '.join(FORMATS)}; data/README.md shows them",
+                f"formats: {', '.join(FORMATS)}",
             )
         yield record
 

@@ -108,7 +108,7 @@ def read_table(path: Path, columns: list[str]) -> Any:
             raise UserError(
                 f"{path}: no column {missing[0]!r}; it has"
                 f" {', '.join(pq.read_schema(path).names)}",
-                "columns of labels are described in data/README.md",
+                f"labels have the columns {', '.join(columns)}",
             )
         return table.select(columns).cast(schema)
     except (pa.ArrowException, OSError, ValueError) as error:

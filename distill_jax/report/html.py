@@ -18,11 +18,12 @@ from distill_jax.ir.files import atomic_write
 from distill_jax.report import sections
 from distill_jax.report.curves import read_metrics
 from distill_jax.report.marks import text
+from distill_jax.report.query_section import queries
 
 # (anchor, heading, what makes the section's body; an empty body is left out)
 _SECTIONS = (
     ("measures", "Measures", sections.measures),
-    ("queries", "Query by query", sections.queries),
+    ("queries", "Query by query", queries),
     ("rounds", "Rounds", sections.rounds),
     ("training", "Training", sections.training),
     ("teacher", "Teacher and student", sections.teacher),

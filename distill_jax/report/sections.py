@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from distill_jax.ir.significance import p_text
 from distill_jax.report import curves, plots
 from distill_jax.report.comparisons import tests_table
 from distill_jax.report.marks import duration, fixed, number, signed, text
-
-Data = Mapping[str, Any]
-
-_SECONDS = ("seconds", "wall")
-_DOT = " \u00b7 "
-_NOTHING = '<p class="note">Nothing was found.</p>'
+from distill_jax.report.parts import DOT, Data, decisive_of, facts_list, name_of
 
 
 def head(data: Data) -> str:
     """The verdict, in words and then in figures."""
-    decisive = _decisive(data)
+    decisive = decisive_of(data)
     kind, headline = "", data.get("headline") or data.get("title") or "Report"
     baseline, system = data.get("baseline"), data.get("system")
     if decisive is not None:
-        after, before = (_name(data, name) for name in (system, baseline))
+        after, before = (name_of(data, name) for name in (system, baseline))
         if decisive["p_holm"] is not None and decisive["p_holm"] < 0.05:
             better = decisive["difference"] > 0
             kind = "good" if better else "bad"
@@ -41,7 +33,7 @@ def head(data: Data) -> str:
         what.append(f"{decisive['queries']} queries")
     verdict = data.get("verdict")
     return (
-        f'<p class="what">{_DOT.join(what)}</p>'
+        f'<p class="what">{DOT.join(what)}</p>'
         f'<h1 class="{kind}">{text(headline)}</h1>'
         + (f'<p class="verdict">{text(verdict)}</p>' if verdict else "")
         + _facts(data, decisive)
@@ -63,7 +55,7 @@ def _facts(data: Data, decisive: Data | None) -> str:
         small = f"[{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else ""
         now = ' class="now"' if name == data.get("system") else ""
         cells.append(
-            f"<div{now}><dt>{text(_name(data, name))}</dt>"
+            f"<div{now}><dt>{text(name_of(data, name))}</dt>"
             f"<dd>{fixed(means[name][primary], 3)}<small>{small}</small></dd></div>"
         )
     if decisive is not None:
@@ -103,7 +95,7 @@ def measures(data: Data) -> str:
             )
         now = ' class="now"' if system == data.get("system") else ""
         lines.append(
-            f'<tr{now}><th scope="row">{text(_name(data, system))}</th>'
+            f'<tr{now}><th scope="row">{text(name_of(data, system))}</th>'
             f"{''.join(cells)}</tr>"
         )
     heads = "".join(f'<th scope="col">{text(m)}</th>' for m in names)
@@ -113,7 +105,7 @@ def measures(data: Data) -> str:
     )
     primary = data.get("primary")
     rows = [
-        (_name(data, n), means[n][primary], *intervals[n][primary])
+        (name_of(data, n), means[n][primary], *intervals[n][primary])
         for n in means
         if primary in means[n] and intervals.get(n, {}).get(primary)
     ]
@@ -122,7 +114,7 @@ def measures(data: Data) -> str:
     note = (
         '<p class="note">In brackets: 95% bootstrap interval of the mean over queries.'
         + (
-            f" Below: difference from {text(_name(data, data.get('baseline')))};"
+            f" Below: difference from {text(name_of(data, data.get('baseline')))};"
             " * where p &lt; 0.05 by a paired t-test,"
             f" Holm-corrected over the {made} tests made."
             if made
@@ -150,7 +142,7 @@ def _delta(comparison: Data | None) -> str:
 def _ties(data: Data) -> str:
     lines = []
     for system, tie in (data.get("ties") or {}).items():
-        said = f"{_name(data, system)}: {tie['share']:.2%} of the pairs are tied"
+        said = f"{name_of(data, system)}: {tie['share']:.2%} of the pairs are tied"
         bounds = [
             f"{m} between {fixed(tie['worst'][m])} and {fixed(tie['best'][m])}"
             for m in tie.get("best") or {}
@@ -169,7 +161,7 @@ def _systems(data: Data) -> str:
         return ""
     heads = "".join(f'<th scope="col">{text(n.replace("_", " "))}</th>' for n in names)
     lines = "".join(
-        f'<tr><th scope="row">{text(_name(data, s))}</th>'
+        f'<tr><th scope="row">{text(name_of(data, s))}</th>'
         + "".join(f"<td>{text(number(values.get(n)))}</td>" for n in names)
         + "</tr>"
         for s, values in systems.items()
@@ -178,106 +170,6 @@ def _systems(data: Data) -> str:
         '<h3>Size and speed</h3><div class="scroll"><table><thead><tr>'
         f'<th scope="col">system</th>{heads}</tr></thead><tbody>{lines}</tbody></table>'
         "</div>"
-    )
-
-
-def queries(data: Data) -> str:
-    """Differences as sorted bars, and the lists behind them."""
-    per_query = data.get("queries") or {}
-    values = per_query.get("values") or {}
-    baseline, system = data.get("baseline"), data.get("system")
-    if baseline not in values or system not in values:
-        return ""
-    before, after = values[baseline], values[system]
-    examples = list(data.get("examples") or ())
-    places: dict[str, str] = {
-        example["query_id"]: f"q{i}" for i, example in enumerate(examples)
-    }
-    bars = [(q, after[q] - before[q], places.get(q)) for q in after if q in before]
-    names = _name(data, system), _name(data, baseline)
-    figure = plots.differences(
-        bars,
-        title=f"{per_query.get('measure', '')} of {names[0]} minus {names[1]}",
-        y="difference",
-    )
-    gains = sum(v > 0 for _, v, _ in bars)
-    losses = sum(v < 0 for _, v, _ in bars)
-    legend = (
-        f'<p class="note"><span class="swatch gain"></span>{gains} queries gain'
-        f' &nbsp; <span class="swatch loss"></span>{losses} lose &nbsp;'
-        f" {len(bars) - gains - losses} stay the same."
-        + (' <span class="screen">Click a bar to read the query.</span>'
-           if examples else "")
-        + "</p>"
-    )  # fmt: skip
-    body = figure + legend
-    if examples:
-        order = sorted(
-            examples, key=lambda e: after[e["query_id"]] - before[e["query_id"]]
-        )
-        body += '<div id="picked" tabindex="-1" aria-live="polite"></div>'
-        for title, chosen in (
-            ("Largest gains", [e for e in reversed(order) if _gain(e, data) > 0]),
-            ("Largest losses", [e for e in order if _gain(e, data) < 0]),
-            ("No difference", [e for e in order if _gain(e, data) == 0]),
-        ):
-            body += _examples(title, chosen, places, data)
-    return body
-
-
-def _gain(example: Data, data: Data) -> float:
-    values = example["values"]
-    return values[data["system"]] - values[data["baseline"]]
-
-
-def _examples(
-    title: str, chosen: Sequence[Data], places: Mapping[str, str], data: Data
-) -> str:
-    if not chosen:
-        return ""
-    # What did not change is the least interesting: all of it is folded.
-    most = 0 if _gain(chosen[0], data) == 0 else 5
-    shown = "".join(_example(e, places[e["query_id"]], data) for e in chosen[:most])
-    rest = "".join(_example(e, places[e["query_id"]], data) for e in chosen[most:])
-    left = f"{len(chosen) - most} more" if most else f"{len(chosen)} queries"
-    more = (
-        f"<details><summary>{left}</summary><div>{rest}</div></details>" if rest else ""
-    )
-    return f"<h3>{title}</h3>{shown}{more}"
-
-
-def _example(example: Data, place: str, data: Data) -> str:
-    gain = _gain(example, data)
-    kind = "good" if gain > 0 else "bad" if gain < 0 else ""
-    sides = "".join(
-        f"<div><h4>{text(_name(data, name))}, {fixed(example['values'].get(name), 3)}"
-        f"</h4><ol>{''.join(map(_doc, docs))}</ol>"
-        f"{'' if docs else _NOTHING}</div>"
-        for name, docs in example["lists"].items()
-    )
-    return (
-        f'<details><summary><span class="by {kind}">{signed(gain)}</span>'
-        f" {text(example['query'] or example['query_id'])}</summary>"
-        f'<div id="{place}"><p class="query">{text(example["query"])}</p>'
-        f'<p class="id">query {text(example["query_id"])}</p>'
-        f'<div class="sides">{sides}</div></div></details>'
-    )
-
-
-def _doc(doc: Data) -> str:
-    grade = doc.get("grade")
-    if grade is None:
-        badge = '<span class="grade no">not judged</span>'
-    elif grade > 0:
-        badge = f'<span class="grade yes">relevant {text(grade)}</span>'
-    else:
-        badge = f'<span class="grade no">grade {text(grade)}</span>'
-    score = doc.get("score")
-    shown = "" if score is None else f"{_DOT}score {number(score)}"
-    title = f"<b>{text(doc['title'])}</b> " if doc.get("title") else ""
-    return (
-        f'<li>{title}{badge} <span class="id">{text(doc["doc_id"])}{shown}</span>'
-        f'<span class="doc">{text(doc.get("text") or "")}</span></li>'
     )
 
 
@@ -404,49 +296,3 @@ def foot(data: Data) -> str:
         "Made by distill_jax. The figures of this page are in report.json and"
         " metrics.jsonl beside it; measures follow trec_eval."
     )
-
-
-def facts_list(facts: Mapping[str, Any]) -> str:
-    """Names and values, nested ones joined by a dot."""
-    lines = "".join(
-        f"<div><dt>{text(name)}</dt><dd>{text(_plain(name, value))}</dd></div>"
-        for name, value in _flat(facts)
-        if value is not None and value != ""
-    )
-    return f'<dl class="list">{lines}</dl>' if lines else ""
-
-
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{name}.")
-        else:
-            found.append((f"{prefix}{name}".replace("_", " "), value))
-    return found
-
-
-def _plain(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (int, float)):
-        last = name.rsplit(".", 1)[-1]
-        if last in _SECONDS or last.endswith(" seconds"):
-            return duration(value)
-        return number(value)
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_plain("", v) for v in value)
-    return str(value)
-
-
-def _decisive(data: Data) -> Data | None:
-    """The comparison that the verdict is about."""
-    wanted = data.get("system"), data.get("primary")
-    for comparison in data.get("significance") or ():
-        if (comparison["system"], comparison["measure"]) == wanted:
-            return comparison
-    return None
-
-
-def _name(data: Data, system: Any) -> str:
-    return str((data.get("names") or {}).get(system) or system or "").replace("_", " ")

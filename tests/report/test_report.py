@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -169,6 +171,10 @@ def test_the_page_is_well_formed_and_alone():
     assert len(found.ids) == len(set(found.ids))
     assert all(href.startswith("#") and href[1:] in found.ids for href in found.hrefs)
     assert "url(" not in source
+    # The page's own policy lets its own script run, and no other.
+    script = source.split("<script>")[1].split("</script>")[0]
+    summed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{summed}'" in source
     assert "http" not in source.replace("http-equiv", "")
 
 
