@@ -16,7 +16,8 @@ Entries, all optional but ``measures``:
   rounds         [{"round", "measures": {measure: mean}}]
   teacher        ``ir.diagnostics.teacher_report``
   scores         {"teacher" | "student" | ...: {"edges", "counts"}}
-  mining         {"funnel": [{"name", "count"}], "intersection": {a: {b: rate}}, ...}
+  mining         {"funnel": [{"name", "count"}], "intersection": {a: {b: rate}},
+                 "suspects": ``ir.negatives.Filtered.suspects``, ...}
   cost           {"seconds", "parts": {part: seconds}, "calls", "tokens", "money", ...}
   systems        {system: {"queries_per_second", "index_bytes", "parameters", ...}}
   export         {"directory", "format", "code", "verified"}

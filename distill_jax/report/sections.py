@@ -236,6 +236,7 @@ def mining(data: Data) -> str:
     found = dict(data.get("mining") or {})
     steps = found.pop("funnel", None) or []
     rates = found.pop("intersection", None) or {}
+    suspects = found.pop("suspects", None) or ()
     most = max((step["count"] for step in steps), default=0)
     body = plots.bars(
         [
@@ -259,7 +260,24 @@ def mining(data: Data) -> str:
             '<p class="note">Share of the documents of two top lists that are in both:'
             " low rates mean that sources complement each other.</p>"
         )
-    return body + facts_list(found)
+    return body + facts_list(found) + _suspects(suspects)
+
+
+def _suspects(suspects: Sequence[Data]) -> str:
+    """Negatives that may be positives, for a person to judge."""
+    items = "".join(
+        f'<li><b>{text(s["query"])}</b> <span class="id">{text(s["doc_id"])}{DOT}rank'
+        f" {text(s['rank'])}{DOT}{text(s['reason'])}{DOT}above the positive by"
+        f' {number(s["above_positive"])}</span><span class="doc">{text(s["doc"])}</span>'
+        "</li>"
+        for s in suspects
+    )
+    if not items:
+        return ""
+    return (
+        f"<details><summary>{len(suspects)} removed candidates that may be relevant"
+        f'</summary><div class="sides"><ol>{items}</ol></div></details>'
+    )
 
 
 def cost(data: Data) -> str:

@@ -61,6 +61,16 @@ def full_data():
         "scores": {"student": {"edges": [-1, 0, 1], "counts": [1, 2]}},
         "mining": {
             "funnel": report.funnel(retrieved=1000, kept=250),
+            "suspects": [
+                {
+                    "query": "why <b>",
+                    "doc_id": "d7",
+                    "doc": HOSTILE,
+                    "rank": 3,
+                    "reason": "teacher",
+                    "above_positive": 0.125,
+                }
+            ],
             "intersection": {"a<": {"a<": 1.0, "b": None}, "b": {"a<": None, "b": 1}},
         },
         "ties": {"after": {"share": 0.02, "best": {"AP": 0.5}, "worst": {"AP": 0.4}}},
@@ -198,6 +208,7 @@ def test_figures_are_those_of_the_data():
         assert signed(comparison["difference"], 4) in words
     for shown in (
         "250 (25%)",
+        "above the positive by 0.125",
         "1 h 56 min",
         "2 h 10 min",
         "2.00% of the pairs are tied",
