@@ -268,8 +268,8 @@ def _suspects(suspects: Sequence[Data]) -> str:
     items = "".join(
         f'<li><b>{text(s["query"])}</b> <span class="id">{text(s["doc_id"])}{DOT}rank'
         f" {text(s['rank'])}{DOT}{text(s['reason'])}{DOT}above the positive by"
-        f' {number(s["above_positive"])}</span><span class="doc">{text(s["doc"])}</span>'
-        "</li>"
+        f" {number(s['above_positive'])}</span>"
+        f'<span class="doc">{text(s["doc"])}</span></li>'
         for s in suspects
     )
     if not items:
