@@ -197,13 +197,7 @@ def _encode(
         progress=progress,
     ):
         positions.append(at)
-        values = part.values if kind == "colbert" else getattr(part, "data", part)
-        if not np.isfinite(np.asarray(values)).all():
-            raise UserError(
-                f"the model made nan or inf for a doc in rows {rows[at].min()} to "
-                f"{rows[at].max()}",
-                "encode with compute dtype float32, or look at the checkpoint",
-            )
+        _check(kind, part, rows[at])
         parts.append(part)
     order = np.argsort(np.concatenate(positions), kind="stable")
     if kind == "splade":
@@ -224,6 +218,25 @@ def _encode(
         codes, scales = quantise(vectors)
         return {"vectors": codes, "scales": scales}
     return {"vectors": vectors}
+
+
+def _check(kind: str, part: Any, rows: np.ndarray) -> None:
+    """Refuses what no model in order would make.
+
+    Normalising turns a nan into zeros, so vectors of zeros count as well.
+    """
+    if kind == "colbert":
+        good = np.isfinite(part.values).all()
+    elif kind == "splade":
+        good = np.isfinite(part.data).all()
+    else:
+        good = (np.isfinite(part).all(1) & (part != 0).any(1)).all()
+    if not good:
+        raise UserError(
+            f"the model made nan, inf or only zeros for a doc in rows {rows.min()} to "
+            f"{rows.max()}",
+            "encode with compute dtype float32, or look at the checkpoint",
+        )
 
 
 def _width(pretrained: Any) -> int:

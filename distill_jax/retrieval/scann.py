@@ -135,6 +135,7 @@ class Scann:
         anisotropic: float = 0.2,
         source: str = "",
         threads: int | None = None,
+        tune: bool = True,
     ) -> Scann:
         """Builds an index and sets the width of its search.
 
@@ -154,6 +155,7 @@ class Scann:
             anisotropic: threshold of anisotropic quantisation.
             source: digest of weights and corpus, which ``load`` can ask for.
             threads: None takes what the machine has.
+            tune: False measures nothing; searches then name their own ``width``.
 
         Raises:
             UserError: see ``vectors.check_docs`` and ``module``.
@@ -201,7 +203,7 @@ class Scann:
             source=source,
             threads=threads,
         )
-        return index.tuned(docs, queries, recall=recall, k=k)
+        return index.tuned(docs, queries, recall=recall, k=k) if tune else index
 
     def tuned(self, docs: Any, queries: Any, *, recall: float, k: int) -> Scann:
         """The same index with the fastest search that reaches ``recall`` at ``k``.
