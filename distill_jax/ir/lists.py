@@ -337,6 +337,32 @@ def _select(
     return np.sort(np.r_[np.asarray(must, int), chosen.astype(int)])
 
 
+def with_judged_pairs(
+    lists: Lists, names: Sequence[str], pairs: int, seed: int
+) -> Lists:
+    """Lists with pairs of candidates of different labels, in a random order each.
+
+    Args:
+        names: query id of each list; the draw belongs to it and to the positive.
+        pairs: at most so many of a list (P).
+    """
+    first = np.full((len(lists), pairs), -1, np.int32)
+    second = np.full((len(lists), pairs), -1, np.int32)
+    probability = np.zeros((len(lists), pairs), np.float32)
+    for row, name in enumerate(names):
+        labels, where = lists.labels[row], lists.where[row]
+        better = (labels[:, None] > labels[None, :]) & where[:, None] & where[None, :]
+        found = np.argwhere(better)
+        random = generator(seed, "judged pairs", name, str(lists.doc_rows[row, 0]))
+        found = found[random.permutation(len(found))[:pairs]]
+        turned = random.random(len(found)) < 0.5
+        count = len(found)
+        first[row, :count] = np.where(turned, found[:, 1], found[:, 0])
+        second[row, :count] = np.where(turned, found[:, 0], found[:, 1])
+        probability[row, :count] = np.where(turned, 0.0, 1.0)
+    return lists.replace(first=first, second=second, probability=probability)
+
+
 def concatenate(parts: Sequence[Lists]) -> Lists:
     """Lists one after another, padded to the widest list and the most pairs."""
     size = max(part.doc_rows.shape[1] for part in parts)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,11 @@ from distill_jax.ir.spiece import (
     read_model,
     with_pieces,
 )
-from distill_jax.ir.vocabulary import train_spiece, without_surrogates
+from distill_jax.ir.vocabulary import (
+    train_spiece,
+    train_wordpiece,
+    without_surrogates,
+)
 
 ANSWER_WORDS = ("true", "false", "Yes", "No", "A", "B")
 """Words whose logits T5 rerankers read; a vocabulary made here keeps each whole."""
@@ -136,6 +141,17 @@ class Tokenizer:
         for word in ANSWER_WORDS:
             made.token_id(SPACE + word)
         return made
+
+    @classmethod
+    def train_wordpiece(
+        cls, texts: Iterable[str], vocab_size: int = 8000, *, max_texts: int = 200_000
+    ) -> Tokenizer:
+        """Trains a BERT-shaped vocabulary on texts: uncased WordPiece, [PAD] is 0."""
+        pieces = train_wordpiece(texts, vocab_size, max_texts)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "vocab.txt"
+            path.write_text("\n".join(pieces) + "\n", encoding="utf-8")
+            return cls.load(path)
 
     def _best_score(self, word: str, data: bytes) -> float:
         scores = {piece: score for piece, score, _ in parse_model(data).pieces}

@@ -1,4 +1,4 @@
-"""Vocabularies made here: SentencePiece Unigram with T5's first three pieces."""
+"""Vocabularies made here: Unigram with T5's first pieces, WordPiece with BERT's."""
 
 from __future__ import annotations
 
@@ -68,3 +68,39 @@ def train_spiece(
         minloglevel=3,
     )
     return out.getvalue()
+
+
+# Where bert-base-uncased has them, the markers of ColBERT included.
+BERT_SPECIALS = (
+    "[PAD]",
+    "[unused0]",
+    "[unused1]",
+    *(f"[unused{number}]" for number in range(2, 10)),
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+)
+
+
+def train_wordpiece(
+    texts: Iterable[str], vocab_size: int, max_texts: int
+) -> list[str]:
+    """The pieces of an uncased WordPiece vocabulary, in the order of their ids."""
+    import itertools
+
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+    backend.normalizer = normalizers.BertNormalizer()  # type: ignore[assignment]
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(BERT_SPECIALS),
+        limit_alphabet=1000,
+        show_progress=False,
+    )
+    clean = (without_surrogates(text) for text in itertools.islice(texts, max_texts))
+    backend.train_from_iterator(clean, trainer)
+    pieces = backend.get_vocab()
+    return sorted(pieces, key=pieces.__getitem__)

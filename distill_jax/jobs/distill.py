@@ -25,7 +25,7 @@ from distill_jax.jobs.describe import describe
 from distill_jax.jobs.parts import part
 from distill_jax.jobs.setting import Setting, Split, open_setting
 from distill_jax.jobs.stage import Stage, Stopped, Trip, run_stage
-from distill_jax.jobs.students import Student
+from distill_jax.jobs.students import Student, fresh
 from distill_jax.models import sharding, weights
 from distill_jax.models.pretrained import Pretrained
 
@@ -314,7 +314,11 @@ class Models:
         if name.startswith("stage:"):
             return self._stage(name)
         if name not in self.loaded:
-            self.loaded[name] = weights.load(name)
+            self.loaded[name] = (
+                fresh(name, self.setting.collection.full_texts, self.job.seed)
+                if name.startswith("fresh:")
+                else weights.load(name)
+            )
         return self.loaded[name]
 
     def _stage(self, name: str) -> Pretrained:

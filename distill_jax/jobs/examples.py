@@ -15,6 +15,7 @@ from distill_jax.ir.lists import (
     concatenate,
     lists_from_judgements,
     lists_from_labels,
+    with_judged_pairs,
 )
 from distill_jax.ir.negatives import filter_negatives
 from distill_jax.ir.run import Run
@@ -72,6 +73,25 @@ class Judged:
             seed=setting.seed,
             per_query=self.per_query,
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgedPairs:
+    """Pairs of a positive and a negative, in either order, for a duo reranker.
+
+    Attributes:
+        judged: the lists that pairs are drawn from.
+        pairs: of a list; each is turned round by a draw that belongs to the query.
+    """
+
+    judged: Judged
+    pairs: int = 3
+
+    def __call__(self, asked: Asked, run: Run) -> Lists:
+        lists = self.judged(asked, run)
+        ids = asked.queries.ids
+        names = [ids[row] for row in lists.query_rows]
+        return with_judged_pairs(lists, names, self.pairs, asked.setting.seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

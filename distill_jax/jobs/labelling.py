@@ -15,7 +15,7 @@ from distill_jax.jobs.candidates import Asked
 from distill_jax.jobs.console import say
 from distill_jax.jobs.queries import Training
 from distill_jax.jobs.setting import Setting, Split, open_setting
-from distill_jax.jobs.students import Student
+from distill_jax.jobs.students import Student, fresh
 from distill_jax.models import sharding, weights
 
 
@@ -57,7 +57,7 @@ class Desk:
             queries=split.queries if split else None,  # type: ignore[arg-type]
             qrels=split.qrels if split else None,
             student=student,  # type: ignore[arg-type]
-            model=_loader(),
+            model=_loader(setting),
             directory=Path(self.directory),
         )
         if self.max_queries is not None and split is not None:
@@ -73,12 +73,16 @@ class Desk:
             (Path(self.directory) / "config.gin").write_text(config, encoding="utf-8")
 
 
-def _loader():
+def _loader(setting: Setting):
     loaded: dict[str, Any] = {}
 
     def load(name: str) -> Any:
         if name not in loaded:
-            loaded[name] = weights.load(name)
+            loaded[name] = (
+                fresh(name, setting.collection.full_texts, setting.seed)
+                if name.startswith("fresh:")
+                else weights.load(name)
+            )
         return loaded[name]
 
     return load

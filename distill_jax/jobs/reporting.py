@@ -84,7 +84,6 @@ class Table:
         data["notices"] = [
             *data.get("notices", ()),
             *self.setting.collection.notices,
-            *(data["teacher"] or {}).get("warnings", ()),
         ]
         data["examples"] = report.examples(
             data,
@@ -127,7 +126,8 @@ class Table:
         negatives = best.directory / "negatives.json"
         if negatives.is_file():
             record = read_json(negatives)
-            made = {**made, **record["funnel"]}
+            steps = record["funnel"]
+            made |= {k: n for k, n in steps.items() if k.startswith("after")}
             found["suspects"] = record["suspects"]
         lists = best.made["lists"]
         made = {**made, "in lists": round(lists["lists"] * lists["docs_per_list"])}

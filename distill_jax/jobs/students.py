@@ -10,6 +10,7 @@ from distill_jax.ir.errors import UserError, near
 from distill_jax.ir.tokenizer import Tokenizer
 from distill_jax.models import weights
 from distill_jax.models.pretrained import Pretrained, initial_params
+from distill_jax.models.weights.folders import locate
 
 KINDS = ("reranker", "duo", "dual_encoder", "colbert", "splade")
 
@@ -78,13 +79,19 @@ class Student:
         return model.replace(spec=dataclasses.replace(model.spec, backbone=backbone))
 
     def _from_scratch(self, texts, seed: int, overrides: dict) -> Pretrained:
+        is_t5 = self.backbone.startswith("t5:")
         if self.vocabulary is not None:
-            tokenizer = Tokenizer.load(self.vocabulary)
-        else:
+            tokenizer = Tokenizer.load(locate(self.vocabulary))
+        elif is_t5:
             tokenizer = Tokenizer.train_unigram(texts(), self.vocabulary_size)
+        else:
+            tokenizer = Tokenizer.train_wordpiece(texts(), self.vocabulary_size)
+        kind = self.kind or "reranker"
         dtype = overrides.pop("dtype", None)
         backbone = self._sizes(tokenizer, {} if dtype is None else {"dtype": dtype})
-        spec = _spec_class(self.kind or "reranker")(backbone=backbone, **overrides)
+        if kind == "reranker" and not is_t5:
+            overrides = {"head": "cls_linear", **overrides}
+        spec = _spec_class(kind)(backbone=backbone, **overrides)
         if hasattr(spec, "resolved"):
             spec = spec.resolved(tokenizer)
         return Pretrained(
@@ -108,6 +115,14 @@ class Student:
         if self.kind in ("dual_encoder", "colbert") and family == "t5":
             changes = {**changes, "decoder_layers": 0}
         return makers[family](size, vocab_size=rows, **changes)
+
+
+def fresh(name: str, texts: Callable[[], Sequence[str]], seed: int) -> Pretrained:
+    """``fresh:KIND:BACKBONE``, a model with random weights: for trying a recipe out."""
+    parts = name.split(":", 2)
+    if len(parts) != 3:
+        raise UserError(f"no model {name!r}", "e.g. fresh:reranker:t5:tiny")
+    return Student(kind=parts[1], backbone=parts[2]).make(texts, seed)
 
 
 def _spec_class(kind: str) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from distill_jax.ir.labels import PairLabels, TeacherLabels
 from distill_jax.ir.run import Run
 from distill_jax.jobs.candidates import Asked
-from distill_jax.jobs.console import Counter
+from distill_jax.jobs.console import Counter, say
 from distill_jax.jobs.describe import describe
 from distill_jax.jobs.parts import part
 
@@ -168,9 +168,14 @@ class LabelFile:
         collection = asked.setting.collection
         if self.format is None:
             return TeacherLabels.read(self.path, collection=collection)
-        from distill_jax.ir import label_readers
+        from distill_jax.ir.label_readers import read_labels
 
-        return label_readers.read(self.path, self.format, collection=collection)
+        found = read_labels(
+            self.path, form=self.format, collection=collection, unknown="drop"
+        )
+        for notice in found.notices:
+            say(f"note: {notice}")
+        return found.labels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
