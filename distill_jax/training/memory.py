@@ -80,7 +80,7 @@ def step_memory(
         dropout=uses_dropout(graphdef, state.params, batch),
     )
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-    analysis = compiled.memory_analysis()
+    analysis: Any = compiled.memory_analysis()
     return StepMemory(
         state=analysis.argument_size_in_bytes,
         temporary=analysis.temp_size_in_bytes

@@ -124,5 +124,5 @@ def digest(batch: Any) -> str:
     for leaf in jax.tree.leaves(batch):
         leaf = np.ascontiguousarray(leaf)
         crc = zlib.crc32(f"{leaf.dtype}{leaf.shape}".encode(), crc)
-        crc = zlib.crc32(leaf.view(np.uint8).reshape(-1), crc)
+        crc = zlib.crc32(leaf.tobytes(), crc)
     return f"{crc:08x}"

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
 
 from distill_jax.models import sharding
 from distill_jax.training.optimizers import Optimizer
@@ -21,13 +20,13 @@ class TrainState:
     """Everything that the next step depends on, besides its batch.
 
     Attributes:
-        step: number of updates done.
+        step: number of updates done, int32.
         params: the nested dict of parameters, float32.
         opt_state: the moments of the optimiser.
         key: the run's random key. It never changes: each step folds its number in.
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     opt_state: Any
     key: Any

@@ -1,4 +1,4 @@
-"""The loss of held-out lists, by the objective that is trained."""
+"""The objective on held-out batches, as a measure to stop by."""
 
 from __future__ import annotations
 
@@ -6,41 +6,68 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
-from distill_jax.batches import batch_size
+from distill_jax.ir.errors import UserError
 from distill_jax.models import sharding
 
 
 def validation(
-    graphdef: Any, objective: Any, batches: Callable[[], Iterable[Any]], mesh: Any
+    graphdef: Any, objective: Any, batches: Callable[[], Iterable], mesh: Mesh
 ) -> Callable[[Any], dict[str, float]]:
-    """A function from parameters to the mean loss, and its parts, of held-out batches.
-
-    The mean weighs batches by their queries. A loss that contrasts across a batch
-    depends on the batch's size, so compare only runs with equal ``BATCH_SIZE``.
+    """Makes ``params -> {"loss": ..., part: ...}``, without dropout.
 
     Args:
-        batches: gives the same host batches at every call.
+        objective: with ``counts`` and ``partial`` the result is the loss of all
+            batches as one; without (losses across queries), its mean over batches.
+        batches: returns the host batches of the held-out set, each time anew.
     """
 
-    @jax.jit
-    def loss_of(params: Any, batch: Any) -> Any:
+    def forward(params: Any, batch: Any, counts: Any) -> Any:
         student = nnx.merge(graphdef, nnx.State(params))
-        return objective(student, student.represent(batch), batch)
+        rep = student.represent(batch, rngs=None)
+        if counts is None:
+            return objective(student, rep, batch)
+        return objective.partial(student, rep, batch, counts)
 
-    def run(params: Any) -> dict[str, float]:
-        sums: dict[str, float] = {}
-        count = 0
+    jitted = jax.jit(forward)
+
+    def evaluate(params: Any) -> dict[str, float]:
+        totals, count = _counts(objective, batches(), mesh), 0
+        found: Any = None
         for batch in batches():
-            size = batch_size(batch)
-            loss, parts = jax.device_get(
-                loss_of(params, sharding.shard_batch(batch, mesh))
+            share = jitted(params, sharding.shard_batch(batch, mesh), totals)
+            found = share if found is None else jax.tree.map(jnp.add, found, share)
+            count += 1
+        if found is None:
+            raise UserError(
+                "there is no held-out batch to evaluate on",
+                "hold out more queries, or use a smaller batch",
             )
-            for name, value in {"loss": loss, **parts}.items():
-                sums[name] = sums.get(name, 0.0) + size * float(np.asarray(value))
-            count += size
-        return {name: total / count for name, total in sums.items()}
+        # Shares of a known total add up; independent means are averaged.
+        scale = 1.0 if totals is not None else 1.0 / count
+        loss, parts = jax.device_get(found)
+        return {
+            "loss": float(loss) * scale,
+            **{name: float(part) * scale for name, part in parts.items()},
+        }
 
-    return run
+    return evaluate
+
+
+def _counts(objective: Any, batches: Iterable, mesh: Mesh) -> Any:
+    """The counts of all batches together, or None where they mean nothing."""
+    if not hasattr(objective, "partial"):
+        return None
+    count = jax.jit(objective.counts)
+    totals: Any = None
+    for batch in batches:
+        try:
+            counts = count(sharding.shard_batch(batch, mesh))
+        except UserError:
+            # A loss across queries has no share of a micro-batch.
+            return None
+        totals = counts if totals is None else jax.tree.map(jnp.add, totals, counts)
+    return totals

@@ -34,7 +34,7 @@ _spec.loader.exec_module(toy)
 DEVICES = jax.devices()
 
 
-def gradient_of(objective, batch, *, rate=0.2, mesh=None, jit=True, **options):
+def gradient_of(objective, batch, *, rate=0.2, mesh=None, **options):
     """Loss, parts and gradient of one batch of the toy student."""
     graphdef, params = toy.student(rate)
     state = states.create(
@@ -48,7 +48,7 @@ def gradient_of(objective, batch, *, rate=0.2, mesh=None, jit=True, **options):
         options["rows"] = NamedSharding(mesh, sharding.BATCH)
     keys = row_keys(state, 16) if rate else None
     run = make_gradient(graphdef, objective, **options)
-    run = jax.jit(run) if jit else run
+    run = jax.jit(run)
     (loss, (parts, _)), grads = run(state.params, batch, keys)
     return jax.device_get((loss, parts, grads))
 

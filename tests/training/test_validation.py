@@ -11,10 +11,10 @@ import pytest
 
 from distill_jax.ir.errors import UserError
 from distill_jax.models import sharding
-from distill_jax.training.dev_loss import dev_loss
 from distill_jax.training.memory import step_memory
 from distill_jax.training.optimizers import adamw
 from distill_jax.training.step import make_gradient
+from distill_jax.training.validation import validation
 
 _spec = importlib.util.spec_from_file_location("toy", Path(__file__).parent / "toy.py")
 toy = importlib.util.module_from_spec(_spec)
@@ -27,9 +27,10 @@ def test_unequal_batches_count_by_their_lists_and_pairs():
     graphdef, params = toy.student(0.3)
     halves = [toy.batch(0), toy.batch(1)]
     both = jax.tree.map(lambda *leaves: np.concatenate(leaves), *halves)
-    (loss, (parts, _)), _ = make_gradient(graphdef, toy.LISTS)(params, both, None)
-    measure = dev_loss(graphdef, toy.LISTS, lambda: iter(halves), MESH)
-    found = measure(params, 0)
+    run = jax.jit(make_gradient(graphdef, toy.LISTS))
+    (loss, (parts, _)), _ = run(params, both, None)
+    measure = validation(graphdef, toy.LISTS, lambda: iter(halves), MESH)
+    found = measure(params)
     assert found["loss"] == pytest.approx(float(loss), rel=1e-5)
     assert found["pair"] == pytest.approx(float(parts["pair"]), rel=1e-5)
 
@@ -37,16 +38,16 @@ def test_unequal_batches_count_by_their_lists_and_pairs():
 def test_losses_across_queries_are_averaged_over_batches():
     graphdef, params = toy.student()
     halves = [toy.batch(0), toy.batch(1)]
-    run = make_gradient(graphdef, toy.GLOBAL)
+    run = jax.jit(make_gradient(graphdef, toy.GLOBAL))
     losses = [float(run(params, half, None)[0][0]) for half in halves]
-    measure = dev_loss(graphdef, toy.GLOBAL, lambda: iter(halves), MESH)
-    assert measure(params, 0)["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+    measure = validation(graphdef, toy.GLOBAL, lambda: iter(halves), MESH)
+    assert measure(params)["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
 def test_no_batch_is_an_error_of_the_user():
     graphdef, params = toy.student()
     with pytest.raises(UserError, match="no held-out batch"):
-        dev_loss(graphdef, toy.LISTS, lambda: iter(()), MESH)(params, 0)
+        validation(graphdef, toy.LISTS, lambda: iter(()), MESH)(params)
 
 
 def test_memory_of_a_step_from_shapes_alone():

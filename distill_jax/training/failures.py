@@ -1,0 +1,84 @@
+"""What goes wrong while training, told so that a user can act on it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from distill_jax.ir.errors import UserError
+from distill_jax.training.prefetch import Fed
+
+_log = logging.getLogger(__name__)
+
+
+def not_finite(
+    fed: Fed,
+    numbers: dict[str, float],
+    directory: Path,
+    query_names: Callable[[np.ndarray], list[str]] | None,
+) -> UserError:
+    """Saves the batch, and makes the error that names its step and its queries.
+
+    Args:
+        numbers: of the step that was not applied.
+        query_names: query rows to ids; None shows the rows.
+    """
+    path = directory / f"not_finite_step_{fed.step + 1}.npz"
+    leaves = jax.tree_util.tree_leaves_with_path(fed.host)
+    arrays = {jax.tree_util.keystr(k).strip("."): np.asarray(v) for k, v in leaves}
+    np.savez(path, allow_pickle=False, **arrays)
+    rows = fed.host.targets.query_rows
+    names: list[str] = []
+    if rows is not None:
+        rows = np.asarray(rows)[np.asarray(rows) >= 0]
+        names = query_names(rows) if query_names else [f"row {row}" for row in rows]
+    shown = ", ".join(map(str, names[:8])) + (", ..." if len(names) > 8 else "")
+    return UserError(
+        f"step {fed.step + 1}: the loss is {numbers['loss']} and the gradient's norm "
+        f"{numbers['gradient_norm']}; queries {shown or 'unknown'}; batch in {path}",
+        "look for labels that are not numbers; lower the learning rate or use float32",
+    )
+
+
+@contextlib.contextmanager
+def memory_told(chunk: int | None) -> Iterator[None]:
+    """Turns an exhausted device into what to change."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"a training step does not fit on the device: {reason}",
+            f"use a GradCache chunk below {chunk or 'the batch size'}, a smaller "
+            "batch, shorter texts, or a mesh with fsdp",
+        ) from error
+
+
+class CollapseWatch:
+    """Warns once when all docs of every list get the same score for some steps.
+
+    Args:
+        after: how many steps in a row.
+    """
+
+    def __init__(self, after: int):
+        self.after = after
+        self.steps = 0
+
+    def see(self, step: int, spread: float) -> None:
+        """Takes the ``score_spread`` of a step; nan (no list of two) is no collapse."""
+        self.steps = self.steps + 1 if spread < 1e-6 else 0
+        if self.steps == self.after:
+            _log.warning(
+                "step %d: for %d steps all scores of every list are equal: "
+                "the student has collapsed",
+                step,
+                self.steps,
+            )
