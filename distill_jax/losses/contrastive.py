@@ -68,7 +68,9 @@ def in_batch_contrastive(
         temperature: divides the similarities.
         false_negative_threshold: see ``no_contrast``; None masks no others.
         own_negatives: False leaves out the other docs of the query's own list.
-        block_size: queries at a time; bounds the temporaries at large B. Exact.
+        block_size: queries at a time, on one device; the same numbers. Temporaries
+            beside ``similarity`` and its gradient (1.25 GiB each at B = 4096, N = 20):
+            2.8 GiB with None, 0.12 GiB with 64.
         reduce_fn: over queries [B]; the mean is over the queries counted.
     """
     batch, number = doc_ids.shape

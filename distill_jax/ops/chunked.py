@@ -10,7 +10,10 @@ import jax.numpy as jnp
 
 
 def map_rows(
-    function: Callable[..., Any], *arrays: Any, block_size: int | None = None
+    function: Callable[..., Any],
+    *arrays: Any,
+    block_size: int | None = None,
+    spread: bool = False,
 ) -> Any:
     """``function(*arrays)`` over the leading axis, ``block_size`` rows at a time.
 
@@ -20,10 +23,12 @@ def map_rows(
         arrays: pytrees with a common leading axis M. Rows of zeros complete the last
             block, so ``function`` must not raise on them; what it gives is dropped.
         block_size: None for all at once.
+        spread: True if the rows lie on several devices. Block j then holds rows
+            j, j + blocks, ...: rows stay where they are, and every block keeps all
+            devices busy, at the price of a copy of the arrays.
 
-    Block j holds rows j, j + blocks, ...: rows that are spread over devices stay where
-    they are, and every block keeps all devices busy. Only one block's temporaries are
-    alive at a time, in the backward pass too: they are computed again there.
+    Only one block's temporaries are alive at a time, in the backward pass too: they
+    are computed again there.
     """
     number = jax.tree.leaves(arrays)[0].shape[0]
     if block_size is None or block_size >= number:
@@ -34,10 +39,13 @@ def map_rows(
     def split(x):
         if missing:
             x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape((block_size, blocks) + x.shape[1:]).swapaxes(0, 1)
+        if spread:
+            return x.reshape((block_size, blocks) + x.shape[1:]).swapaxes(0, 1)
+        return x.reshape((blocks, block_size) + x.shape[1:])
 
     def join(x):
-        return x.swapaxes(0, 1).reshape((blocks * block_size,) + x.shape[2:])[:number]
+        x = x.swapaxes(0, 1) if spread else x
+        return x.reshape((blocks * block_size,) + x.shape[2:])[:number]
 
     # prevent_cse=False: inside a scan nothing can be shared with the forward pass.
     body = jax.checkpoint(lambda block: function(*block), prevent_cse=False)

@@ -102,7 +102,7 @@ def maxsim_lists(
         return _reduce(scores, doc_where, query_where[:, None, :])
 
     return chunked.map_rows(
-        block, query, docs, doc_where, query_where, block_size=block_size
+        block, query, docs, doc_where, query_where, block_size=block_size, spread=True
     )
 
 

@@ -181,5 +181,5 @@ def _rows_here(made: Made, lists: Run | TeacherLabels) -> np.ndarray:
     used = np.unique(lists.rows[lists.rows >= 0])
     table = np.full(len(lists.doc_ids) + 1, -1, np.int64)
     for row in used.tolist():
-        table[row] = place.get(lists.doc_ids[row], -1)
+        table[row] = place.get(lists.doc_ids[int(row)], -1)
     return table[lists.rows]

@@ -79,7 +79,7 @@ def generate(
         ]
         requests = []
         for row, kind, number in cells:
-            doc_id = collection.ids[row]
+            doc_id = collection.ids[int(row)]
             text = query_kinds.cut(collection, row, max_doc_words)
             requests.append(
                 Request(

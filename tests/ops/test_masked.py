@@ -85,8 +85,9 @@ def test_preferences_are_strict():
     assert found.astype(int).tolist() == [[0, 0, 0], [1, 0, 0], [1, 0, 0]]
 
 
+@pytest.mark.parametrize("spread", [False, True])
 @pytest.mark.parametrize("block_size", [None, 1, 3, 7, 20])
-def test_chunks_equal_the_whole(block_size):
+def test_chunks_equal_the_whole(block_size, spread):
     x = jax.random.normal(jax.random.key(0), (7, 4))
     rows = jnp.arange(7)
 
@@ -94,7 +95,7 @@ def test_chunks_equal_the_whole(block_size):
         return {"y": jnp.sin(x) * rows[:, None], "sum": jnp.sum(x, -1)}
 
     def loss(x):
-        out = chunked.map_rows(function, x, rows, block_size=block_size)
+        out = chunked.map_rows(function, x, rows, block_size=block_size, spread=spread)
         return jnp.sum(out["y"] ** 2) + jnp.sum(out["sum"]), out
 
     whole = function(x, rows)
