@@ -25,8 +25,8 @@ from distill_jax.jobs.describe import describe
 from distill_jax.jobs.parts import part
 from distill_jax.jobs.setting import Setting, Split, open_setting
 from distill_jax.jobs.stage import Stage, Stopped, Trip, run_stage
-from distill_jax.jobs.students import Student, fresh
-from distill_jax.models import sharding, weights
+from distill_jax.jobs.students import Student, load_model
+from distill_jax.models import sharding
 from distill_jax.models.pretrained import Pretrained
 
 
@@ -309,17 +309,20 @@ class Models:
             lambda: self.setting.collection.full_texts(), self.job.seed, self._path
         )
 
-    def load(self, name: str) -> Pretrained:
-        """A checkpoint by path, or ``stage:NAME``."""
+    def load(self, name: str, **overrides: Any) -> Pretrained:
+        """A checkpoint by path, ``initial``, ``stage:NAME`` or ``fresh:KIND:BACKBONE``.
+
+        Args:
+            overrides: what to make of it: ``kind`` and fields of its spec.
+        """
+        if name == "initial":
+            return Pretrained.read(Path(self.job.directory) / "initial")
         if name.startswith("stage:"):
             return self._stage(name)
-        if name not in self.loaded:
-            self.loaded[name] = (
-                fresh(name, self.setting.collection.full_texts, self.job.seed)
-                if name.startswith("fresh:")
-                else weights.load(name)
-            )
-        return self.loaded[name]
+        key = repr((name, sorted(overrides.items())))
+        if key not in self.loaded:
+            self.loaded[key] = load_model(name, self.setting, **overrides)
+        return self.loaded[key]
 
     def _stage(self, name: str) -> Pretrained:
         stage = name.removeprefix("stage:")

@@ -1,4 +1,4 @@
-"""Single jobs that measure: runs and models on any collection, and folders side by side."""
+"""Single jobs that measure: runs, models, and finished folders side by side."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Evaluate:
         setting = self._setting()
         print(
             f"{len(setting.test.queries):,} queries, {len(setting.collection):,} "
-            f"documents; systems: {', '.join((*self.runs, *self.checkpoints)) or 'none'}"
+            f"documents; systems: {', '.join(filter(None, (*self.runs, *self.checkpoints)))}"
         )
         return 0
 
@@ -110,11 +110,11 @@ class Evaluate:
 
     def _systems(self, setting: Setting, directory: Path) -> dict[str, Run]:
         found = {}
-        for path in self.runs:
+        for path in filter(None, self.runs):
             run = Run.read(path, collection=setting.collection)
             found[_name(path, found)] = run
         first = None
-        for path in self.checkpoints:
+        for path in filter(None, self.checkpoints):
             model = weights.load(path)
             if model.spec.kind not in ranking.ENCODERS and first is None:
                 first = self._first_stage(setting, directory)

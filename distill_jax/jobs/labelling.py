@@ -15,8 +15,8 @@ from distill_jax.jobs.candidates import Asked
 from distill_jax.jobs.console import say
 from distill_jax.jobs.queries import Training
 from distill_jax.jobs.setting import Setting, Split, open_setting
-from distill_jax.jobs.students import Student, fresh
-from distill_jax.models import sharding, weights
+from distill_jax.jobs.students import Student, load_model
+from distill_jax.models import sharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,14 +76,11 @@ class Desk:
 def _loader(setting: Setting):
     loaded: dict[str, Any] = {}
 
-    def load(name: str) -> Any:
-        if name not in loaded:
-            loaded[name] = (
-                fresh(name, setting.collection.full_texts, setting.seed)
-                if name.startswith("fresh:")
-                else weights.load(name)
-            )
-        return loaded[name]
+    def load(name: str, **overrides: Any) -> Any:
+        key = repr((name, sorted(overrides.items())))
+        if key not in loaded:
+            loaded[key] = load_model(name, setting, **overrides)
+        return loaded[key]
 
     return load
 

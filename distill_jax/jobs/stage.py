@@ -188,8 +188,7 @@ def _candidates(stage: Stage, asked: Asked) -> tuple[Run, dict]:
         "filters": describe(stage.filters),
         "seed": asked.setting.seed,
     }
-    if _mentions_student((stage.candidates, stage.filters)):
-        inputs["student"] = asked.student.digest
+    inputs |= _models((stage.candidates, stage.filters), asked)
 
     def make(directory: Path) -> dict:
         run = stage.candidates(asked)
@@ -204,16 +203,26 @@ def _candidates(stage: Stage, asked: Asked) -> tuple[Run, dict]:
     return Run.read(directory / "run.trec", collection=asked.setting.collection), made
 
 
-def _mentions_student(value: Any) -> bool:
-    """Whether a source searches or scores with the student of the moment."""
+def _models(value: Any, asked: Asked) -> dict[str, str]:
+    """Digests of the models of this job that a source or a teacher reads with.
+
+    A source without a checkpoint searches with the student of the moment; paths are
+    names that stay, so only ``initial`` and ``stage:`` are looked into.
+    """
+    found: dict[str, str] = {}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
-        if "checkpoint" in names and value.checkpoint is None:
-            return True
-        return any(_mentions_student(getattr(value, name)) for name in names)
+        if "checkpoint" in names:
+            name = value.checkpoint
+            if name is None:
+                found["student"] = asked.student.digest
+            elif name == "initial" or name.startswith("stage:"):
+                found[name] = asked.model(name).digest
+        value = [getattr(value, name) for name in names]
     if isinstance(value, tuple | list):
-        return any(map(_mentions_student, value))
-    return False
+        for item in value:
+            found |= _models(item, asked)
+    return found
 
 
 def _lists(stage: Stage, asked: Asked, run: Run) -> tuple[Lists, dict]:
@@ -225,8 +234,7 @@ def _lists(stage: Stage, asked: Asked, run: Run) -> tuple[Lists, dict]:
         "judgements": Split(queries=asked.queries, qrels=asked.qrels).digest,
         "seed": setting.seed,
     }
-    if _mentions_student(stage.examples):
-        inputs["student"] = asked.student.digest
+    inputs |= _models(stage.examples, asked)
 
     def make(directory: Path) -> dict:
         lists = stage.examples(asked, run)

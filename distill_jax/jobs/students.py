@@ -117,12 +117,23 @@ class Student:
         return makers[family](size, vocab_size=rows, **changes)
 
 
-def fresh(name: str, texts: Callable[[], Sequence[str]], seed: int) -> Pretrained:
-    """``fresh:KIND:BACKBONE``, a model with random weights: for trying a recipe out."""
+def load_model(name: str, setting: Any, **overrides: Any) -> Pretrained:
+    """A checkpoint, or ``fresh:KIND:BACKBONE``: random weights, to try a recipe out.
+
+    Args:
+        overrides: ``kind`` and fields of the spec; None counts as not given.
+    """
+    overrides = {k: v for k, v in overrides.items() if v is not None}
+    if not name.startswith("fresh:"):
+        return weights.load(name, **overrides)
     parts = name.split(":", 2)
     if len(parts) != 3:
         raise UserError(f"no model {name!r}", "e.g. fresh:reranker:t5:tiny")
-    return Student(kind=parts[1], backbone=parts[2]).make(texts, seed)
+    overrides.pop("kind", None)
+    student = Student(
+        kind=parts[1], backbone=parts[2], vocabulary_size=1500, options=overrides
+    )
+    return student.make(setting.collection.full_texts, setting.seed)
 
 
 def _spec_class(kind: str) -> Any:

@@ -36,19 +36,27 @@ class Model:
 
     Attributes:
         checkpoint: what ``distill_jax.load`` takes, or ``stage:NAME``.
+        kind: what to make of it; a bare T5 becomes a reranker.
+        prompt: the template; "instruction" is the zero-shot Yes/No form for Flan-T5.
+        query_length, doc_length: tokens kept; None keeps the checkpoint's.
         cache: folder of scores by text, shared between jobs; None keeps one in
             ``MODEL_DIR/scores``, so that a re-mined round pays only for new pairs.
         tokens_per_batch: padded tokens computed at once; None chooses by platform.
     """
 
     checkpoint: str
+    kind: str | None = None
+    prompt: str | None = None
+    query_length: int | None = None
+    doc_length: int | None = None
     cache: str | None = None
     tokens_per_batch: int | None = None
 
     def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
         from distill_jax.teaching.scorers import label_run
 
-        setting, model = asked.setting, asked.model(self.checkpoint)
+        setting = asked.setting
+        model = asked.model(self.checkpoint, **_overrides(self))
         if model.spec.kind in ("dual_encoder", "colbert", "splade"):
             return _vector_labels(model, asked, run)
         features = setting.pair_features(model, asked.queries)
@@ -76,6 +84,15 @@ class Model:
             what="labels",
         )
         return TeacherLabels.read(folder, collection=setting.collection)
+
+
+def _overrides(teacher: Any) -> dict[str, Any]:
+    """How a checkpoint is read, as far as the recipe says."""
+    if teacher.checkpoint == "initial" or teacher.checkpoint.startswith("stage:"):
+        return {}
+    names = ("kind", "prompt", "query_length", "doc_length")
+    values = {name: getattr(teacher, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _vector_labels(model: Any, asked: Asked, run: Run) -> TeacherLabels:
@@ -183,6 +200,10 @@ class PairModel:
     """A duo reranker judges sampled pairs of the pointwise order."""
 
     checkpoint: str
+    kind: str | None = "duo"
+    prompt: str | None = None
+    query_length: int | None = None
+    doc_length: int | None = None
     top_k: int = 100
     delta: int = 10
     pairs: int = 50
@@ -191,7 +212,8 @@ class PairModel:
     def __call__(self, asked: Asked, labels: TeacherLabels) -> PairLabels:
         from distill_jax.teaching.pairs import label_pairs
 
-        setting, model = asked.setting, asked.model(self.checkpoint)
+        setting = asked.setting
+        model = asked.model(self.checkpoint, **_overrides(self))
         run = labels.to_run()
 
         def make(folder: Path) -> dict:
