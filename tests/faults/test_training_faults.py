@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -115,6 +116,42 @@ def test_killed_again_and_again_it_ends_the_same(unbroken):
     assert code == 0, said
     assert "an unfinished checkpoint is ignored" in said
     ended_alike(directory, unbroken)
+
+
+def two_processes(directory, steps):
+    """Runs two processes of one device each; returns what the first said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "PYTHONPATH": str(SCRIPT.parent.parent.parent),
+    }
+    script = SCRIPT.with_name("two_processes.py")
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(port), str(index), directory, str(steps)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for index in range(2)
+    ]
+    ends = [end(process) for process in both]
+    assert [code for code, _ in ends] == [0, 0], ends
+    return ends[0][1]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_resume(unbroken):
+    """The loss is a function of the global batch; one process writes the files."""
+    directory = unbroken.parent / "two"
+    two_processes(directory, 3)
+    said = two_processes(directory, 5)
+    assert "resumed at step 3 of 5" in said
+    expected = [record["loss"] for record in records(unbroken)[:5]]
+    np.testing.assert_allclose(np.load(directory / "losses.npy"), expected, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -1,0 +1,48 @@
+"""One of two training processes: python two_processes.py PORT INDEX DIRECTORY STEPS."""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+
+if __name__ == "__main__":
+    port, index, directory, steps = sys.argv[1:]
+    jax.distributed.initialize(
+        f"127.0.0.1:{port}", num_processes=2, process_id=int(index)
+    )
+
+import numpy as np
+from train_toy import load_toy
+
+from distill_jax.models import sharding
+from distill_jax.training import optimizers
+from distill_jax.training.loop import Fit
+
+
+def main(directory: str, steps: int) -> None:
+    toy = load_toy()
+    rank, count = jax.process_index(), jax.process_count()
+
+    def feed(start):
+        for step in range(start, steps):
+            whole = toy.batch(step)
+            rows = whole.targets.labels.shape[0] // count
+            part = slice(rank * rows, (rank + 1) * rows)
+            yield jax.tree.map(lambda leaf, part=part: leaf[part], whole)
+
+    graphdef, params = toy.student(0.1)
+    result = Fit(
+        steps=steps,
+        directory=directory,
+        optimizer=optimizers.adamw(learning_rate=1e-2),
+        mesh=sharding.make_mesh(),
+        checkpoint_period=2,
+    )(graphdef, params, toy.LISTS, feed)
+    if rank == 0:
+        losses = [record["loss"] for record in result.history]
+        np.save(f"{directory}/losses.npy", losses)
+
+
+if __name__ == "__main__":
+    main(directory, int(steps))
