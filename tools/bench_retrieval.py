@@ -19,7 +19,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -115,7 +115,7 @@ PROBES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 def faiss_ivf_flat(docs: np.ndarray, threads: int) -> Made:
-    index = _ivf(docs, threads, "IVF{},Flat")
+    index: Any = _ivf(docs, threads, "IVF{},Flat")
 
     def searches():
         for probes in PROBES:
@@ -130,7 +130,7 @@ def faiss_ivf_pq_fast_scan(docs: np.ndarray, threads: int) -> Made:
 
     width = docs.shape[1]
     index = _ivf(docs, threads, f"IVF{{}},PQ{width // 2}x4fs,RFlat")
-    inner = faiss.downcast_index(index.base_index)
+    inner = cast(Any, faiss.downcast_index(index.base_index))
 
     def searches():
         for refine in (2, 3, 4, 6, 10, 16):

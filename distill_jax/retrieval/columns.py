@@ -65,7 +65,7 @@ class Columns:
             start = sum(sizes[name] for sizes in before) * dtype.itemsize
             with open(self._path(name), "ab") as file:
                 file.truncate(start)  # what a kill left behind
-                file.write(memoryview(values.view(np.uint8)))
+                values.tofile(file)
                 file.flush()
                 os.fsync(file.fileno())
             sizes[name] = int(values.size)

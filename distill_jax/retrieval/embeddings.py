@@ -203,7 +203,8 @@ def _encode(
     if kind == "splade":
         from scipy.sparse import vstack
 
-        joined = vstack(parts, format="csr")[order]
+        joined: Any = vstack(parts, format="csr")
+        joined = joined[order]
         lengths = np.diff(joined.indptr)
         return {"weights": joined.data, "features": joined.indices, "lengths": lengths}
     if kind == "colbert":

@@ -264,8 +264,10 @@ def _merge_devices(k: int, sharding: Any):
 
     def merge(scores, ranks):
         tile = scores.shape[1]
-        flat = [jnp.moveaxis(x, 0, 1).reshape(tile, -1) for x in (scores, ranks)]
-        return best(*flat, k)
+        scores, ranks = (
+            jnp.moveaxis(x, 0, 1).reshape(tile, -1) for x in (scores, ranks)
+        )
+        return best(scores, ranks, k)
 
     return jax.jit(merge, out_shardings=(sharding, sharding))
 
@@ -304,11 +306,12 @@ def _step(mesh: Any, k: int, group: int, similarity: str, recall: float | None):
         else:
             values, positions = jax.lax.approx_max_k(scores, k, recall_target=recall)
         found = jnp.where(jnp.isneginf(values), -1, ranks[positions])
-        both = [
-            jnp.concatenate([old[0], new], -1)
-            for old, new in zip(state, (values, found), strict=True)
-        ]
-        scores, ranks = best(*both, k)
+        old_values, old_found = state[0][0], state[1][0]
+        scores, ranks = best(
+            jnp.concatenate([old_values, values], -1),
+            jnp.concatenate([old_found, found], -1),
+            k,
+        )
         return scores[None], ranks[None]
 
     sharded, whole = PartitionSpec("docs"), PartitionSpec()

@@ -114,7 +114,8 @@ def _every() -> Any:
 
     def scores(queries, where, tokens, owner, docs):
         def one(pair):
-            return _score(*pair, tokens, owner, docs)
+            query, real = pair
+            return _score(query, real, tokens, owner, docs)
 
         return jax.lax.map(one, (queries, where))
 

@@ -52,8 +52,8 @@ class FixedDimensional:
         if self.projection is None:
             eye = np.eye(self.width, dtype=np.float32)
             return planes, np.broadcast_to(eye, (*shape, self.width))
-        signs = random.choice(np.float32([-1, 1]), (*shape, self.projection))
-        return planes, signs / np.float32(np.sqrt(self.projection))
+        signs = random.choice(np.array([-1.0, 1.0]), (*shape, self.projection))
+        return planes, (signs / np.sqrt(self.projection)).astype(np.float32)
 
     def encode(self, texts: TokenVectors, side: str) -> np.ndarray:
         """float32[N, dimension] of N token sets; zeros for an empty one.

@@ -147,7 +147,7 @@ def test_the_key_names_everything_that_matters(tokenizer):
 def test_nan_is_found_while_encoding(tokenizer, tmp_path):
     pretrained, features = made("dual", tokenizer)
     params = jax.tree.map(lambda x: np.asarray(x) * np.nan, pretrained.params)
-    with pytest.raises(UserError, match="nan or inf"):
+    with pytest.raises(UserError, match="nan, inf"):
         embeddings.embed_docs(pretrained.replace(params=params), features, tmp_path)
 
 
