@@ -21,17 +21,18 @@ from distill_jax.models.t5 import T5, T5Sizes
 MONOT5 = "Query: {query} Document: {document} Relevant:</s>"
 RANKT5 = "Query: {query} Document: {document}</s>"
 CROSS_ENCODER = "[CLS] {query} [SEP] {document} [SEP]"
-INSTRUCTION = (
-    "Is the document relevant to the query (Yes or No)?"
-    " Query: {query} Document: {document}</s>"
-)
-
-# Head -> (words whose logits it reads, usual template).
-DECODER_HEADS: dict[str, tuple[tuple[str, ...], str]] = {
-    "difference": (("true", "false"), MONOT5),
-    "monot5": (("true", "false"), MONOT5),
-    "rankt5": (("<extra_id_10>",), RANKT5),
+# Prompts that a recipe may name -> (text, answer words).
+PROMPTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "monot5": (MONOT5, ("true", "false")),
+    "rankt5": (RANKT5, ("<extra_id_10>",)),
+    "instruction": (
+        "Is the document relevant to the query (Yes or No)? "
+        "Query: {query} Document: {document}</s>",
+        ("Yes", "No"),
+    ),
 }
+# Heads that read words at the decoder's first step -> their usual prompt.
+DECODER_HEADS = {"difference": "monot5", "monot5": "monot5", "rankt5": "rankt5"}
 # Heads that read the encoder's first position.
 ENCODER_HEADS = ("linear", "bert_classifier", "electra_classifier")
 HEADS = (*DECODER_HEADS, *ENCODER_HEADS)
@@ -68,6 +69,60 @@ def checked_words(spec: Any, tokenizer: Any) -> Any:
     return dataclasses.replace(spec, word_ids=found)
 
 
+def settle(
+    spec: Any,
+    prompts: dict[str, tuple[str, tuple[str, ...]]],
+    usual: dict[str, str],
+    plain: str,
+    cross_encoder: str,
+) -> None:
+    """Checks a spec's head against its backbone and fills in prompt and words.
+
+    Args:
+        spec: being initialised; frozen, hence the odd assignment.
+        prompts: by name.
+        usual: decoder head -> name of its prompt.
+        plain: the template of a T5 encoder alone.
+        cross_encoder: the template of BERT and ELECTRA.
+
+    Raises:
+        UserError: no such head, or one that does not fit the backbone.
+    """
+    if spec.head not in HEADS:
+        raise UserError(
+            f"no head {spec.head!r}{near(spec.head, HEADS)}",
+            f"one of {', '.join(HEADS)}",
+        )
+    is_t5 = isinstance(spec.backbone, T5Sizes)
+    if is_t5 and spec.backbone.decoder_layers:
+        fitting = tuple(usual)
+    else:
+        fitting = ENCODER_HEADS[:1] if is_t5 else ENCODER_HEADS
+    if spec.head not in fitting:
+        raise UserError(
+            f"head {spec.head!r} does not fit the backbone"
+            + (" (it has a decoder)" if fitting[0] in DECODER_HEADS else ""),
+            f"set head to one of {', '.join(fitting)}",
+        )
+    if spec.head in usual:
+        needed = 1 if spec.head == "rankt5" else 2
+        text, words = prompts.get(spec.prompt or usual[spec.head], (spec.prompt, ()))
+        if len(words) != needed:
+            words = prompts[usual[spec.head]][1]
+        words = tuple(spec.words) or words
+        if len(words) != needed:
+            raise UserError(
+                f"head {spec.head!r} reads {needed} answer words, not {words}"
+            )
+    else:
+        text, words = prompts.get(spec.prompt, (spec.prompt, ()))
+        text = text or (plain if is_t5 else cross_encoder)
+        words = ()
+    object.__setattr__(spec, "prompt", text)
+    object.__setattr__(spec, "words", words)
+    object.__setattr__(spec, "word_ids", tuple(int(i) for i in spec.word_ids))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RerankerSpec:
     """How a pointwise reranker is built and fed.
@@ -76,11 +131,12 @@ class RerankerSpec:
         backbone: sizes of the T5 or BERT.
         head: how the score is read.
             "difference": logit of the first word minus the second's, first step of the
-            decoder (TWOLAR); "monot5": log-softmax of the first against the second;
+            decoder (TWOLAR); "monot5": log-softmax of the first against the second,
+            the same order (binary cross-entropy takes the difference as its logit);
             "rankt5": logit of one word; "linear": linear layer on the encoder's first
             token (RankT5-Enc, monoELECTRA without pooler); "bert_classifier",
             "electra_classifier": the classification heads of Hugging Face.
-        prompt: the template text; "" takes the usual one of the head.
+        prompt: the template text, or a name of ``PROMPTS``; "" is the head's usual one.
         query_length, doc_length: tokens kept of each.
         words: answer words; () takes the usual ones of the head.
         word_ids: their ids; filled in from the tokenizer by ``resolved``.
@@ -99,27 +155,7 @@ class RerankerSpec:
     token_types: bool = True
 
     def __post_init__(self):
-        if self.head not in HEADS:
-            raise UserError(
-                f"no reranker head {self.head!r}{near(self.head, HEADS)}",
-                f"one of {', '.join(HEADS)}",
-            )
-        is_t5 = isinstance(self.backbone, T5Sizes)
-        has_decoder = is_t5 and self.backbone.decoder_layers > 0
-        if (self.head in DECODER_HEADS) != has_decoder:
-            have = "has a decoder" if has_decoder else "has no decoder"
-            want = ENCODER_HEADS if not has_decoder else tuple(DECODER_HEADS)
-            raise UserError(
-                f"the backbone {have}, head {self.head!r} does not fit it",
-                f"set head to one of {', '.join(want)}, or change decoder_layers",
-            )
-        words, prompt = DECODER_HEADS.get(
-            self.head, ((), RANKT5 if is_t5 else CROSS_ENCODER)
-        )
-        set_field = object.__setattr__
-        set_field(self, "words", tuple(self.words) or words)
-        set_field(self, "word_ids", tuple(self.word_ids))
-        set_field(self, "prompt", self.prompt or prompt)
+        settle(self, PROMPTS, DECODER_HEADS, RANKT5, CROSS_ENCODER)
 
     @property
     def template(self):
@@ -141,14 +177,17 @@ class RerankerSpec:
 class Reranker(nnx.Module):
     """(query, document) to a score; for a batch, lists to scores [B, N]."""
 
-    def __init__(self, spec: RerankerSpec, *, rngs: nnx.Rngs):
+    head: Any  # only where the score is not read from the decoder
+
+    def __init__(self, spec: Any, *, rngs: nnx.Rngs):
         self.spec = spec
         if isinstance(spec.backbone, T5Sizes):
             self.backbone = T5(spec.backbone, rngs=rngs)
         else:
             self.backbone = spec.backbone.build(rngs)
+        head: Any = None
         if isinstance(spec.backbone, T5Sizes) and spec.head == "linear":
-            self.head = nnx.Linear(
+            head = nnx.Linear(
                 spec.backbone.d_model,
                 1,
                 kernel_init=nnx.initializers.normal(spec.backbone.d_model**-0.5),
@@ -157,11 +196,13 @@ class Reranker(nnx.Module):
         elif spec.head in ENCODER_HEADS:
             from distill_jax.models import bert_heads
 
-            self.head = {
+            head = {
                 "linear": bert_heads.LinearClassifier,
                 "bert_classifier": bert_heads.BertClassifier,
                 "electra_classifier": bert_heads.ElectraClassifier,
             }[spec.head](spec.backbone, rngs=rngs)
+        # Assigned once: an attribute that was None cannot become a module.
+        self.head = head
 
     def score(
         self, tokens: Int[Array, "M L"], *, rngs: nnx.Rngs | None = None

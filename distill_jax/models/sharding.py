@@ -44,7 +44,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(.*\.)?embeddings\.(position|token_type)", P()),
     (r"(.*[._])?norm\.(scale|bias)", P()),
     # Heads and projections, one matrix each.
-    (r"(.*\.)?(head|projection|project)(\.\w+)?\.(kernel|bias)", P()),
+    (r"(.*\.)?(head|projection|project)(\.(?!norm)\w+)?\.(kernel|bias)", P()),
 )
 
 

@@ -103,7 +103,7 @@ def theirs(model, tokens, targets):
 
 def test_every_target_position_has_transformers_logits(folder):
     path, model = folder
-    sizes, ours = load(path)
+    _, ours = load(path)
     tokens = tokens_of()
     targets = np.random.default_rng(1).integers(1, 60, (5, 7))
     want = theirs(model, tokens, targets)
