@@ -88,7 +88,7 @@ def _bert(spec: Any, params: dict) -> tuple[dict, dict[str, np.ndarray], dict]:
         tree = {"encoder": params["encoder"], "head": params["mlm"]}
         return *bert.write(spec.backbone, tree, head="mlm"), {}
     if spec.kind == "dual_encoder":
-        return *bert.write(spec.backbone, {"encoder": params["encoder"]}), {}
+        return *bare(spec.backbone, params["encoder"]), {}
     sizes, head = spec.backbone, spec.head
     tree = {"encoder": params["backbone"], "head": params["head"]}
     if head == "linear":
@@ -103,6 +103,20 @@ def _bert(spec: Any, params: dict) -> tuple[dict, dict[str, np.ndarray], dict]:
             "train with head=electra_classifier, or embedding_size as d_model",
         )
     return *bert.write(sizes, tree, head=head), {"head": head}
+
+
+def bare(sizes: Any, encoder: dict) -> tuple[dict, dict[str, np.ndarray]]:
+    """A BertModel or ElectraModel, as sentence-transformers and PyLate load it.
+
+    BertModel has a pooler that nobody reads here. It is written as zeros: without it,
+    every load prints that weights are missing and ought to be trained.
+    """
+    config, tensors = bert.write(sizes, {"encoder": encoder})
+    if sizes.family == "bert":
+        width = sizes.d_model
+        tensors["pooler.dense.weight"] = np.zeros((width, width), np.float32)
+        tensors["pooler.dense.bias"] = np.zeros(width, np.float32)
+    return config, tensors
 
 
 def without_pooler(sizes: Any, tree: dict) -> tuple[Any, dict]:

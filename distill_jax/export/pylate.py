@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from distill_jax.export.folders import as_numpy, note_of, write_model
+from distill_jax.export.hugging_face import bare
 from distill_jax.export.sentence_transformers import write_dense, write_modules
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.files import write_json
 from distill_jax.models.bert import BertSizes
 from distill_jax.models.pretrained import Pretrained
-from distill_jax.models.weights import bert
 
 
 def write(pretrained: Pretrained, folder: Path) -> None:
@@ -42,7 +42,7 @@ def write(pretrained: Pretrained, folder: Path) -> None:
             "distill_jax.load",
         )
     params = as_numpy(pretrained.params)
-    config, tensors = bert.write(spec.backbone, {"encoder": params["encoder"]})
+    config, tensors = bare(spec.backbone, params["encoder"])
     family = spec.backbone.family
     tensors = {f"{family}.{name}": array for name, array in tensors.items()}
     kernel = params["projection"]["kernel"]

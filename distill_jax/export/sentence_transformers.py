@@ -69,7 +69,7 @@ def _dual(pretrained: Pretrained, folder: Path) -> None:
         sizes = dataclasses.replace(spec.backbone, decoder_layers=0)
         config, tensors = t5.write(sizes, {"encoder": tower["encoder"]})
     else:
-        config, tensors = bert.write(spec.backbone, {"encoder": tower["encoder"]})
+        config, tensors = hugging_face.bare(spec.backbone, tower["encoder"])
     _transformer(pretrained, folder, config, tensors)
     kinds = ["Transformer", "Pooling"]
     write_json(

@@ -202,7 +202,7 @@ def _bare(pretrained: Pretrained, head: str) -> str:
             {
                 "mean": "vectors = (out[0] * mask).sum(1) / mask.sum(1)",
                 "cls": "vectors = out[0][:, 0]",
-                "last": "vectors = out[0][range(len(out[0])), mask[:, :, 0].sum(1) - 1]",
+                "last": "vectors = out[0][range(len(mask)), mask.sum((1, 2)) - 1]",
             }[spec.pooling],
             "    return torch.nn.functional.normalize(vectors)"
             if spec.normalise or spec.similarity == "cosine"

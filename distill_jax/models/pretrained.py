@@ -50,7 +50,7 @@ class Pretrained:
         return digest(to_json(self.spec), self.tokenizer.digest, *leaves)
 
     def graphdef(self) -> Any:
-        """The static half of the module; ``nnx.merge(graphdef, params)`` is the rest."""
+        """The module's static half; ``nnx.merge(graphdef, params)`` is the rest."""
         return graphdef_of(self.spec)
 
     def module(self) -> Any:
@@ -105,10 +105,14 @@ class Pretrained:
 
 
 @functools.lru_cache(maxsize=64)
+def _halves(spec: Any) -> tuple[Any, Any]:
+    """A spec's graphdef and abstract state, built once without allocating weights."""
+    return nnx.split(nnx.eval_shape(lambda: spec.build(nnx.Rngs(0))))
+
+
 def graphdef_of(spec: Any) -> Any:
-    """The static half of a spec's module, built once without allocating weights."""
-    module = nnx.eval_shape(lambda: spec.build(nnx.Rngs(0)))
-    return nnx.split(module)[0]
+    """The static half of a spec's module."""
+    return _halves(spec)[0]
 
 
 def initial_params(spec: Any, seed: int) -> dict:
@@ -123,8 +127,7 @@ def initial_params(spec: Any, seed: int) -> dict:
 
 def abstract_params(spec: Any) -> dict:
     """Shapes and dtypes of a spec's parameters, as a plain nested dict."""
-    module = nnx.eval_shape(lambda: spec.build(nnx.Rngs(0)))
-    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+    return nnx.to_pure_dict(_halves(spec)[1].filter(nnx.Param))
 
 
 def flatten(params: dict, prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from distill_jax.models.bert import BertSizes
 from distill_jax.models.colbert import ColbertSpec
 from distill_jax.models.dual_encoder import DualEncoderSpec
 from distill_jax.models.duo import DuoSpec
-from distill_jax.models.pretrained import Pretrained, initial_params
+from distill_jax.models.pretrained import Pretrained, abstract_params
 from distill_jax.models.reranker import RerankerSpec
 from distill_jax.models.splade import SpladeSpec
 from distill_jax.models.t5 import T5Sizes
@@ -40,7 +40,8 @@ def bert_tokenizer() -> Tokenizer:
 
 @functools.cache
 def t5_tokenizer() -> Tokenizer:
-    return Tokenizer.train_unigram([_WORDS, "Query: Document: Relevant: A or B"] * 40, 90)
+    texts = [_WORDS, "Query: Document: Relevant: A or B"] * 40
+    return Tokenizer.train_unigram(texts, 90)
 
 
 def bert_sizes(**changes) -> BertSizes:
@@ -49,7 +50,7 @@ def bert_sizes(**changes) -> BertSizes:
         "d_model": 16,
         "d_ff": 24,
         "heads": 2,
-        "layers": 2,
+        "layers": 1,
         "embedding_size": 16,
         "max_positions": 64,
         "pad_id": bert_tokenizer().pad_id,
@@ -69,8 +70,8 @@ def t5_sizes(**changes) -> T5Sizes:
         "d_ff": 24,
         "heads": 2,
         "d_kv": 8,
-        "encoder_layers": 2,
-        "decoder_layers": 2,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
         "relative_buckets": 8,
         "relative_max_distance": 16,
     }
@@ -82,7 +83,9 @@ _SIDES = {"query_length": 48, "doc_length": 48}
 _GATED = {"gated": True, "tied": False}
 
 SPECS = {
-    "t5_difference": lambda: RerankerSpec(backbone=t5_sizes(), **_PAIR),
+    "t5_difference": lambda: RerankerSpec(
+        backbone=t5_sizes(encoder_layers=2, decoder_layers=2), **_PAIR
+    ),
     "t5_monot5": lambda: RerankerSpec(
         backbone=t5_sizes(**_GATED), head="monot5", **_PAIR
     ),
@@ -97,7 +100,7 @@ SPECS = {
         backbone=t5_sizes(**_GATED), prompt="instruction", **_PAIR
     ),
     "bert_cross": lambda: RerankerSpec(
-        backbone=bert_sizes(), head="bert_classifier", **_PAIR
+        backbone=bert_sizes(layers=2), head="bert_classifier", **_PAIR
     ),
     "bert_cross_untyped": lambda: RerankerSpec(
         backbone=bert_sizes(), head="bert_classifier", token_types=False, **_PAIR
@@ -171,9 +174,10 @@ def student(name: str) -> Pretrained:
     spec = spec.resolved(tokenizer)
     rng = np.random.default_rng(0)
 
-    def shaken(leaf):
-        leaf = np.asarray(leaf)
-        return (leaf + 0.15 * rng.standard_normal(leaf.shape)).astype(np.float32)
+    def drawn(path, leaf):
+        # Norms' scales are about 1, everything else about 0.
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return (mean + 0.3 * rng.standard_normal(leaf.shape)).astype(np.float32)
 
-    params = jax.tree.map(shaken, initial_params(spec, 0))
+    params = jax.tree_util.tree_map_with_path(drawn, abstract_params(spec))
     return Pretrained(spec, params, tokenizer, source="random weights")

@@ -79,7 +79,7 @@ def locate(name: str | Path) -> Path:
     if text.startswith("package:"):
         return _from_package(text[8:])
     path = Path(text).expanduser()
-    if not path.exists():
+    if not path.exists() and not _is_step(path):
         hint = (
             f"if it is a name on the Hugging Face hub, write hf:{text}"
             if text.count("/") <= 1 and not text.startswith((".", "/", "~"))
@@ -164,11 +164,17 @@ def _own(path: Path) -> Folder | None:
         return Folder(path=path, form="student")
     if (path / "student" / "student.json").is_file():
         return Folder(path=path, form="model_dir")
-    if path.name.isdigit() and path.parent.name == "checkpoints":
+    if _is_step(path):
         return Folder(path=path, form="step")
     if (path / "checkpoints").is_dir():
         return Folder(path=path, form="model_dir")
     return None
+
+
+def _is_step(path: Path) -> bool:
+    """One of our Orbax steps, there or not: its reader says which ones there are."""
+    run = path.parent
+    return path.name.isdigit() and run.name == "checkpoints" and run.is_dir()
 
 
 def _modular(path: Path, config: dict) -> Folder:

@@ -67,16 +67,15 @@ def read_classifier(
         )
     head = _CLASSIFIERS[family]
     tensors = safe.open_folder(path)
-    sizes, params, _ = bert.read(config, tensors, head=head, source=str(path))
-    flat = flatten({"head": params["head"]})
-    outputs = flat[
-        "head.classifier.kernel" if family == "bert" else "head.out_proj.kernel"
-    ].shape[-1]
+    last = "classifier.weight" if family == "bert" else "classifier.out_proj.weight"
+    outputs = tensors[last].shape[0] if last in tensors else 1
     if outputs != 1:
         raise UserError(
             f"{path}: a classifier of {outputs} classes, a cross-encoder has one",
             "train one with num_labels=1",
         )
+    sizes, params, _ = bert.read(config, tensors, head=head, source=str(path))
+    flat = flatten({"head": params["head"]})
     base = Base(sizes, params["encoder"], tokenizer, str(path))
     limit = read_json(path / "tokenizer_config.json", {}).get("model_max_length")
     most = min(int(limit or sizes.max_positions), sizes.max_positions)
@@ -88,7 +87,9 @@ def read_classifier(
         "token_types": True,
     }
     fields = {**found, **stated(folder), **fields}
-    return assemble("reranker", base, flat, seed=seed, **fields)
+    # A pairwise reranker has the same form; our export says so.
+    kind = (config.get("distill_jax") or {}).get("kind", "reranker")
+    return assemble(kind, base, flat, seed=seed, **fields)
 
 
 def read_model(
@@ -175,4 +176,3 @@ def _without_prefix(tensors: Any, prefix: str) -> Any:
     if not any(name.startswith(prefix) for name in tensors):
         return tensors
     return {name.removeprefix(prefix): tensors[name] for name in tensors}
-

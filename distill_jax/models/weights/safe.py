@@ -96,6 +96,8 @@ def read_header(path: str | Path) -> dict[str, tuple[int, np.dtype, tuple[int, .
         _refuse_overlaps(entries)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file", "download the model again") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: not a sound safetensors file: {error}", "download it again"
@@ -163,7 +165,8 @@ def confined(folder: Path, name: str) -> Path:
 
     A link may lead to the blobs of the same download (the hub's cache is made so).
     """
-    if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+    plain = isinstance(name, str) and Path(name).name == name and "\\" not in name
+    if not plain or name == "..":
         raise UserError(
             f"{folder}: the name {str(name)[:80]!r} leads out of the folder",
             "a model names files beside it; do not trust this one",
