@@ -138,7 +138,8 @@ def search(
         retriever = Sparse.build(docs, doc_ids=ids)
     elif index == "scann":
         similarity = model.spec.similarity
-        retriever = Scann.build(docs, doc_ids=ids, similarity=similarity)
+        # The width of the search is set by these very queries.
+        retriever = Scann.build(docs, doc_ids=ids, similarity=similarity, queries=asked)
     else:
         retriever = Exact.build(
             docs, doc_ids=ids, similarity=model.spec.similarity, mesh=setting.mesh

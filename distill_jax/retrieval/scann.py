@@ -126,7 +126,7 @@ class Scann:
         doc_ids: Sequence[str] | None = None,
         *,
         similarity: str = "dot",
-        recall: float = 0.95,
+        recall: float = 0.99,
         k: int = 10,
         queries: Any = None,
         leaves: int | None = None,
@@ -145,8 +145,8 @@ class Scann:
             similarity: "dot" or "cosine".
             recall: wanted share of the exact k best, in the mean over queries.
             k: at which recall is measured; a search may ask for another k.
-            queries: query vectors to measure with, [M, D]; None takes docs for them,
-                which are easier to find than real queries mostly are.
+            queries: query vectors to measure with, [M, D]. None takes docs, each
+                mixed with another: real queries lie off the docs, and are harder.
             leaves: of the tree; None chooses about 2 sqrt(N), and no tree below
                 20,000 docs. A tree that would have under 4 docs a leaf is not made.
             block: dimensions that share a 4-bit code.
@@ -210,12 +210,13 @@ class Scann:
 
         Args:
             docs: the vectors it was built from, for the exact answer.
-            queries: query vectors; None takes every so-manieth doc.
+            queries: query vectors; None as in ``build``.
         """
         if not 0 < recall <= 1:
             raise UserError(f"a recall of {recall}", "give one above 0, up to 1")
         if queries is None:
-            queries = docs[:: max(1, len(docs) // _SAMPLE)][:_SAMPLE]
+            some = docs[:: max(1, len(docs) // _SAMPLE)][:_SAMPLE]
+            queries = 0.5 * (some + np.roll(some, 1, axis=0))
         queries, _ = check_queries(queries, self.dimension, None)
         queries = queries[:: max(1, len(queries) // _SAMPLE)][: 2 * _SAMPLE]
         exact = Exact.build(docs, self.doc_ids, similarity=self.similarity)
