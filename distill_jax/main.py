@@ -19,7 +19,7 @@ from distill_jax.jobs import recipes
 
 
 def main(argv: list[str]) -> int:
-    """Runs one job; returns the exit status: 0 complete, 2 a user's mistake."""
+    """Runs one job; returns the exit status: 0 complete, 2 a mistake, 3 partial."""
     started = time.time()
     try:
         flags = recipes.parse_flags(argv)
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         return status
     except UserError as error:
         print(error, file=sys.stderr)
-        return 2
+        return error.status
 
 
 def build_job(flags: recipes.Flags):

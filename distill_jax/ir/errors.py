@@ -12,7 +12,12 @@ class UserError(ValueError):
     Args:
         what: what is wrong and where (``file:line``, the id).
         todo: what to do about it.
+
+    Attributes:
+        status: the exit status that a job ends with.
     """
+
+    status = 2
 
     def __init__(self, what: str, todo: str | None = None):
         super().__init__(what, todo)
@@ -23,6 +28,12 @@ class UserError(ValueError):
         # A quoted id may hold a newline; the promise of two lines is kept anyway.
         parts = [self.what] if self.todo is None else [self.what, self.todo]
         return "\n".join(" ".join(part.splitlines()) for part in parts)
+
+
+class Unfinished(UserError):
+    """The job stopped at a limit the user set; what is done is kept, and it goes on."""
+
+    status = 3
 
 
 def near(name: str, names: Iterable[str]) -> str:

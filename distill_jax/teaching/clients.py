@@ -1,0 +1,275 @@
+"""LLMs that complete chats: behind HTTP with a budget, or a T5 of our own.
+
+Both are configured once (``Client``, ``LocalModel``) and opened for a folder with
+``at(folder)``; what that gives has ``complete_all(requests)``, ``counts(job)`` and
+``model``. A request is anything with ``id``, ``messages``, ``temperature``,
+``max_tokens`` and ``seed``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from distill_jax.ir.errors import UserError
+from distill_jax.teaching.ledger import Limit
+from distill_jax.teaching.sessions import Session
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One chat to complete; ``id`` says whose it is, and changes nothing else."""
+
+    id: str
+    messages: Sequence[Mapping[str, str]]
+    temperature: float = 0.0
+    max_tokens: int = 256
+    seed: int = 0
+
+
+class Completer(Protocol):
+    """An opened LLM.
+
+    ``complete_all`` gives one reply a request, in order, None where it failed for
+    good. ``counts`` gives calls, succeeded, failed, cached, tokens and cost of a job,
+    which is named by what stands before the "/" of its requests' ids.
+    """
+
+    model: str
+
+    def complete_all(self, requests: Sequence[Any]) -> list[str | None]: ...
+
+    def counts(self, job: str | None = None) -> dict[str, Any]: ...
+
+
+def _operational(default: Any) -> Any:
+    # Left out of repr, and so of the digests of labels: how fast and how far one may
+    # ask does not change what is answered.
+    return dataclasses.field(default=default, repr=False)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Client:
+    """An OpenAI-compatible endpoint.
+
+    Attributes:
+        base_url: what stands before ``/chat/completions``.
+        model: its name there; part of every cache key.
+        budget_calls, budget_tokens, budget_money: the most that may ever be spent in
+            one folder. A call is made only if what it may take at most is still there.
+        price_in, price_out: of a million prompt and completion tokens.
+        concurrency: requests in flight; less while the endpoint says 429.
+        requests_per_minute, tokens_per_minute: None for no limit.
+        timeout: seconds of a call.
+        max_attempts: calls of one request, the first included.
+        key_env: the environment variable that holds the key; it may be unset for
+            endpoints that want none.
+        cache: a file of replies shared between jobs; None keeps one in the folder.
+        tokens_field: what the endpoint calls ``max_tokens``.
+        omit: fields that it does not accept, e.g. ``("seed", "temperature")``.
+        extra: fields to add to every request; part of the cache key.
+    """
+
+    base_url: str = dataclasses.field(repr=False)
+    model: str
+    budget_calls: int | None = _operational(None)
+    budget_tokens: int | None = _operational(None)
+    budget_money: float | None = _operational(None)
+    price_in: float = _operational(0.0)
+    price_out: float = _operational(0.0)
+    concurrency: int = _operational(8)
+    requests_per_minute: float | None = _operational(None)
+    tokens_per_minute: float | None = _operational(None)
+    timeout: float = _operational(120.0)
+    max_attempts: int = _operational(6)
+    key_env: str = _operational("OPENAI_API_KEY")
+    cache: str | None = _operational(None)
+    tokens_field: str = _operational("max_tokens")
+    omit: tuple[str, ...] = ()
+    extra: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(
+                f"base_url {_without_user(self.base_url)!r} is not an address",
+                "give one like https://api.example.org/v1 or http://localhost:8000/v1",
+            )
+        if parts.username or parts.password or parts.query:
+            raise UserError(
+                f"base_url of {parts.hostname} holds a user, a password or a query",
+                f"put the key into the environment variable {self.key_env}",
+            )
+        for name in ("concurrency", "max_attempts"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}", "give 1 or more")
+        if self.budget_money is not None and not (self.price_in or self.price_out):
+            raise UserError(
+                "budget_money without price_in and price_out",
+                "give the prices of a million tokens, or another budget",
+            )
+
+    @property
+    def limit(self) -> Limit:
+        return Limit(self.budget_calls, self.budget_tokens, self.budget_money)
+
+    @property
+    def key(self) -> str | None:
+        """The key, from the environment only."""
+        key = os.environ.get(self.key_env, "").strip()
+        if key and not (key.isascii() and key.isprintable() and " " not in key):
+            raise UserError(
+                f"the key in {self.key_env} has blanks or characters that no key has",
+                "set it again",
+            )
+        return key or None
+
+    def cost(self, tokens: tuple[int, int]) -> float:
+        return (tokens[0] * self.price_in + tokens[1] * self.price_out) / 1e6
+
+    def at(self, folder: str | Path, **clockwork: Any) -> Session:
+        """Opens the ledger and the cache of a folder.
+
+        Args:
+            clockwork: ``clock``, ``sleep`` and ``jitter``, for tests.
+        """
+        return Session(self, folder, **clockwork)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocalModel:
+    """A T5 with a language-model head as the LLM.
+
+    Attributes:
+        checkpoint: what ``models.weights.load`` takes.
+        longest: prompts of more tokens fail; they are never cut silently.
+        top_k, top_p: of sampling, where a request's temperature is not 0.
+        tokens_per_batch: encoder tokens computed at once.
+    """
+
+    checkpoint: str
+    longest: int = dataclasses.field(default=4096, repr=False)
+    top_k: int | None = None
+    top_p: float | None = None
+    tokens_per_batch: int = dataclasses.field(default=1 << 14, repr=False)
+
+    def at(
+        self,
+        folder: str | Path,
+        *,
+        load: Callable[[str], Any] | None = None,
+        decode: Callable[..., Any] | None = None,
+        mesh: Any = None,
+    ) -> LocalSession:
+        """Loads the model; nothing is kept in the folder, since nothing is paid for."""
+        del folder
+        if load is None:
+            from distill_jax.models.weights import load as load
+        return LocalSession(self, load(self.checkpoint), decode, mesh)
+
+    def cost(self, tokens: tuple[int, int]) -> float:
+        del tokens
+        return 0.0
+
+
+class LocalSession:
+    """A loaded T5 that completes chats: their turns joined by empty lines."""
+
+    def __init__(self, config: LocalModel, pretrained: Any, decode: Any, mesh: Any):
+        self.config, self.pretrained, self.mesh = config, pretrained, mesh
+        self.model = f"local:{pretrained.digest}"
+        self._decode = decode
+        self._counts: dict[str, dict[str, int]] = {}
+
+    def complete_all(self, requests: Sequence[Any]) -> list[str | None]:
+        from distill_jax.ir.buckets import buckets_up_to, plan
+
+        tokenizer = self.pretrained.tokenizer
+        texts = [
+            "\n\n".join(turn["content"] for turn in request.messages)
+            for request in requests
+        ]
+        ids = [[*found, tokenizer.eos_id] for found in tokenizer.encode_batch(texts)]
+        replies: list[str | None] = [None] * len(requests)
+        groups: dict[tuple, list[int]] = {}
+        for place, request in enumerate(requests):
+            if len(ids[place]) <= self.config.longest:
+                how = (float(request.temperature), int(request.max_tokens))
+                groups.setdefault(how, []).append(place)
+        for (temperature, max_tokens), places in groups.items():
+            lengths = np.asarray([len(ids[place]) for place in places])
+            longest = -(-int(lengths.max()) // 8) * 8
+            buckets = buckets_up_to(longest)
+            for batch in plan(lengths, self.config.tokens_per_batch, buckets):
+                mine = [places[row] if row >= 0 else None for row in batch.rows]
+                tokens = np.full((len(mine), batch.length), tokenizer.pad_id, np.int32)
+                seeds = np.zeros(len(mine), np.uint32)
+                for line, place in enumerate(mine):
+                    if place is not None:
+                        tokens[line, : len(ids[place])] = ids[place]
+                        seeds[line] = requests[place].seed % 2**32
+                found = self._generate(
+                    tokens,
+                    seeds=seeds,
+                    mesh=self.mesh,
+                    max_new_tokens=max_tokens,
+                    temperature=temperature,
+                    top_k=self.config.top_k if temperature else None,
+                    top_p=self.config.top_p if temperature else None,
+                )
+                for place, line in zip(mine, np.asarray(found)):
+                    if place is not None:
+                        replies[place] = self._text(line.tolist())
+        self._count(requests, replies, ids)
+        return replies
+
+    def counts(self, job: str | None = None) -> dict[str, Any]:
+        from distill_jax.teaching.ledger import job_of
+
+        names = ("calls", "succeeded", "failed", "prompt_tokens", "completion_tokens")
+        jobs = [c for name, c in self._counts.items() if job in (None, job_of(name))]
+        sums = {name: sum(c[name] for c in jobs) for name in names}
+        failures = {"prompt too long": sums["failed"]} if sums["failed"] else {}
+        return {**sums, "cached": 0, "cost": 0.0, "failures": failures}
+
+    def _generate(self, tokens: np.ndarray, **options: Any) -> Any:
+        if self._decode is None:
+            from distill_jax.models.generation import generate
+
+            self._decode = generate
+        return self._decode(self.pretrained, tokens, **options)
+
+    def _text(self, ids: list[int]) -> str:
+        tokenizer = self.pretrained.tokenizer
+        if tokenizer.eos_id in ids:
+            ids = ids[: ids.index(tokenizer.eos_id)]
+        return tokenizer.decode([i for i in ids if i != tokenizer.pad_id])
+
+    def _count(self, requests: Any, replies: list[str | None], ids: Any) -> None:
+        from distill_jax.teaching.ledger import job_of
+
+        for request, reply, prompt in zip(requests, replies, ids):
+            name = f"{job_of(request.id)}/"
+            counts = self._counts.setdefault(
+                name,
+                dict.fromkeys(
+                    ("calls", "succeeded", "failed", "prompt_tokens",
+                     "completion_tokens"), 0,
+                ),
+            )  # fmt: skip
+            counts["calls"] += 1
+            counts["failed" if reply is None else "succeeded"] += 1
+            if reply is not None:
+                said = self.pretrained.tokenizer.encode_batch([reply])[0]
+                counts["prompt_tokens"] += len(prompt)
+                counts["completion_tokens"] += len(said)
+
+
+def _without_user(url: str) -> str:
+    return url.rpartition("@")[2]

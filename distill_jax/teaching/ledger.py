@@ -1,0 +1,254 @@
+"""What was asked of an LLM, what it cost, and what it said: two SQLite files.
+
+``ledger.sqlite`` has a line for every call, written before the call is made, so that a
+killed job has not forgotten what it spent. ``replies.sqlite`` has each reply under the
+hash of what it is a reply to; it may be shared between jobs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_CALLS = """
+create table if not exists calls (
+  id integer primary key,
+  at real not null,
+  request text not null,
+  key text not null,
+  status text not null,
+  reason text not null default '',
+  prompt_tokens integer not null,
+  completion_tokens integer not null,
+  cost real not null,
+  seconds real,
+  pid integer not null
+);
+create table if not exists cached (job text primary key, count integer not null);
+"""
+_REPLIES = """
+create table if not exists replies (
+  key text primary key,
+  model text not null,
+  reply text not null,
+  prompt_tokens integer not null,
+  completion_tokens integer not null,
+  at real not null
+);
+"""
+_BUSY_SECONDS = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Spent:
+    """Calls, tokens and money, whether paid or only reserved."""
+
+    calls: int = 0
+    tokens: int = 0
+    money: float = 0.0
+
+    def plus(self, calls: int, tokens: int, money: float) -> Spent:
+        return Spent(self.calls + calls, self.tokens + tokens, self.money + money)
+
+    def beyond(self, limit: Limit) -> str | None:
+        """The name of the limit that is passed, None when none is."""
+        for name in ("calls", "tokens", "money"):
+            most = getattr(limit, name)
+            # A sum of many prices is off by a rounding error.
+            if most is not None and getattr(self, name) > most * (1 + 1e-9):
+                return name
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """The most that may ever be spent in one ledger; None for no limit."""
+
+    calls: int | None = None
+    tokens: int | None = None
+    money: float | None = None
+
+
+def reply_key(model: str, messages: Sequence[Mapping[str, str]], params: Any) -> str:
+    """SHA-256 of what a reply depends on; the endpoint's address does not count."""
+    turns = [{"role": m["role"], "content": m["content"]} for m in messages]
+    text = json.dumps([model, turns, params], sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Replies:
+    """Replies by key; several processes may read and write."""
+
+    def __init__(self, path: str | Path):
+        self._database = _open(Path(path), _REPLIES)
+
+    def find(self, key: str) -> str | None:
+        row = self._database.execute(
+            "select reply from replies where key = ?", (key,)
+        ).fetchone()
+        return None if row is None else row[0]
+
+    def keep(self, key: str, model: str, reply: str, tokens: tuple[int, int]) -> None:
+        # A lone surrogate, which JSON can carry, cannot be stored as UTF-8.
+        reply = reply.encode("utf-8", "replace").decode()
+        with self._database:
+            self._database.execute(
+                "insert or replace into replies values (?, ?, ?, ?, ?, ?)",
+                (key, model, reply, *tokens, time.time()),
+            )
+
+    def close(self) -> None:
+        self._database.close()
+
+
+class Ledger:
+    """One line a call: reserved, then succeeded or failed.
+
+    What a killed process had in flight is closed as failed when the ledger is next
+    opened, at its full reservation: it may have been charged.
+    """
+
+    def __init__(self, path: str | Path):
+        self._database = _open(Path(path), _CALLS)
+        self._close_lost()
+
+    def reserve(
+        self, request: str, key: str, tokens: tuple[int, int], cost: float
+    ) -> int:
+        """Writes down a call before it is made; returns its number."""
+        with self._database:
+            cursor = self._database.execute(
+                "insert into calls (at, request, key, status, prompt_tokens,"
+                " completion_tokens, cost, pid)"
+                " values (?, ?, ?, 'pending', ?, ?, ?, ?)",
+                (time.time(), request, key, *tokens, cost, os.getpid()),
+            )
+        return int(cursor.lastrowid or 0)
+
+    def settle(
+        self,
+        call: int,
+        status: str,
+        reason: str,
+        tokens: tuple[int, int],
+        cost: float,
+        seconds: float,
+    ) -> None:
+        """What became of a call, and what it took in the end."""
+        with self._database:
+            self._database.execute(
+                "update calls set status = ?, reason = ?, prompt_tokens = ?,"
+                " completion_tokens = ?, cost = ?, seconds = ? where id = ?",
+                (status, reason, *tokens, cost, seconds, call),
+            )
+
+    def count_cached(self, request: str, count: int = 1) -> None:
+        """Counts requests of a job that cost nothing."""
+        with self._database:
+            self._database.execute(
+                "insert into cached values (?, ?) on conflict (job)"
+                " do update set count = count + excluded.count",
+                (job_of(request), count),
+            )
+
+    def spent(self) -> Spent:
+        """Everything in this ledger, calls in flight included."""
+        row = self._database.execute(
+            "select count(*), coalesce(sum(prompt_tokens + completion_tokens), 0),"
+            " coalesce(sum(cost), 0) from calls"
+        ).fetchone()
+        return Spent(*row)
+
+    def counts(self, job: str | None = None) -> dict[str, Any]:
+        """Sums of a job, or of all: ``calls = succeeded + failed`` (+ pending).
+
+        Args:
+            job: what stands before the first "/" of the requests' ids.
+        """
+        where, values = ("", ()) if job is None else (_OF_JOB, (f"{job}/%",))
+        sums = {"succeeded": 0, "failed": 0, "pending": 0}
+        tokens, cost = [0, 0], 0.0
+        reasons: dict[str, int] = {}
+        for status, reason, count, prompt, completion, money in self._database.execute(
+            "select status, reason, count(*), sum(prompt_tokens),"
+            f" sum(completion_tokens), sum(cost) from calls{where}"
+            " group by status, reason order by status, reason",
+            values,
+        ):
+            sums[status] += count
+            tokens[0] += prompt
+            tokens[1] += completion
+            cost += money
+            if status == "failed":
+                reasons[reason] = count
+        query = "select coalesce(sum(count), 0) from cached"
+        if job is not None:
+            query, values = query + " where job = ?", (job,)
+        cached = self._database.execute(query, values).fetchone()[0]
+        found = {
+            "calls": sum(sums.values()),
+            "succeeded": sums["succeeded"],
+            "failed": sums["failed"],
+            "cached": cached,
+            "prompt_tokens": tokens[0],
+            "completion_tokens": tokens[1],
+            "cost": round(cost, 6),
+            "failures": reasons,
+        }
+        return found | ({"pending": sums["pending"]} if sums["pending"] else {})
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _close_lost(self) -> None:
+        rows = self._database.execute(
+            "select distinct pid from calls where status = 'pending'"
+        ).fetchall()
+        lost = [(pid,) for (pid,) in rows if pid == os.getpid() or not _alive(pid)]
+        with self._database:
+            self._database.executemany(
+                "update calls set status = 'failed', reason = 'lost'"
+                " where status = 'pending' and pid = ?",
+                lost,
+            )
+
+
+_OF_JOB = " where request like ?"
+_JOB = re.compile(r"([a-z]+-[0-9a-f]{8})/")
+
+
+def job_of(request: str) -> str:
+    """The job that a request's id names (``job-0123abcd/...``), "" for none."""
+    found = _JOB.match(request)
+    return found.group(1) if found else ""
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _open(path: Path, schema: str) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The thread that completes requests is not always the one that opened the file;
+    # never two at a time.
+    database = sqlite3.connect(path, timeout=_BUSY_SECONDS, check_same_thread=False)
+    # With a write-ahead log a commit costs no flush of the disk, and a killed process
+    # (not a power cut) loses nothing that was committed.
+    database.execute("pragma journal_mode = wal")
+    database.execute("pragma synchronous = normal")
+    database.executescript(schema)
+    return database
