@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--docs", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--queries", type=int, default=4096)
-    parser.add_argument("--spread", type=float, default=0.8)
+    parser.add_argument("--spread", type=float, default=1.2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", type=lambda t: t.split(","), default=[])
