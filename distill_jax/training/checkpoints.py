@@ -8,11 +8,9 @@ before the folder gets its final name: a folder with a number for a name is comp
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import shutil
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +18,13 @@ import jax
 import numpy as np
 
 from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import atomic_write, read_json, write_json
+from distill_jax.ir.files import read_json, write_json
+from distill_jax.training.manifest import damage, write_manifest
 from distill_jax.training.state import TrainState
 
 FORMAT = 1
-_MANIFEST = "manifest.json"
 # Notes that an evaluation added after the step was saved.
 _LATER = "later.json"
-# Orbax rewrites it while it renames the folder.
-_UNCHECKED = {"_CHECKPOINT_METADATA", _MANIFEST}
 _log = logging.getLogger(__name__)
 
 
@@ -307,40 +303,6 @@ def read_params(directory: str | Path, step: int | None = None) -> dict:
             ),
         )
     return _integers(found)
-
-
-def write_manifest(folder: Path) -> None:
-    """Notes size and CRC-32 of every file below a folder."""
-    sums = {
-        str(path.relative_to(folder)): [path.stat().st_size, _crc(path)]
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in _UNCHECKED
-    }
-    with atomic_write(folder / _MANIFEST) as out:
-        json.dump(sums, out)
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
-    try:
-        sums = json.loads((folder / _MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        return f"{folder / _MANIFEST}: {error}"
-    for name, (size, crc) in sums.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{path}: missing"
-        if path.stat().st_size != size or _crc(path) != crc:
-            return f"{path}: its checksum differs from the manifest's"
-    return None
-
-
-def _crc(path: Path) -> int:
-    crc = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            crc = zlib.crc32(block, crc)
-    return crc
 
 
 def _key_bits(key: Any) -> Any:

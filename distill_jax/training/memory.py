@@ -22,12 +22,10 @@ class StepMemory:
     Attributes:
         state: parameters, moments and the batch (updated in place).
         temporary: activations, representations, gradients.
-        flops: of one step, all devices; matrix products and the rest.
     """
 
     state: int
     temporary: int
-    flops: float
 
     @property
     def peak(self) -> int:
@@ -86,5 +84,4 @@ def step_memory(
         temporary=analysis.temp_size_in_bytes
         + analysis.output_size_in_bytes
         - analysis.alias_size_in_bytes,
-        flops=float((compiled.cost_analysis() or {}).get("flops", 0.0)),
     )
