@@ -134,9 +134,7 @@ class Distill:
                 trip = run_stage(stage, student, setting, place, models.load)
                 models.trained[stage.name] = student = trip.student
                 table.trips.append((number, trip))
-                last = stage is self.stages[-1]
-                name = "after" if last and number == self.rounds else ""
-                name = name or f"round {number}" + ("" if last else f" {stage.name}")
+                name = self.row(number, stage)
                 run = self._measure(student, name, setting, first, place)
                 table.add(name, run, round_number=number)
             assert trip is not None
@@ -152,6 +150,15 @@ class Distill:
                 break
         assert best is not None
         return best
+
+    def row(self, number: int, stage: Stage) -> str:
+        """Name of a stage's row in the table; the last one is ``after``."""
+        last = stage is self.stages[-1]
+        if last and number == self.rounds:
+            return "after"
+        if self.rounds == 1:
+            return stage.name
+        return f"round {number}" + ("" if last else f" {stage.name}")
 
     def place(self, number: int, stage: Stage) -> Path:
         """Folder of a stage: the job's own where there is just one."""

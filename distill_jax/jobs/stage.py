@@ -51,6 +51,8 @@ class Training:
         eval_period, patience: in steps, and in evaluations.
         dev_share: share of the lists held out (by query id) for "loss".
         stream: "seqio" or "arrays".
+        query_length, doc_length: tokens read in training, where fewer than the student
+            reads when it is used; None trains on what it reads.
         lengths: allowed sequence lengths; few, since each is compiled.
     """
 
@@ -74,6 +76,8 @@ class Training:
     checkpoint_period: int | None = 200
     keep: int = 1
     stream: str = "seqio"
+    query_length: int | None = None
+    doc_length: int | None = None
     lengths: tuple[int, ...] = (32, 64, 96, 128, 160, 192, 256, 384, 512)
 
     def total(self, lists: int) -> int:
@@ -328,7 +332,7 @@ def _fit(
                 lists.take(np.flatnonzero(~dev)),
             )
     steps = training.total(len(lists))
-    featurizer = make_featurizer(student, asked, training.lengths)
+    featurizer = make_featurizer(_cut(student, training), asked, training.lengths)
     feed = Feed(
         lists=lists,
         featurizer=featurizer,
@@ -364,6 +368,13 @@ def _fit(
     result = fit(student.graphdef(), student.params, training.objective, feed, evaluate)
     params = jax.tree.map(lambda leaf: np.asarray(_whole(leaf)), result.params)
     return result, student.replace(params=params, source=str(asked.directory), fresh=())
+
+
+def _cut(student: Pretrained, training: Training) -> Pretrained:
+    """The student as it reads in training."""
+    wanted = {"query_length": training.query_length, "doc_length": training.doc_length}
+    changes = {name: value for name, value in wanted.items() if value is not None}
+    return student.replace(spec=dataclasses.replace(student.spec, **changes))
 
 
 def _whole(leaf: Any) -> Any:

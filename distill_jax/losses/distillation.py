@@ -53,6 +53,7 @@ def pairwise_kl(
     probability: Float[Array, "B P"],
     *,
     where: Bool[Array, "B P"] | None = None,
+    temperature: float = 1.0,
     reduce_fn: lists.Reduce = masked.mean,
 ) -> Float[Array, ""]:
     r"""KL divergence of the student's pair preference from a pairwise teacher's.
@@ -70,6 +71,7 @@ def pairwise_kl(
         probability: [B, P] of first over second, in [0, 1]; both ends are fine.
         where: [B, P] *pairs* that exist. A masked pair is not counted; a pair of a
             masked doc must be masked by the caller.
+        temperature: divides the student's scores; cosines need one well below 1.
         reduce_fn: over pairs [B, P]; the mean is over all pairs of the batch.
     """
     scores = masked.at_least_f32(scores)
@@ -77,7 +79,7 @@ def pairwise_kl(
     where = jnp.ones(p.shape, bool) if where is None else jnp.asarray(where, bool)
     p = masked.fill(p, where, 0.5)
     difference = _at(scores, first, where) - _at(scores, second, where)
-    difference = masked.fill(difference, where)
+    difference = masked.fill(difference, where) / temperature
     cross_entropy = jax.nn.softplus(difference) - p * difference
     entropy = -jax.scipy.special.xlogy(p, p) - jax.scipy.special.xlogy(1 - p, 1 - p)
     return reduce_fn(cross_entropy - entropy, where=where)
