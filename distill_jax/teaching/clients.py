@@ -165,13 +165,19 @@ class LocalModel:
         *,
         load: Callable[[str], Any] | None = None,
         decode: Callable[..., Any] | None = None,
-        mesh: Any = None,
     ) -> LocalSession:
         """Loads the model; nothing is kept in the folder, since nothing is paid for."""
         del folder
         if load is None:
             from distill_jax.models.weights import load as load
-        return LocalSession(self, load(self.checkpoint), decode, mesh)
+        pretrained = load(self.checkpoint)
+        backbone = getattr(pretrained.spec, "backbone", None)
+        if decode is None and not getattr(backbone, "decoder_layers", 0):
+            raise UserError(
+                f"{self.checkpoint}: a {pretrained.spec.kind} that cannot generate",
+                "give a T5 with its decoder",
+            )
+        return LocalSession(self, pretrained, decode)
 
     def cost(self, tokens: tuple[int, int]) -> float:
         del tokens
@@ -181,8 +187,8 @@ class LocalModel:
 class LocalSession:
     """A loaded T5 that completes chats: their turns joined by empty lines."""
 
-    def __init__(self, config: LocalModel, pretrained: Any, decode: Any, mesh: Any):
-        self.config, self.pretrained, self.mesh = config, pretrained, mesh
+    def __init__(self, config: LocalModel, pretrained: Any, decode: Any = None):
+        self.config, self.pretrained = config, pretrained
         self.model = f"local:{pretrained.digest}"
         self._decode = decode
         self._counts: dict[str, dict[str, int]] = {}
@@ -216,9 +222,8 @@ class LocalSession:
                         seeds[line] = requests[place].seed % 2**32
                 found = self._generate(
                     tokens,
-                    seeds=seeds,
-                    mesh=self.mesh,
-                    max_new_tokens=max_tokens,
+                    seeds,
+                    max_tokens=max_tokens,
                     temperature=temperature,
                     top_k=self.config.top_k if temperature else None,
                     top_p=self.config.top_p if temperature else None,
@@ -238,12 +243,17 @@ class LocalSession:
         failures = {"prompt too long": sums["failed"]} if sums["failed"] else {}
         return {**sums, "cached": 0, "cost": 0.0, "failures": failures}
 
-    def _generate(self, tokens: np.ndarray, **options: Any) -> Any:
-        if self._decode is None:
-            from distill_jax.models.generation import generate
+    def _generate(self, tokens: np.ndarray, seeds: np.ndarray, **how: Any) -> Any:
+        if self._decode is not None:
+            return self._decode(self.pretrained, tokens, seeds=seeds, **how)
+        from distill_jax.models.generation import Decoding, generate
 
-            self._decode = generate
-        return self._decode(self.pretrained, tokens, **options)
+        # A T5 is loaded as the reranker it would make; its head is still there.
+        spec, params = self.pretrained.spec, self.pretrained.params
+        decoding = Decoding(**how, eos_id=self.pretrained.tokenizer.eos_id)
+        return generate(
+            spec.backbone, params["backbone"], tokens, decoding, seeds=seeds
+        )[0]
 
     def _text(self, ids: list[int]) -> str:
         tokenizer = self.pretrained.tokenizer

@@ -26,10 +26,11 @@ _DOCUMENT = "[{number}] {text}"
 # What a passage may not say in our notation: an identifier in any kind of bracket, a
 # chat template's own marks, the end of a model's thinking.
 _IDENTIFIER = re.compile(
-    r"[\[［【〔]\s*((?:(?:doc|document|passage)\s*)?\d+)\s*[\]］】〕]", re.I
+    r"[\[［【〔]\s*((?:(?:doc|document|passage)\s*)?\d+)\s*[\]］】〕]", re.IGNORECASE
 )
 _MARKS = re.compile(
-    r"<(?=\s*[|/]?\s*(?:\||im_|think|/think|s>|/s>|document|system|user))", re.I
+    r"<(?=\s*/?\s*(?:\||im_|think|s>|system|user|assistant|document|start_of|end_of))",
+    re.IGNORECASE,
 )
 _INST = re.compile(r"[\[［](\s*/?\s*INST\s*)[\]］]", re.I)
 
@@ -151,18 +152,18 @@ def _prompt(path: Path, record: Any, multi_turn: bool) -> Prompt:
                 f"{path}: the prompt has no turns.{missing[0]}",
                 f"several turns need {', '.join(_TURNS)}; or use multi_turn=False",
             )
-    asked = {"turns.opening + turns.ask": turns.get("opening", "") + turns.get("ask", ""),
-             "turns.document": turns.get("document", "")} if multi_turn else {
-             "user": record.get("user") or ""}  # fmt: skip
-    needs = {
-        "user": ("{query}", "{documents}"),
-        "turns.opening + turns.ask": ("{query}",),
-        "turns.document": ("{number}", "{text}"),
-    }
-    document = record.get("document") or _DOCUMENT
-    asked["document"], needs["document"] = document, ("{text}",)
-    for part, text in asked.items():
-        for place in needs[part]:
+    document = str(record.get("document") or _DOCUMENT)
+    needed: dict[str, tuple[str, ...]] = {"document": (document, "{text}")}
+    if multi_turn:
+        asked = f"{turns['opening']} {turns['ask']}"
+        needed = {
+            "turns.opening or turns.ask": (asked, "{query}"),
+            "turns.document": (turns["document"], "{number}", "{text}"),
+        }
+    else:
+        needed["user"] = (record.get("user") or "", "{query}", "{documents}")
+    for part, (text, *places) in needed.items():
+        for place in places:
             if place not in text:
                 raise UserError(
                     f"{path}: {part} has no {place}", f"write {place} where it goes"
@@ -180,7 +181,7 @@ def _turn(role: str, content: str) -> Turn:
     return {"role": role, "content": content}
 
 
-def _fill(text: str, **parts: str) -> str:
+def _fill(text: str, /, **parts: str) -> str:
     # One pass, and not str.format: passages may hold braces of their own.
     names = "|".join(parts)
     return re.sub(rf"{{({names})}}", lambda found: parts[found.group(1)], text)
