@@ -5,9 +5,9 @@ scales by ``head_dim ** -0.5`` and has biases on its projections. Both are
 ``MultiHeadAttention`` with other arguments. The softmax is computed in float32 always.
 
 On a GPU ``jax.nn.dot_product_attention`` may pick the cuDNN kernel, which never writes
-the [B, H, L, L] probabilities. XLA for CPUs has no such kernel, and neither has dropout
-of the probabilities: there the softmax divides after the second product (measured on
-two CPU cores at 32 x 128 tokens: 10 % less time than the generic form).
+the [B, H, L, L] probabilities. XLA for CPUs has no such kernel; there the products are
+laid out by hand and the softmax divides after the second one (measured on two CPU cores
+at 16 x 256 tokens: a quarter of the CPU time of the generic form, 0.8 with gradient).
 """
 
 from __future__ import annotations
@@ -86,35 +86,35 @@ def attend(
     """
     if mask is not None and mask.ndim == 2:
         mask = mask[:, None, None, :]
-    dropping = dropout_key is not None and rate > 0.0
-    if not dropping and jax.default_backend() == "gpu":
+    # One mask for all queries of a head: dropping a probability is dropping the value
+    # it multiplies, and of those there are L times fewer.
+    value = dropout(value, rate, dropout_key, broadcast=(-1,))
+    if jax.default_backend() == "gpu":
         if bias is not None:
             bias = bias.astype(query.dtype)
         return jax.nn.dot_product_attention(
             query, key, value, bias=bias, mask=mask, scale=scale
         )
-    logits = jnp.einsum(
-        "bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32
-    )
     if scale != 1.0:
-        logits = logits * scale
+        query = query * jnp.asarray(scale, query.dtype)
+    # Both products as [m, k] @ [k, n] with operands stored so: XLA for CPUs has no
+    # other fast form, and transposing [L, D] costs next to nothing beside [L, L].
+    logits = _product(query.transpose(0, 2, 1, 3), key.transpose(0, 2, 3, 1))
     if bias is not None:
         logits = logits + bias.astype(jnp.float32)
     if mask is not None:
-        logits = jnp.where(mask, logits, MASKED)
+        logits = logits + jnp.where(mask, 0.0, MASKED)
     # softmax(x) v = (exp(x) v) / sum(exp(x)): dividing D numbers per query, not Lk.
     highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     powers = jnp.exp(logits - highest)
-    total = jnp.sum(powers, axis=-1).swapaxes(1, 2)[..., None]
-    if dropping:
-        powers = dropout(powers, rate, dropout_key, broadcast=(-2,))
-    context = jnp.einsum(
-        "bhqk,bkhd->bqhd",
-        powers.astype(value.dtype),
-        value,
-        preferred_element_type=jnp.float32,
-    )
-    return (context / total).astype(value.dtype)
+    total = jnp.sum(powers, axis=-1, keepdims=True)
+    context = _product(powers.astype(value.dtype), value.transpose(0, 2, 1, 3)) / total
+    return context.astype(value.dtype).transpose(0, 2, 1, 3)
+
+
+def _product(a: Float[Array, "B H M K"], b: Float[Array, "B H K N"]) -> Array:
+    """Batched a @ b, summed in float32."""
+    return jnp.einsum("bhmk,bhkn->bhmn", a, b, preferred_element_type=jnp.float32)
 
 
 class MultiHeadAttention(nnx.Module):
