@@ -6,6 +6,7 @@ very objects; here its statements are checked, parsed, and the job they make is 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -16,6 +17,18 @@ from gin import config_parser
 
 from distill_jax.ir.errors import UserError
 from distill_jax.jobs import recipes
+
+# What gin raises at a name or a value that is wrong.
+_PARSING = (
+    ValueError,
+    TypeError,
+    NameError,
+    AttributeError,
+    SyntaxError,
+    RuntimeError,
+    ImportError,
+    OSError,
+)
 
 
 def main(argv: list[str]) -> int:
@@ -45,13 +58,17 @@ def build_job(flags: recipes.Flags):
     try:
         parsed = [s for path in paths for s in statements(path, flags)]
         bindings = recipes.bindings(flags, parsed)
-        gin.parse_config_files_and_bindings(
-            [str(path) for path in paths], bindings, print_includes_and_imports=False
-        )
+        with _quiet():
+            gin.parse_config_files_and_bindings(
+                [str(path) for path in paths],
+                bindings,
+                print_includes_and_imports=False,
+            )
         return gin.get_configurable("distill_jax.jobs.run")()
-    except UserError:
-        raise
-    except (ValueError, TypeError, SyntaxError, RuntimeError, ImportError) as error:
+    except UserError as error:
+        # Gin's copy of an error has lines of its own behind ours.
+        raise UserError(error.what, error.todo) from error
+    except _PARSING as error:
         if flags.debug:
             raise
         raise recipes.explain(error, paths) from error
@@ -71,6 +88,17 @@ def statements(path: Path, flags: recipes.Flags) -> list:
                 included = recipes.find(statement.filename, roots)
                 found += statements(included, flags)
     return found
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Gin calls each place where it looks for an include in vain an error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class _Names(config_parser.ParserDelegate):

@@ -94,9 +94,7 @@ def test_the_core_runs_where_nothing_else_is_installed():
     untouched(found)
 
 
-@pytest.mark.parametrize(
-    "rooms", [ROOMS, ("jobs", "predictor")], ids=["rooms", "jobs"]
-)
+@pytest.mark.parametrize("rooms", [ROOMS, ("jobs", "predictor")], ids=["rooms", "jobs"])
 def test_upper_floors_load_what_they_need_when_they_need_it(rooms):
     found = probe([f".{room}" for room in rooms], first=NUMERIC)
     assert not set(OPTIONAL) & set(found["loaded"])

@@ -82,7 +82,8 @@ class Featurizer:
 
     def _join(self, features: Features, where: np.ndarray, **rows) -> np.ndarray:
         """Tokens of every place of a rectangle; places that pad are all padding."""
-        flat = {key: np.maximum(value, 0).ravel() for key, value in rows.items()}
+        # A row of -1 in any field is padding, and its own text is never looked at.
+        flat = {key: np.where(where, value, -1).ravel() for key, value in rows.items()}
         lengths = features.lengths(**flat)
         longest = int(lengths[where.ravel()].max(initial=1))
         length = bucket_of(longest, self.buckets)

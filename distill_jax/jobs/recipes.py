@@ -171,7 +171,7 @@ def bindings(flags: Flags, parsed: Sequence) -> list[str]:
 
 def literal(value: str) -> str:
     """A command-line value as gin text: Python literals stay, the rest is a string."""
-    if value[:1] in "@%":
+    if value.startswith(("@", "%")):
         return value
     try:
         ast.literal_eval(value)

@@ -1,0 +1,140 @@
+"""Streams: a seek is the uninterrupted stream, and an epoch holds every list once."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from distill_jax.inputs.feed import Feed
+from distill_jax.inputs.streams import ArrayStream, SeqioStream
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.lists import FIELDS, Lists
+
+COUNT, SIZE, PAIRS = 7, 3, 2
+
+
+def made_lists(count: int = COUNT, pairs: int = PAIRS) -> Lists:
+    """Lists that are told apart by every field."""
+    random = np.random.default_rng(0)
+    return Lists(
+        query_rows=np.arange(count, dtype=np.int32),
+        doc_rows=random.integers(-1, 50, (count, SIZE)).astype(np.int32),
+        labels=random.normal(size=(count, SIZE)).astype(np.float32),
+        labelled=np.arange(count) % 2 == 0,
+        first=random.integers(-1, SIZE, (count, pairs)).astype(np.int32),
+        second=random.integers(-1, SIZE, (count, pairs)).astype(np.int32),
+        probability=random.random((count, pairs)).astype(np.float32),
+    )
+
+
+@pytest.fixture(params=["arrays", "seqio"])
+def stream(request):
+    if request.param == "arrays":
+        return ArrayStream()
+    pytest.importorskip("seqio")
+    return SeqioStream()
+
+
+def taken(stream, lists, directory, start: int, number: int, seed: int = 3) -> list:
+    rows = stream.rows(lists, directory, seed, start)
+    return list(itertools.islice(rows, number))
+
+
+def queries(examples) -> list[int]:
+    return [int(example["query_rows"]) for example in examples]
+
+
+def test_a_seek_equals_the_uninterrupted_stream(stream, tmp_path):
+    lists = made_lists()
+    whole = taken(stream, lists, tmp_path, 0, 3 * COUNT)
+    # Inside an epoch, at its borders, and one on either side of them.
+    for start in (0, 1, 3, COUNT - 1, COUNT, COUNT + 1, 2 * COUNT):
+        part = taken(stream, lists, tmp_path, start, COUNT)
+        assert queries(part) == queries(whole)[start : start + COUNT], start
+
+
+def test_every_epoch_has_every_list_once_in_another_order(stream, tmp_path):
+    found = queries(taken(stream, made_lists(), tmp_path, 0, 3 * COUNT))
+    epochs = [tuple(found[i * COUNT : (i + 1) * COUNT]) for i in range(3)]
+    assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
+    assert len(set(epochs)) > 1
+
+
+def test_a_seed_is_an_order(stream, tmp_path):
+    lists = made_lists()
+    orders = {
+        tuple(queries(taken(stream, lists, tmp_path, 0, COUNT, seed=seed)))
+        for seed in (0, 1, 2, 0)
+    }
+    assert 1 < len(orders) <= 3
+
+
+@pytest.mark.parametrize("pairs", [0, PAIRS])
+def test_examples_are_the_lists_field_by_field(stream, tmp_path, pairs):
+    lists = made_lists(pairs=pairs)
+    for example in taken(stream, lists, tmp_path, 0, COUNT):
+        row = int(example["query_rows"])
+        for name in FIELDS:
+            np.testing.assert_array_equal(example[name], getattr(lists, name)[row])
+
+
+def test_a_record_file_of_other_lists_is_not_read(tmp_path):
+    pytest.importorskip("seqio")
+    first, second = made_lists(5), made_lists(6)
+    assert len(set(queries(taken(SeqioStream(), first, tmp_path, 0, 5)))) == 5
+    assert len(set(queries(taken(SeqioStream(), second, tmp_path, 0, 6)))) == 6
+    assert len(list(tmp_path.glob("*.tfrecord"))) == 2
+    assert not list(tmp_path.glob(".*"))
+
+
+def numbers(rows: dict) -> np.ndarray:
+    return rows["query_rows"]
+
+
+def feed(stream, directory, *, host=0, hosts=1, batch_size=4) -> Feed:
+    return Feed(
+        lists=made_lists(),
+        featurizer=numbers,
+        stream=stream,
+        batch_size=batch_size,
+        directory=directory,
+        seed=1,
+        host=host,
+        hosts=hosts,
+    )
+
+
+def batches(feed: Feed, start: int, number: int) -> np.ndarray:
+    return np.stack(list(itertools.islice(feed(start), number)))
+
+
+def test_the_hosts_shares_make_the_global_batch(stream, tmp_path):
+    whole = batches(feed(stream, tmp_path), 0, 4)
+    for hosts in (2, 4):
+        shares = [
+            batches(feed(stream, tmp_path, host=host, hosts=hosts), 0, 4)
+            for host in range(hosts)
+        ]
+        np.testing.assert_array_equal(np.concatenate(shares, axis=1), whole)
+
+
+def test_a_feed_goes_on_at_any_step(stream, tmp_path):
+    """Batches of 4 straddle the epochs of 7 lists."""
+    whole = batches(feed(stream, tmp_path), 0, 6)
+    for step in range(5):
+        np.testing.assert_array_equal(
+            batches(feed(stream, tmp_path), step, 1)[0], whole[step]
+        )
+
+
+def test_a_batch_that_hosts_cannot_share_is_refused(tmp_path):
+    with pytest.raises(UserError, match="does not divide over 3 hosts"):
+        feed(ArrayStream(), tmp_path, hosts=3)
+
+
+def test_unshuffled_is_as_they_lie(stream, tmp_path):
+    plain = type(stream)(shuffle=False)
+    found = queries(taken(plain, made_lists(), tmp_path, 2, COUNT))
+    assert found == [*range(2, COUNT), 0, 1]
