@@ -9,12 +9,13 @@ train step serves every student and every mixture of losses.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, dataclass_transform
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def _pytree(cls):
     """Freezes a dataclass and lets jax see all of its fields as children."""
     cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)

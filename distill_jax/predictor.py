@@ -58,7 +58,7 @@ class Predictor:
         """ "reranker", "duo", "dual_encoder", "colbert" or "splade"."""
         return self.pretrained.spec.kind
 
-    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    def score(self, pairs: Sequence[tuple[str, ...]]) -> np.ndarray:
         """Raw scores of (query, doc) pairs, float32[n]; higher is more relevant.
 
         A pairwise reranker takes (query, doc, other doc) and gives the logit of the

@@ -6,6 +6,7 @@ ours it takes only what the card tells its readers: the template and the answer 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -116,9 +117,9 @@ def _multi_vector(folder: Path) -> Scorer:
 
 def _pylate(folder: Path) -> Scorer:
     def score(tuples: Tuples) -> np.ndarray:
-        from pylate import models
-
-        model = models.ColBERT(str(folder), device="cpu")
+        model = importlib.import_module("pylate.models").ColBERT(
+            str(folder), device="cpu"
+        )
         prompts = {"query", "document"} & set(model.prompts or {})
         names = {n: {"prompt_name": n} if n in prompts else {} for n in prompts}
         queries = model.encode(

@@ -148,7 +148,7 @@ def encode_all(
     if spec.kind == "splade":
         import scipy.sparse
 
-        return scipy.sparse.vstack(parts, format="csr")[order]
+        return scipy.sparse.csr_matrix(scipy.sparse.vstack(parts))[order]
     return np.concatenate(parts)[order]
 
 

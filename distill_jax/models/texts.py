@@ -87,7 +87,7 @@ def _cross_scores(
         name: TokenStore.build(texts, tokenizer)
         for name, (texts, _) in zip(fields, columns)
     }
-    rows = {name: at for name, (_, at) in zip(fields, columns)}
+    rows: dict[str, Any] = {name: at for name, (_, at) in zip(fields, columns)}
     features = Features(template, tokenizer, **stores)
     return inference.score_features(
         pretrained, features, mesh=mesh, compact=True, **rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 from distill_jax import export
 from distill_jax.ir.errors import UserError
 from distill_jax.models import weights
+from distill_jax.models.texts import encode_texts
 from tests.export.forms import SPECS, student
 
 pytest.importorskip("torch")
@@ -104,6 +106,31 @@ def _run(code: str, folder) -> str:
     finally:
         os.chdir(here)
     return out.getvalue()
+
+
+def test_the_same_colbert_folder_is_stanfords(tmp_path):
+    """Without PyLate's files, ``HF_ColBERT`` and ``artifact.metadata`` say it all."""
+    import sentence_transformers
+
+    model, folder = student("colbert"), tmp_path / "out"
+    export.write(model, folder, library=False)
+    for name in ("modules.json", "config_sentence_transformers.json"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "1_Dense")
+    config = json.loads((folder / "config.json").read_text())
+    del config["distill_jax"]
+    (folder / "config.json").write_text(json.dumps(config))
+    again = weights.load(folder)
+    assert again.spec == model.spec
+    assert again.digest == model.digest
+    theirs = sentence_transformers.MultiVectorEncoder(str(folder), device="cpu")
+    texts = ["vaccines protect , against infection", "bus lanes in tokyo !"]
+    for side, encode in (
+        ("query", theirs.encode_query),
+        ("doc", theirs.encode_document),
+    ):
+        for ours, their in zip(encode_texts(model, side, texts), encode(texts)):
+            np.testing.assert_allclose(ours, np.asarray(their.cpu()), atol=1e-5)
 
 
 def test_a_difference_leaves_nothing_behind(tmp_path, monkeypatch):
