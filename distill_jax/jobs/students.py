@@ -12,7 +12,7 @@ from distill_jax.models import weights
 from distill_jax.models.pretrained import Pretrained, initial_params
 from distill_jax.models.weights.folders import locate
 
-KINDS = ("reranker", "duo", "dual_encoder", "colbert", "splade")
+KINDS = ("reranker", "duo", "dual_encoder", "colbert", "splade", "generator")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,6 +145,7 @@ def _spec_class(kind: str) -> Any:
         "dual_encoder": "DualEncoderSpec",
         "colbert": "ColbertSpec",
         "splade": "SpladeSpec",
+        "generator": "GeneratorSpec",
     }
     module = importlib.import_module(f"distill_jax.models.{kind}")
     return getattr(module, names[kind])

@@ -15,7 +15,7 @@ from distill_jax.losses.distillation import adr_mse, kl_divergence, pairwise_kl
 from distill_jax.losses.listwise import listmle, softmax_cross_entropy
 from distill_jax.losses.mixture import Listwise, Mixture, Term
 from distill_jax.losses.pairwise import lambda_loss, margin_mse, ranknet
-from distill_jax.losses.pointwise import pointwise_cross_entropy
+from distill_jax.losses.pointwise import pointwise_cross_entropy, query_likelihood
 
 __all__ = [
     "Listwise",
@@ -30,6 +30,7 @@ __all__ = [
     "no_contrast",
     "pairwise_kl",
     "pointwise_cross_entropy",
+    "query_likelihood",
     "ranknet",
     "softmax_cross_entropy",
 ]

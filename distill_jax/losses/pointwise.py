@@ -31,3 +31,27 @@ def pointwise_cross_entropy(
     """
     scores, labels, where = lists.read(scores, labels, where)
     return reduce_fn(jax.nn.softplus(scores) - labels * scores, where=where)
+
+
+def query_likelihood(
+    scores: Float[Array, "*b N"],
+    labels: Float[Array, "*b N"],
+    *,
+    where: Bool[Array, "*b N"] | None = None,
+    reduce_fn: lists.Reduce = masked.mean,
+) -> Float[Array, ""]:
+    r"""Negative log-likelihood of the query, for students that generate it.
+
+    .. math:: \ell_i = -s_i \quad \text{for } y_i > 0
+
+    with :math:`s_i` the (mean) log-probability of the query's tokens given doc i.
+    Source: docT5query (Nogueira and Lin 2019), sequence-to-sequence cross-entropy.
+
+    Args:
+        scores: [B, N] log-probabilities.
+        labels: [B, N]; a doc counts if its label is above 0.
+        where: [B, N]. A masked doc is not counted.
+        reduce_fn: over docs [B, N]; the mean is over the docs that count.
+    """
+    scores, labels, where = lists.read(scores, labels, where)
+    return reduce_fn(-scores, where=where & (labels > 0))

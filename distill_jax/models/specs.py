@@ -17,6 +17,7 @@ _MODULES = {
     "DualEncoderSpec": "dual_encoder",
     "ColbertSpec": "colbert",
     "SpladeSpec": "splade",
+    "GeneratorSpec": "generator",
 }
 
 

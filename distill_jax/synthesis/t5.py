@@ -17,6 +17,7 @@ from distill_jax.ir.buckets import buckets_up_to, plan
 from distill_jax.ir.collection import Collection
 from distill_jax.ir.templates import Features, Template
 from distill_jax.ir.tokens import TokenStore
+from distill_jax.models.templates import side_template
 from distill_jax.synthesis import replies, seeds, shards
 from distill_jax.synthesis.made import Made
 
@@ -30,7 +31,7 @@ def generate(
     rows: Any,
     *,
     samples: int = 1,
-    template: Template = TEMPLATE,
+    template: Template | None = None,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     top_k: int | None = 10,
@@ -53,18 +54,20 @@ def generate(
     Args:
         pretrained: a T5 with a language-model head, and its tokenizer.
         collection, rows: the documents, and int[R] of those to make queries of.
-        template: of the encoder's input; documents are cut at its length.
+        template: of the encoder's input, with ``{document}``, which is cut at its
+            length; by default what a generator was trained on, else docT5query's.
         max_new_tokens, temperature, top_k, top_p: how queries are sampled.
         max_words: longer ones are dropped.
         mesh: devices to run on; None for one.
         tokens_per_batch: encoder tokens at a time.
         directory: shards of finished documents; a rerun goes on after them.
         decode: ``(pretrained, tokens[M, L], seeds=uint32[M], ...) -> tokens[M, T]``;
-            ``models.generation.generate`` by default.
+            ``models.generator.generate`` by default.
         progress: called with (documents done, documents).
     """
     tokenizer = pretrained.tokenizer
     rows = np.asarray(rows, np.int64)
+    template = template or _template(pretrained)
     decode = decode or _decode
     sampling = {
         "max_new_tokens": max_new_tokens,
@@ -132,6 +135,15 @@ def generate(
     )
 
 
+def _template(pretrained: Any) -> Template:
+    spec = getattr(pretrained, "spec", None)
+    if getattr(spec, "kind", None) != "generator":
+        return TEMPLATE
+    found = side_template(spec, "doc", pretrained.tokenizer)
+    text = found.text.replace("{text}", "{document}")
+    return Template(text, {"document": found.lengths["text"]})
+
+
 def _records(part, items, numbers, outputs, tokenizer, max_words, dropped):
     records, seen = [], set()
     for item, number, ids in zip(items.tolist(), numbers.tolist(), outputs):
@@ -168,6 +180,6 @@ def _round_up(length: int, multiple: int = 8) -> int:
 
 
 def _decode(pretrained: Any, tokens: np.ndarray, **options: Any) -> Any:
-    from distill_jax.models.generation import generate as decode
+    from distill_jax.models.generator import generate as decode
 
     return decode(pretrained, tokens, **options)

@@ -31,7 +31,10 @@ KINDS = {
     "dual_encoder": "DualEncoderSpec",
     "colbert": "ColbertSpec",
     "splade": "SpladeSpec",
+    "generator": "GeneratorSpec",
 }
+# Students of a whole backbone: a T5 keeps its decoder.
+WHOLE = ("reranker", "duo", "generator")
 # What a load may change of a backbone: how it computes, and how deep it is cut.
 _BACKBONE_FIELDS = ("dtype", "remat", "dropout", "attention_dropout")
 _DEPTHS = ("layers", "encoder_layers", "decoder_layers")
@@ -95,7 +98,7 @@ def assemble(
     """
     cls = spec_class(kind)
     sizes = base.sizes
-    encoder_only = kind not in ("reranker", "duo")
+    encoder_only = kind not in WHOLE
     if isinstance(sizes, T5Sizes) and encoder_only:
         sizes = dataclasses.replace(sizes, decoder_layers=0)
     fields, sizes = _split(cls, fields, sizes)
@@ -104,7 +107,9 @@ def assemble(
         ids = {"pad_id": base.tokenizer.pad_id, "sep_id": base.tokenizer.sep_id}
         known = {name: token for name, token in ids.items() if token is not None}
         sizes = dataclasses.replace(sizes, **known)
-    if isinstance(sizes, T5Sizes) and not sizes.decoder_layers and not encoder_only:
+    if kind == "generator":
+        pass
+    elif isinstance(sizes, T5Sizes) and not sizes.decoder_layers and not encoder_only:
         fields.setdefault("head", "linear")
     elif kind == "reranker" and not isinstance(sizes, T5Sizes):
         fields.setdefault("head", "bert_classifier")
@@ -142,7 +147,7 @@ def base_of(pretrained: Pretrained) -> Base:
     spec, params = pretrained.spec, pretrained.params
     is_t5 = isinstance(spec.backbone, T5Sizes)
     mlm: dict = {}
-    if spec.kind in ("reranker", "duo"):
+    if spec.kind in WHOLE:
         tree = params["backbone"]
     else:
         tower = params
@@ -249,7 +254,7 @@ def _resolved_keeping_markers(spec: Any, tokenizer: Tokenizer) -> Any:
 
 def _placed(spec: Any, base: Base, given: Mapping[str, np.ndarray]) -> dict:
     """The backbone's and the head's flat parameters at their places in a student."""
-    if spec.kind in ("reranker", "duo"):
+    if spec.kind in WHOLE:
         return {**flatten({"backbone": base.params}), **given}
     tree = base.params["encoder"] if isinstance(base.sizes, T5Sizes) else base.params
     tower = {**flatten({"encoder": tree}), **given}
