@@ -17,11 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "gin_configs"
 FILES = sorted([*FOLDER.glob("*.gin"), *FOLDER.glob("parts/*.gin")])
 RECIPES = [path.stem for path in sorted(FOLDER.glob("*.gin")) if path.stem != "small"]
-TRAINING = (
-    "rankt5_teacher monot5_teacher duot5_teacher cross_encoder_teacher twolar "
-    "rank_distillm pairdistill_colbert pairdistill_dpr pairdistill_zero_shot "
-    "intermediate_distillation specialize quickstart"
-).split()
+TRAINING = ["rankt5_teacher", "monot5_teacher", "duot5_teacher", "cross_encoder_teacher", "twolar", "rank_distillm", "pairdistill_colbert", "pairdistill_dpr", "pairdistill_zero_shot", "intermediate_distillation", "specialize", "quickstart"]
 SINGLE = {
     "mine": "CHECKPOINT SPLIT TOP_K MESH",
     "label": "CHECKPOINT RUN SPLIT TOP_K MESH",
@@ -95,7 +91,8 @@ def test_the_header_says_what_it_needs_and_costs(recipe):
     lines = (FOLDER / f"{recipe}.gin").read_text(encoding="utf-8").splitlines()
     header = lines[: next(i for i, line in enumerate(lines) if line[:1] != "#")]
     text = "\n".join(header)
-    assert 20 < len(header[0]) <= 104 and header[0].endswith((".", "!"))
+    assert 20 < len(header[0]) <= 104
+    assert header[0].endswith((".", "!"))
     assert re.search(r"^# Needs: ", text, re.M)
     assert re.search(r"^# Costs: ", text, re.M)
     assert f"#   python -m distill_jax.main --gin_file={recipe}.gin" in text
@@ -130,7 +127,9 @@ def test_public_names_exist_where_they_apply(recipe):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_builds_its_job(recipe):
     job = build(f"--gin_file={recipe}.gin", *given(recipe))
-    assert dataclasses.is_dataclass(job) and callable(job) and callable(job.plan)
+    assert dataclasses.is_dataclass(job)
+    assert callable(job)
+    assert callable(job.plan)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -139,9 +138,11 @@ def test_the_small_form_builds_its_job(recipe):
     job = build(*argv)
     if recipe in TRAINING:
         assert job.collection.startswith("pydocs:")
-        assert job.depth <= 12 and job.rounds == 1
+        assert job.depth <= 12
+        assert job.rounds == 1
         for stage in job.stages:
-            assert stage.training.steps <= 4 and stage.training.stream == "arrays"
+            assert stage.training.steps <= 4
+            assert stage.training.stream == "arrays"
 
 
 def test_bindings_reach_the_job():
@@ -157,7 +158,8 @@ def test_bindings_reach_the_job():
     assert (job.collection, job.mesh) == ("beir:x/y", "data=2,model=4")
     assert job.directory == "runs/of mine"
     (stage,) = job.stages
-    assert stage.training.steps == 17 and stage.training.learning_rate == 3e-5
+    assert stage.training.steps == 17
+    assert stage.training.learning_rate == 3e-5
 
 
 def test_a_recipe_is_found_from_anywhere(tmp_path, monkeypatch):
@@ -181,7 +183,8 @@ def mistake(capsys, *argv: str) -> str:
     """What a wrong command line prints: two lines at most, status 2."""
     assert main.main(list(argv)) == 2
     out, err = capsys.readouterr()
-    assert "Traceback" not in err + out and out == ""
+    assert "Traceback" not in err + out
+    assert out == ""
     assert 1 <= len(err.strip().splitlines()) <= 2, err
     return err
 
@@ -264,7 +267,8 @@ def test_a_missing_collection_is_told_in_two_lines(capsys, tmp_path):
     argv = ["--gin_file=mine.gin", "--gin.COLLECTION=beir:/no/such/folder"]
     assert main.main([*argv, f"--gin.MODEL_DIR={tmp_path}"]) == 2
     err = capsys.readouterr().err
-    assert "/no/such/folder" in err and len(err.strip().splitlines()) <= 2
+    assert "/no/such/folder" in err
+    assert len(err.strip().splitlines()) <= 2
 
 
 def test_the_list_has_one_line_a_recipe(capsys):

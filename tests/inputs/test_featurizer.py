@@ -67,7 +67,8 @@ def test_a_reranker_reads_the_joined_text(tokenizer, stores):
     featurizer = pair_featurizer(tokenizer, stores, "reranker", MONOT5)
     batch = featurizer(rows_of([[0, 1, -1], [2, 3, 1]]))
     assert isinstance(batch, PairBatch)
-    assert batch.tokens.shape[:2] == (2, 3) and batch.tokens.shape[2] in BUCKETS
+    assert batch.tokens.shape[:2] == (2, 3)
+    assert batch.tokens.shape[2] in BUCKETS
     template = Template(MONOT5)
     for i, row in enumerate([[0, 1, -1], [2, 3, 1]]):
         for j, doc in enumerate(row):
@@ -120,7 +121,8 @@ def test_targets_say_where_nothing_is(tokenizer, stores):
     targets = featurizer(rows_of([[0, -1], [2, 3]])).targets
     assert targets.where.tolist() == [[True, False], [True, True]]
     assert targets.doc_rows.tolist() == [[0, -1], [2, 3]]
-    assert targets.labels.dtype == np.float32 and targets.first is None
+    assert targets.labels.dtype == np.float32
+    assert targets.first is None
     assert targets.query_rows.tolist() == [0, 1]
 
 
@@ -135,7 +137,8 @@ def test_pairs_ride_along(tokenizer, stores):
         )
     ).targets
     assert targets.pair_where.tolist() == [[True, False]]
-    assert (targets.first >= 0).all() and (targets.second >= 0).all()
+    assert (targets.first >= 0).all()
+    assert (targets.second >= 0).all()
     assert targets.probability.tolist() == [[0.75, 0.0]]
 
 

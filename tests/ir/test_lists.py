@@ -53,7 +53,8 @@ def test_negatives_are_of_the_window_and_never_judged_relevant():
 def test_a_judged_irrelevant_document_keeps_its_grade_of_zero():
     lists = judged(size=7)
     row = lists.doc_rows[0].tolist()
-    assert 7 in row and lists.labels[0, row.index(7)] == 0
+    assert 7 in row
+    assert lists.labels[0, row.index(7)] == 0
 
 
 def test_a_short_window_leaves_a_short_list():
@@ -77,7 +78,8 @@ def test_the_draw_belongs_to_the_query_and_the_seed():
     turned = lists_from_judgements(
         run.select(["q1", "q0"]), QRELS, QUERIES, DOCS, size=4
     )
-    assert of(first, 0) == of(turned, 0) and of(first, 1) == of(turned, 1)
+    assert of(first, 0) == of(turned, 0)
+    assert of(first, 1) == of(turned, 1)
     assert of(judged(seed=1), 0) != of(first, 0)
 
 
@@ -134,7 +136,8 @@ def test_a_judged_positive_comes_first_and_labels_the_list():
 def test_padding_is_no_candidate():
     lists = taught(size=5)
     assert lists.where.tolist() == [[True] * 5, [True] * 3 + [False] * 2]
-    assert (lists.doc_rows[1, 3:] == -1).all() and (lists.labels[1, 3:] == 0).all()
+    assert (lists.doc_rows[1, 3:] == -1).all()
+    assert (lists.labels[1, 3:] == 0).all()
 
 
 def test_failed_queries_make_no_list():
@@ -190,8 +193,10 @@ def test_pairs_of_judgements_are_of_unequal_grades_either_way_round():
 def test_concatenation_pads_to_the_widest():
     narrow, wide = judged(size=2), with_judged_pairs(judged(size=4), ["q"] * 3, 2, 0)
     both = concatenate([narrow, wide])
-    assert both.doc_rows.shape == (6, 4) and both.first.shape == (6, 2)
-    assert (both.doc_rows[:3, 2:] == -1).all() and (both.first[:3] == -1).all()
+    assert both.doc_rows.shape == (6, 4)
+    assert both.first.shape == (6, 2)
+    assert (both.doc_rows[:3, 2:] == -1).all()
+    assert (both.first[:3] == -1).all()
     assert (both.doc_rows[3:] == wide.doc_rows).all()
 
 

@@ -32,8 +32,10 @@ def test_a_complete_part_is_used_as_it_is(tmp_path, capsys):
     maker = Maker()
     first = run(tmp_path / "a", maker, {"x": 1})
     second = run(tmp_path / "a", maker, {"x": 1})
-    assert maker.calls == 1 and first == second
-    assert first["made"] == 1 and first["seconds"] >= 0
+    assert maker.calls == 1
+    assert first == second
+    assert first["made"] == 1
+    assert first["seconds"] >= 0
     assert "thing: already there" in capsys.readouterr().out
 
 
@@ -51,7 +53,8 @@ def test_an_interrupted_part_is_gone_on_with(tmp_path):
     maker = Maker()
     run(tmp_path / "a", maker, {"x": 1})
     assert maker.calls == 1
-    assert (tmp_path / "a/work-0").exists() and (tmp_path / "a/work-1").exists()
+    assert (tmp_path / "a/work-0").exists()
+    assert (tmp_path / "a/work-1").exists()
     assert not (tmp_path / "a.old").exists()
 
 
@@ -69,7 +72,8 @@ def test_other_inputs_move_it_aside_and_are_named(tmp_path, capsys, inputs, name
     assert maker.calls == 1
     assert f"made again, because {named} changed" in capsys.readouterr().out
     assert (tmp_path / "a.old/work-0").exists()
-    assert (tmp_path / "checkpoints.old/1").exists() and not beside.exists()
+    assert (tmp_path / "checkpoints.old/1").exists()
+    assert not beside.exists()
     # And it stays made: the record is of the new inputs.
     run(tmp_path / "a", maker, inputs)
     assert maker.calls == 1

@@ -22,7 +22,9 @@ def test_later_values_keep_their_sequence_and_equals_signs():
     flags = recipes.parse_flags(
         ["--gin_file=a.gin", "--gin_file=b.gin", "--gin.MESH=data=2,model=4", "--plan"]
     )
-    assert flags.gin_files == ("a.gin", "b.gin") and flags.plan and not flags.debug
+    assert flags.gin_files == ("a.gin", "b.gin")
+    assert flags.plan
+    assert not flags.debug
     assert flags.bindings == (("MESH", "data=2,model=4"),)
 
 
@@ -72,7 +74,8 @@ def test_durations_are_said_as_people_say_them(seconds, text):
 def test_gin_s_errors_lose_their_inner_lines():
     error = ValueError("no such thing\n  In file x, line 3\n    A = b\n")
     told = str(recipes.explain(error, [recipes.directory() / "label.gin"]))
-    assert told.startswith("label.gin: no such thing") and told.count("\n") == 1
+    assert told.startswith("label.gin: no such thing")
+    assert told.count("\n") == 1
 
 
 def test_a_user_s_error_is_not_wrapped():
