@@ -72,7 +72,7 @@ class Table:
         data |= {
             "title": f"{self.job.collection}: {best.student.spec.kind}",
             "collection": self.job.collection,
-            "rounds": self.rounds,
+            "rounds": self.rounds if len(self.rounds) > 1 else None,
             "teacher": self._teacher(best),
             "mining": self._mining(best),
             "ties": self._ties(system),
