@@ -25,10 +25,12 @@ import numpy as np
 
 K = 10
 RECALLS = (0.90, 0.95, 0.99)
+# Leaves or lists that are opened.
+PROBES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 def clustered(rows: int, width: int, seed: int, spread: float) -> np.ndarray:
-    """Unit vectors around sqrt(1M) centres that all seeds share."""
+    """Unit vectors around 1000 centres that all seeds share."""
     centres = np.random.default_rng(0).standard_normal((1000, width), np.float32)
     random = np.random.default_rng(seed)
     out = np.empty((rows, width), np.float32)
@@ -63,8 +65,8 @@ def scann(docs: np.ndarray, threads: int, **options: Any) -> Made:
     index = Scann.build(docs, recall=0.9, threads=threads, tune=False, **options)
 
     def searches():
-        for reorder in (20, 30, 40, 60, 100, 160):
-            for leaves in (2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 26, 32, 48, 64, 96, 128):
+        for reorder in (30, 60, 100, 160, 320, 640):
+            for leaves in PROBES:
                 width = Width(leaves=leaves, reorder=reorder)
                 name = f"leaves {leaves}, reorder {reorder}"
                 yield name, lambda q, w=width: index.search(q, K, width=w).rows
@@ -111,9 +113,6 @@ def _ivf(docs: np.ndarray, threads: int, factory: str) -> Any:
     return index
 
 
-PROBES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
-
-
 def faiss_ivf_flat(docs: np.ndarray, threads: int) -> Made:
     index: Any = _ivf(docs, threads, "IVF{},Flat")
 
@@ -133,7 +132,7 @@ def faiss_ivf_pq_fast_scan(docs: np.ndarray, threads: int) -> Made:
     inner = cast(Any, faiss.downcast_index(index.base_index))
 
     def searches():
-        for refine in (2, 3, 4, 6, 10, 16):
+        for refine in (3, 6, 10, 16, 32, 64):
             for probes in PROBES:
                 index.k_factor, inner.nprobe = refine, probes
                 name = f"nprobe {probes}, refine {refine}"
