@@ -49,7 +49,7 @@ class Method:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        windows.check(self.window, self.step)
+        windows.check(self.window, self.window if self.direct_scores else self.step)
         if self.passes < 1 or self.tries < 1:
             raise UserError(
                 f"{self.passes} passes of {self.tries} tries", "give 1 each"
