@@ -89,6 +89,28 @@ class T5Sizes:
     def build(self, rngs: nnx.Rngs) -> T5:
         return T5(self, rngs=rngs)
 
+    def forward_flops(self, length: int, *, absorbed: bool = True) -> float:
+        """Matmul FLOPs to encode ``length`` tokens and decode one step.
+
+        Attention is counted in full; look-ups and the head's few rows are free.
+
+        Args:
+            absorbed: as computed here; False is with keys and values of all source
+                tokens projected in every decoder layer.
+        """
+        d, inner = self.d_model, self.heads * self.d_kv
+        ffn = (3 if self.gated else 2) * d * self.d_ff
+        encoder = 2 * length * (4 * d * inner + ffn) + 4 * length * length * inner
+        # Self-attention over one token is value and out only.
+        once = 2 * (2 * d * inner + 2 * d * inner + ffn)
+        if absorbed:
+            cross = 2 * (2 * d * inner) + 4 * length * d * self.heads
+        else:
+            cross = 2 * length * (2 * d * inner) + 4 * length * inner
+        return float(
+            self.encoder_layers * encoder + self.decoder_layers * (once + cross)
+        )
+
     def replace(self, **changes: Any) -> T5Sizes:
         return dataclasses.replace(self, **changes)
 
@@ -396,15 +418,13 @@ def absorbed(
     query = attention.split(attention.query(x))
     key_kernel = attention.key.kernel[...].astype(dtype).reshape(-1, heads, width)
     value_kernel = attention.value.kernel[...].astype(dtype).reshape(-1, heads, width)
-    looked_for = jnp.einsum("bhd,ehd->bhe", query, key_kernel)
-    if looked_for.shape[0] == 1:  # the first layer's query is the same for all
-        logits = jnp.einsum(
-            "ble,he->bhl", encoded, looked_for[0], preferred_element_type=jnp.float32
-        )
-    else:
-        logits = jnp.einsum(
-            "ble,bhe->bhl", encoded, looked_for, preferred_element_type=jnp.float32
-        )
+    looked_for = jnp.einsum("bhd,ehd->beh", query, key_kernel)
+    # [L, E] @ [E, H], as stored: of the operands only the small result is transposed.
+    # The first layer's query is the same for all examples.
+    form = "ble,eh->blh" if looked_for.shape[0] == 1 else "ble,beh->blh"
+    looked_for = looked_for[0] if looked_for.shape[0] == 1 else looked_for
+    logits = jnp.einsum(form, encoded, looked_for, preferred_element_type=jnp.float32)
+    logits = logits.swapaxes(1, 2)
     logits = jnp.where(mask[:, None, :], logits, MASKED)
     weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
     weights = dropout(weights, attention.rate, key)
