@@ -39,6 +39,7 @@ VALUES = {
     "COLLECTION": "pydocs:json",
     "MODEL_DIRS": "('runs/a', 'runs/b')",
     "CHECKPOINT": "runs/teacher",
+    "LLM_BASE_URL": "http://localhost:1/v1",
 }
 
 

@@ -27,10 +27,10 @@ class Featurizer:
     """Row numbers of a batch to the student's batch of tokens.
 
     Attributes:
-        kind: the student's kind: ``reranker``, ``duo``, or an encoder's.
+        kind: the student's kind: ``reranker``, ``duo``, ``generator``, or an encoder's.
         pad_id: the padding token.
         pair: joined query and document(s), for rerankers.
-        query, doc: the sides apart, for encoders.
+        query, doc: the sides apart, for encoders and for generators.
         buckets: allowed sequence lengths, ascending.
     """
 

@@ -281,7 +281,7 @@ class Distill:
 class Models:
     """Models by name: checkpoints, and what earlier stages of this job trained."""
 
-    def __init__(self, job: Distill, setting: Setting):
+    def __init__(self, job: Any, setting: Setting):
         self.job = job
         self.setting = setting
         self.trained: dict[str, Pretrained] = {}

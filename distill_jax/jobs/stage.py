@@ -302,6 +302,9 @@ def _refuse_other_settings(directory: Path, inputs: dict, settings: dict) -> Non
     )
     if not (record.is_file() and before.is_file()):
         return
+    saved = any((directory / "checkpoints").glob("[0-9]*"))
+    if not (saved or read_json(record)["complete"]):
+        return  # nothing was trained under them
     if read_json(record)["inputs"] != {k: digest(v) for k, v in inputs.items()}:
         return  # made anew in any case, and the part says why
     old = read_json(before)
@@ -398,7 +401,7 @@ def make_featurizer(
     """The student's path from row numbers to tokens."""
     kind, setting = student.spec.kind, asked.setting
     pad_id = student.tokenizer.pad_id or 0
-    if kind in ranking.ENCODERS:
+    if kind in (*ranking.ENCODERS, "generator"):
         return Featurizer(
             kind=kind,
             pad_id=pad_id,

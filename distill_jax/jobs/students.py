@@ -11,8 +11,7 @@ from distill_jax.ir.tokenizer import Tokenizer
 from distill_jax.models import weights
 from distill_jax.models.pretrained import Pretrained, initial_params
 from distill_jax.models.weights.folders import locate
-
-KINDS = ("reranker", "duo", "dual_encoder", "colbert", "splade", "generator")
+from distill_jax.models.weights.students import KINDS, spec_class
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +90,7 @@ class Student:
         backbone = self._sizes(tokenizer, {} if dtype is None else {"dtype": dtype})
         if kind == "reranker" and not is_t5:
             overrides = {"head": "cls_linear", **overrides}
-        spec = _spec_class(kind)(backbone=backbone, **overrides)
+        spec = spec_class(kind)(backbone=backbone, **overrides)
         if hasattr(spec, "resolved"):
             spec = spec.resolved(tokenizer)
         return Pretrained(
@@ -134,18 +133,3 @@ def load_model(name: str, setting: Any, **overrides: Any) -> Pretrained:
         kind=parts[1], backbone=parts[2], vocabulary_size=1500, options=overrides
     )
     return student.make(setting.collection.full_texts, setting.seed)
-
-
-def _spec_class(kind: str) -> Any:
-    import importlib
-
-    names = {
-        "reranker": "RerankerSpec",
-        "duo": "DuoSpec",
-        "dual_encoder": "DualEncoderSpec",
-        "colbert": "ColbertSpec",
-        "splade": "SpladeSpec",
-        "generator": "GeneratorSpec",
-    }
-    module = importlib.import_module(f"distill_jax.models.{kind}")
-    return getattr(module, names[kind])

@@ -1,0 +1,318 @@
+"""Trains a T5 to ask: document in, query out; measured by the way back.
+
+A generated query is good for training a retriever if it leads back to its document.
+The job says how often BM25 goes that way for documents that the generator never saw,
+beside sentences cropped from the same documents and beside what people asked of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.files import digest, read_json, write_json
+from distill_jax.ir.lists import lists_from_judgements
+from distill_jax.ir.run import Run
+from distill_jax.jobs.candidates import Asked
+from distill_jax.jobs.console import Counter, say
+from distill_jax.jobs.distill import Models
+from distill_jax.jobs.parts import part
+from distill_jax.jobs.reporting import digest_versions
+from distill_jax.jobs.setting import Setting, Split, open_setting
+from distill_jax.jobs.stage import Stopped, Training, train
+from distill_jax.jobs.students import Student
+from distill_jax.models import sharding
+from distill_jax.models.pretrained import Pretrained
+
+SYSTEMS = ("cropped", "generated", "human")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainGenerator:
+    """Trains on judged (document, query) pairs, then asks of unseen documents.
+
+    Attributes:
+        directory: ``MODEL_DIR``; ``queries.Generated`` takes it as its checkpoint.
+        student: of kind "generator".
+        training: its objective is ``losses.Listwise(loss=losses.query_likelihood)``.
+        per_query: at most so many documents of a query; None takes all.
+        unseen: judged documents of the test split (else dev) that no training query
+            has, of which at most so many are asked about.
+        depth: the way back counts if BM25 finds the document in its first so many.
+        max_new_tokens, top_k, temperature: how queries are sampled.
+    """
+
+    directory: str
+    collection: str
+    student: Student
+    training: Training
+    per_query: int | None = 4
+    unseen: int = 300
+    depth: int = 20
+    max_new_tokens: int = 48
+    top_k: int | None = 10
+    temperature: float = 1.0
+    seed: int = 0
+    mesh: str | None = None
+    dev_share: float = 0.1
+    max_train_queries: int | None = None
+    max_test_queries: int | None = None
+    export: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.training.measure not in (None, "loss"):
+            raise UserError(
+                f"a query generator ranks nothing: no {self.training.measure} for it",
+                "set --gin.MEASURE=loss, or None for the last checkpoint",
+            )
+
+    def __call__(self, *, config: str = "", command: str = "") -> int:
+        """Runs the job; returns the exit status (143 after SIGTERM)."""
+        started = time.time()
+        directory = Path(self.directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        if config and jax.process_index() == 0:
+            (directory / "config.gin").write_text(config, encoding="utf-8")
+        setting = self.setting()
+        split, unseen = self.pairs(setting), self.unseen_rows(setting)
+        student = Models(self, setting).initial()
+        asked = Asked(
+            setting=setting,
+            queries=split.queries,
+            qrels=split.qrels,
+            student=student,
+            model=None,
+            directory=directory,
+        )
+        lists = self.lists(setting, split)
+        say(f"{len(lists):,} (document, query) pairs to learn from")
+        try:
+            trained, fit = train(self.training, lists, student, asked)
+        except Stopped as stopped:
+            say("stopped; the same command goes on from here")
+            return stopped.status
+        found = self.measured(trained, setting, unseen)
+        if jax.process_index() == 0:
+            export = self._export(trained)
+            self._publish(setting, trained, fit, found, command, started, export)
+        return 0
+
+    def plan(self) -> int:
+        """Sizes, steps, shapes and memory, without training."""
+        from distill_jax.jobs.plan import plan_generator
+
+        return plan_generator(self)
+
+    def setting(self) -> Setting:
+        return open_setting(
+            self.directory,
+            self.collection,
+            mesh=sharding.make_mesh(self.mesh),
+            seed=self.seed,
+            dev_share=self.dev_share,
+            max_train_queries=self.max_train_queries,
+            max_test_queries=self.max_test_queries,
+            need=("train",),
+        )
+
+    def pairs(self, setting: Setting) -> Split:
+        if setting.train is None or not len(setting.train.qrels):
+            raise UserError(
+                "this collection has no training judgements to learn asking from",
+                "use a published generator, e.g. --gin.GENERATOR=hf:NAME in synthesize",
+            )
+        return setting.train
+
+    def lists(self, setting: Setting, split: Split) -> Any:
+        """Lists of one document: what was judged relevant, and nothing beside it."""
+        count = len(split.queries)
+        nothing = Run(
+            tuple(split.queries.ids),
+            np.full((count, 1), -1, np.int32),
+            np.full((count, 1), -np.inf, np.float32),
+            setting.collection.ids,
+        )
+        return lists_from_judgements(
+            nothing,
+            split.qrels,
+            split.queries,
+            setting.collection,
+            size=1,
+            seed=self.seed,
+            per_query=self.per_query,
+        )
+
+    def unseen_rows(self, setting: Setting) -> dict[int, str]:
+        """Document rows that were not trained on, each with a query of people's."""
+        from distill_jax.synthesis.crop import sampled
+
+        judged = setting.test or setting.dev
+        if judged is None:
+            raise UserError(
+                "there are no test or dev judgements, so no unseen documents to ask of",
+                "add qrels/test.tsv, or set DEV_SHARE above 0",
+            )
+        trained = _documents(setting.train)
+        asked: dict[int, str] = {}
+        for query_id, text in zip(judged.queries.ids, judged.queries.texts):
+            for doc_id in judged.qrels.relevant(query_id):
+                (row,) = setting.collection.rows([doc_id]).tolist()
+                if row >= 0 and doc_id not in trained:
+                    asked.setdefault(row, text)
+        if not asked:
+            raise UserError(
+                "every judged document of the test split is also in training",
+                "split the judgements by documents",
+            )
+        rows = np.asarray(sorted(asked))
+        kept = sampled(setting.collection, rows, self.unseen, self.seed)
+        return {row: asked[row] for row in kept.tolist()}
+
+    def measured(
+        self, student: Pretrained, setting: Setting, unseen: dict[int, str]
+    ) -> dict[str, Any]:
+        """``{"ranks": {system: {doc id: rank or 0}}, "samples": [...]}``, as a part."""
+        rows = np.asarray(list(unseen))
+        sampling = {
+            "max_new_tokens": self.max_new_tokens,
+            "top_k": self.top_k,
+            "temperature": self.temperature,
+        }
+        folder = Path(self.directory) / "evaluation"
+
+        def make(folder: Path) -> None:
+            made = self._made(student, setting, unseen, rows, sampling, folder)
+            write_json(folder / "round_trip.json", self._ranks(made, setting))
+
+        inputs = {
+            "student": student.digest,
+            "collection": setting.collection.digest,
+            "documents": digest(rows, list(unseen.values())),
+            "sampling": sampling,
+            "seed": self.seed,
+        }
+        part(folder, inputs, make, what="round trips")
+        return read_json(folder / "round_trip.json")
+
+    def _made(self, student, setting, unseen, rows, sampling, folder) -> dict[str, Any]:
+        from distill_jax.synthesis import t5
+        from distill_jax.synthesis.crop import crop
+        from distill_jax.synthesis.made import Made
+
+        docs = setting.collection
+        with Counter("generating", len(rows), "documents") as counter:
+            generated = t5.generate(
+                student,
+                docs,
+                rows,
+                seed=self.seed,
+                mesh=setting.mesh,
+                directory=folder / "generated",
+                progress=counter,
+                **sampling,
+            )
+        human = [(row, "human", 0, text) for row, text in unseen.items()]
+        return {
+            "cropped": crop(docs, rows, seed=self.seed),
+            "generated": generated,
+            "human": Made.of(human, docs.ids),
+        }
+
+    def _ranks(self, made: dict[str, Any], setting: Setting) -> dict[str, Any]:
+        from distill_jax.retrieval import BM25
+        from distill_jax.synthesis.filter import source_ranks
+
+        docs = setting.collection
+        index = BM25.build(docs)
+        depth = max(self.depth, 100)
+        ids = [docs.ids[row] for row in made["human"].sources.tolist()]
+        ranks = {}
+        texts: dict[str, dict[str, str]] = {doc: {} for doc in ids}
+        for name in SYSTEMS:
+            queries = made[name]
+            # A document of which nothing was asked is not found by asking.
+            ranks[name] = dict.fromkeys(ids, 0)
+            if not len(queries):
+                continue
+            found = source_ranks(queries, index.search(queries.queries, depth))
+            for row, rank, text in zip(queries.sources, found, queries.texts):
+                ranks[name][docs.ids[int(row)]] = int(rank)
+                texts[docs.ids[int(row)]][name] = text
+        counts = {name: len(made[name]) for name in SYSTEMS}
+        samples = [{"document": doc, **texts[doc]} for doc in ids[:12]]
+        return {"ranks": ranks, "samples": samples, "queries": counts}
+
+    def _export(self, student: Pretrained) -> dict | None:
+        if self.export is None:
+            return None
+        from distill_jax import export
+
+        return export.write(
+            student,
+            Path(self.directory) / "export",
+            format=None if self.export == "auto" else self.export,
+        )
+
+    def _publish(self, setting, student, fit, found, command, started, export) -> None:
+        from distill_jax import report
+
+        measure = f"Success@{self.depth}"
+        values = {
+            name: {
+                measure: {
+                    doc: float(0 < rank <= self.depth) for doc, rank in ranks.items()
+                }
+            }
+            for name, ranks in found["ranks"].items()
+        }
+        values = {name: values[name] for name in SYSTEMS}
+        data = report.compare_systems(
+            values, measure, baseline="cropped", system="generated"
+        )
+        rates = {name: means[measure] for name, means in data["measures"].items()}
+        data |= {
+            "title": f"{self.collection}: query generator",
+            "collection": self.collection,
+            "round_trip": {
+                "depth": self.depth,
+                "documents": len(found["ranks"]["human"]),
+                "queries": found["queries"],
+                "rates": rates,
+            },
+            "samples": found["samples"],
+            "cost": {"seconds": round(time.time() - started, 1)},
+            "again": command,
+            "provenance": {
+                "student": student.digest,
+                "started from": self.student.checkpoint or self.student.backbone,
+                "collection digest": setting.collection.digest,
+                "seed": self.seed,
+                "training": {k: fit.get(k) for k in ("step", "best_step", "finished")},
+                "versions": digest_versions(),
+            },
+            "notices": [*data["notices"], *setting.collection.notices],
+        }
+        if export is not None:
+            data["export"] = {k: export[k] for k in ("directory", "format")}
+        page = report.publish(self.directory, data)
+        print(report.summary(data), flush=True)
+        for sample in found["samples"][:5]:
+            print(f"{sample['document']}")
+            for name in SYSTEMS:
+                print(f"  {name:9} {sample.get(name, '(none)')[:100]}")
+        print(f"report: {page}")
+
+
+def _documents(split: Split | None) -> set[str]:
+    """Ids of the documents that are relevant for a query of a split."""
+    if split is None:
+        return set()
+    return {
+        doc for query in split.qrels.query_ids for doc in split.qrels.relevant(query)
+    }
