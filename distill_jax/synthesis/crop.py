@@ -51,7 +51,6 @@ def crop(
                 dropped["crop: sentence too short"] += 1
                 continue
             if words(sentence) > max_words:
-                dropped["crop: sentence cut at the greatest length"] += 1
                 sentence = _head(sentence, max_words)
             found.setdefault(sentence)
         if not found:
