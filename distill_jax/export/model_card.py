@@ -39,7 +39,7 @@ def text(
     provenance: Mapping[str, Any] | None = None,
 ) -> str:
     """The card in Markdown with its front matter."""
-    provenance = dict(provenance or {})
+    provenance = {k: v for k, v in (provenance or {}).items() if v not in (None, "")}
     systems = _systems(measures)
     spec = pretrained.spec
     parts = [
