@@ -1,6 +1,7 @@
 """Queries made from documents: cropped, generated, filtered, split.
 
-made = crop.crop(collection, per_doc=1)                       # or generate.*
-made, funnel = filter.Funnel.of(made).round_trip(run).result()
-made.write("queries", collection)                             # a BEIR folder
+made = crop.crop(collection)              # or t5.generate, llm.generate
+funnel = filter.Funnel(made).without_duplicates().round_trip(run)
+print(funnel.table())
+funnel.made.write("queries", collection)  # a folder that beir:queries loads
 """

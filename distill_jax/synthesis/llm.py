@@ -21,7 +21,7 @@ class Request:
     """One chat to complete.
 
     Attributes:
-        id: of the query that is to come of it.
+        id: ``synthesis/`` and the id of the query that is to come of it.
         messages: chat turns, ``{"role": ..., "content": ...}``.
         temperature, max_tokens: how it is sampled.
         seed: differs between the samples of a document; a part of a cache's key.
@@ -83,7 +83,7 @@ def generate(
             text = query_kinds.cut(collection, row, max_doc_words)
             requests.append(
                 Request(
-                    id=f"{doc_id}|{kind.name}|{number}",
+                    id=f"synthesis/{doc_id}|{kind.name}|{number}",
                     messages=kind.messages(text, doc_id, number, seed),
                     seed=seeds.seed_of(seed, kind.name, doc_id, number) % 2**31,
                     **sampling,

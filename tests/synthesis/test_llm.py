@@ -102,7 +102,8 @@ class Client:
         if self.stop_at == self.calls:
             raise KeyboardInterrupt
         self.seen += requests
-        return [self.answers.get(r.id, f"query of {r.id}") for r in requests]
+        names = [r.id.removeprefix("synthesis/") for r in requests]
+        return [self.answers.get(name, f"query of {name}") for name in names]
 
 
 def test_every_reply_is_a_query_or_counted():
@@ -131,7 +132,9 @@ def test_a_kill_costs_the_shard_in_flight(tmp_path):
     client = Client()
     made = llm.generate(DOCS, np.arange(5), client, **options)
     assert client.calls == 2
-    assert [r.id for r in client.seen] == ["d2|titles|0", "d3|titles|0", "d4|titles|0"]
+    assert [r.id for r in client.seen] == [
+        f"synthesis/d{i}|titles|0" for i in (2, 3, 4)
+    ]
     whole = llm.generate(DOCS, np.arange(5), Client(), kinds=["titles"])
     assert (made.ids, made.texts) == (whole.ids, whole.texts)
     again = Client()
