@@ -39,6 +39,11 @@ class Counter:
         )
         self.started = self.last = time.monotonic()
         self.first: int | None = None
+        self.done = 0
+
+    def more(self, count: int) -> None:
+        """``count`` more are done."""
+        self(self.done + count)
 
     def __enter__(self) -> Counter:
         return self
@@ -47,7 +52,8 @@ class Counter:
         self.bar.close()
 
     def __call__(self, done: int, total: int | None = None) -> None:
-        self.bar.update(done - self.bar.n)
+        self.bar.update(done - self.done)
+        self.done = done
         now = time.monotonic()
         if self.first is None:
             self.first = done

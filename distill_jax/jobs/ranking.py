@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from distill_jax.ir.collection import Queries
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.run import Run
+from distill_jax.jobs.console import Counter
 from distill_jax.jobs.setting import Setting
 from distill_jax.models.inference import encode_all, score_features
 from distill_jax.models.pretrained import Pretrained
@@ -27,7 +27,6 @@ def rank(
     depth: int,
     directory: Path,
     index: str = "exact",
-    progress: Callable[[str, int], Any] | None = None,
 ) -> Run:
     """The model's own ranking of the queries.
 
@@ -58,8 +57,6 @@ def rerank(
     queries: Queries,
     candidates: Run,
     setting: Setting,
-    *,
-    progress: Callable[[int], Any] | None = None,
 ) -> Run:
     """Scores every candidate of a run with any reranker or encoder.
 
@@ -74,14 +71,15 @@ def rerank(
     if model.spec.kind in ENCODERS:
         values = _score_by_vectors(model, queries, pair_queries, pair_docs, setting)
     else:
-        values = score_features(
-            model,
-            setting.pair_features(model, queries),
-            mesh=setting.mesh,
-            progress=progress,
-            query=pair_queries,
-            document=pair_docs,
-        )
+        with Counter("ranking", len(pair_docs), "pairs") as counter:
+            values = score_features(
+                model,
+                setting.pair_features(model, queries),
+                mesh=setting.mesh,
+                progress=counter.more,
+                query=pair_queries,
+                document=pair_docs,
+            )
     scores = np.full(where.shape, -np.inf, np.float32)
     scores[where] = values
     return Run(candidates.query_ids, candidates.rows, scores, candidates.doc_ids)
@@ -151,13 +149,15 @@ def corpus_vectors(model: Pretrained, setting: Setting, directory: Path) -> Any:
     """Vectors of every document: of a dual encoder memory-mapped and resumable."""
     from distill_jax.retrieval import embeddings
 
-    return embeddings.embed_docs(
-        model,
-        setting.doc_features(model),
-        directory,
-        corpus_digest=setting.collection.digest,
-        mesh=setting.mesh,
-    )
+    with Counter("encoding", len(setting.collection), "documents") as counter:
+        return embeddings.embed_docs(
+            model,
+            setting.doc_features(model),
+            directory,
+            corpus_digest=setting.collection.digest,
+            mesh=setting.mesh,
+            progress=counter.more,
+        )
 
 
 def _duo_rank(model, queries, candidates: Run, setting: Setting) -> Run:
