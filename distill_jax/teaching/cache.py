@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,21 +35,22 @@ class ScoreCache:
             with np.load(path, allow_pickle=False) as file:
                 keys.append(file["keys"].astype(_KEY))
                 values.append(file["scores"])
-        self.keys, self.scores = np.concatenate(keys), np.concatenate(values)
-        self._sort()
+        self._parts: list[_Sorted] = []
+        self._keep(np.concatenate(keys), np.concatenate(values))
 
-    def _sort(self) -> None:
-        self.keys, first = np.unique(self.keys, return_index=True)
-        self.scores = self.scores[first]
+    def __len__(self) -> int:
+        return sum(len(part.scores) for part in self._parts)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """float32[M]: the known scores, nan where there is none."""
         found = np.full(len(keys), np.nan, np.float32)
-        if len(self.keys):
-            place = np.searchsorted(self.keys, keys)
-            place = np.minimum(place, len(self.keys) - 1)
-            known = self.keys[place] == keys
-            found[known] = self.scores[place[known]]
+        mixed = _mix(keys)
+        for part in self._parts:
+            place = np.searchsorted(part.mixed, mixed)
+            place = np.minimum(place, len(part.mixed) - 1)
+            # A pair whose mix is also another's is not found: it is scored again.
+            known = part.keys[place] == keys
+            found[known] = part.scores[place[known]]
         return found
 
     def add(self, keys: np.ndarray, scores: np.ndarray) -> None:
@@ -59,9 +61,34 @@ class ScoreCache:
         name = hashlib.sha256(keys.tobytes() + scores.tobytes()).hexdigest()[:24]
         with atomic_write(self.directory / f"{name}.npz", "wb") as file:
             np.savez(file, keys=keys, scores=scores)
-        self.keys = np.concatenate([self.keys, keys])
-        self.scores = np.concatenate([self.scores, scores])
-        self._sort()
+        self._keep(keys, scores)
+
+    def _keep(self, keys: np.ndarray, scores: np.ndarray) -> None:
+        # Parts at least double in size towards the front, so that a score is sorted
+        # a few times only, however many shards there are.
+        while self._parts and len(self._parts[-1].scores) < 2 * len(scores):
+            part = self._parts.pop()
+            keys = np.concatenate([part.keys, keys])
+            scores = np.concatenate([part.scores, scores])
+        if len(keys):
+            mixed, first = np.unique(_mix(keys), return_index=True)
+            self._parts.append(_Sorted(mixed, keys[first], scores[first]))
+
+
+class _Sorted(NamedTuple):
+    """mixed: uint64[M], ascending; keys and scores in the same order."""
+
+    mixed: np.ndarray
+    keys: np.ndarray
+    scores: np.ndarray
+
+
+def _mix(keys: np.ndarray) -> np.ndarray:
+    """One number of a key's three: sorting those is ten times as fast."""
+    mixed = np.zeros(len(keys), np.uint64)
+    for name in _KEY.names or ():
+        mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + keys[name]
+    return mixed
 
 
 def pair_keys(*texts: tuple[TokenStore, np.ndarray]) -> np.ndarray:

@@ -138,7 +138,7 @@ def label_pairs(
         if progress is not None:
             progress(min(start + shard_queries, len(todo)), len(todo))
     counts: dict[str, Any] = {"seconds": round(time.time() - started, 3)}
-    if bias:
+    if sum(map(len, bias)):
         counts["position_bias_logits"] = float(np.concatenate(bias).mean())
     writer.finish(counts)
     return PairLabels.read(directory)
