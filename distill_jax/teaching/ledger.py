@@ -222,11 +222,11 @@ class Ledger:
 
 
 _OF_JOB = " where request like ?"
-_JOB = re.compile(r"([a-z]+-[0-9a-f]{8})/")
+_JOB = re.compile(r"([a-z]+(?:-[0-9a-f]{8})?)/")
 
 
 def job_of(request: str) -> str:
-    """The job that a request's id names (``job-0123abcd/...``), "" for none."""
+    """The job that a request's id names (``rank-0123abcd/...``), "" for none."""
     found = _JOB.match(request)
     return found.group(1) if found else ""
 
