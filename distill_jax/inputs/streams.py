@@ -13,6 +13,7 @@ hosts nor on the number of devices.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
@@ -102,8 +103,23 @@ def _tensorflow():
             f"SeqIO is not installed ({error.name} is missing)",
             "pip install 'distill_jax[seqio]', or run with --gin.STREAM=arrays",
         ) from None
-    tf.config.set_visible_devices([], "GPU")
+    with _quiet():
+        tf.config.set_visible_devices([], "GPU")
     return seqio, tf
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without TensorFlow's complaint, from C++, that a machine has no GPU."""
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def write_records(lists: Lists, directory: Path) -> Path:
