@@ -1,4 +1,4 @@
-"""Every shipped recipe: what it says of itself, its names, and the job that it makes."""
+"""Every recipe parses, says what it is, and explains the mistakes of its user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,20 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "gin_configs"
 FILES = sorted([*FOLDER.glob("*.gin"), *FOLDER.glob("parts/*.gin")])
 RECIPES = [path.stem for path in sorted(FOLDER.glob("*.gin")) if path.stem != "small"]
-TRAINING = ["rankt5_teacher", "monot5_teacher", "duot5_teacher", "cross_encoder_teacher", "twolar", "rank_distillm", "pairdistill_colbert", "pairdistill_dpr", "pairdistill_zero_shot", "intermediate_distillation", "specialize", "quickstart"]
+TRAINING = [
+    "rankt5_teacher",
+    "monot5_teacher",
+    "duot5_teacher",
+    "cross_encoder_teacher",
+    "twolar",
+    "rank_distillm",
+    "pairdistill_colbert",
+    "pairdistill_dpr",
+    "pairdistill_zero_shot",
+    "intermediate_distillation",
+    "specialize",
+    "quickstart",
+]
 SINGLE = {
     "mine": "CHECKPOINT SPLIT TOP_K MESH",
     "label": "CHECKPOINT RUN SPLIT TOP_K MESH",

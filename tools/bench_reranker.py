@@ -319,7 +319,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=8, help="lists of 4, a step")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--models", help="MFU: name:length,... (default: --model)")
     parser.add_argument("--tokens", type=int, help="MFU: tokens a step")
     parser.add_argument("--remat", default="none")

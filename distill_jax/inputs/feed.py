@@ -51,7 +51,8 @@ class Featurizer:
             queries = np.repeat(rows["query_rows"][:, None], docs.shape[1], axis=1)
             tokens = self._join(self.pair, docs >= 0, query=queries, document=docs)
             return PairBatch(tokens=tokens, targets=targets)
-        assert self.query is not None and self.doc is not None
+        assert self.query is not None
+        assert self.doc is not None
         query_rows = rows["query_rows"]
         return DualBatch(
             query_tokens=self._join(self.query, query_rows >= 0, text=query_rows),

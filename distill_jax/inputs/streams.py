@@ -60,7 +60,6 @@ class SeqioStream:
     def rows(
         self, lists: Lists, directory: Path, seed: int, start: int
     ) -> Iterator[Example]:
-        seqio, tf = _tensorflow()
         path = write_records(lists, directory)
         task = register_task(lists, path)
         epoch, offset = divmod(start, len(lists))

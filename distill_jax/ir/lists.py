@@ -120,7 +120,7 @@ def share(name: str, salt: str = "") -> float:
 
 
 def split_by_hash(names: Sequence[str], dev: float) -> np.ndarray:
-    """True for the names on the dev side: the same on every machine and in any order."""
+    """True for the names on the dev side: the same on every machine, in any order."""
     return np.asarray([share(name, "dev") < dev for name in names], bool)
 
 
@@ -331,9 +331,7 @@ def _select(
     elif sampling == "spread":
         chosen = rest[np.linspace(0, len(rest) - 1, free).round().astype(int)]
     else:
-        raise UserError(
-            f"sampling is {sampling!r}", "use 'top', 'random' or 'spread'"
-        )
+        raise UserError(f"sampling is {sampling!r}", "use 'top', 'random' or 'spread'")
     return np.sort(np.r_[np.asarray(must, int), chosen.astype(int)])
 
 

@@ -83,9 +83,7 @@ BERT_SPECIALS = (
 )
 
 
-def train_wordpiece(
-    texts: Iterable[str], vocab_size: int, max_texts: int
-) -> list[str]:
+def train_wordpiece(texts: Iterable[str], vocab_size: int, max_texts: int) -> list[str]:
     """The pieces of an uncased WordPiece vocabulary, in the order of their ids."""
     import itertools
 

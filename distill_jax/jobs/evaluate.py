@@ -92,9 +92,10 @@ class Evaluate:
 
     def plan(self) -> int:
         setting = self._setting()
+        systems = filter(None, (*self.runs, *self.checkpoints))
         print(
             f"{len(setting.test.queries):,} queries, {len(setting.collection):,} "
-            f"documents; systems: {', '.join(filter(None, (*self.runs, *self.checkpoints)))}"
+            f"documents; systems: {', '.join(systems)}"
         )
         return 0
 

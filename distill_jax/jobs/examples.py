@@ -171,9 +171,7 @@ def _source_first(labels: Any, asked: Asked) -> Any:
         and asked.qrels.of(query).get(labels.doc_ids[labels.rows[row, best[row]]], 0)
         > 0
     ]
-    say(
-        f"{len(kept)} of {len(labels)} queries: their own document is the teacher's first"
-    )
+    say(f"{len(kept)} of {len(labels)} queries: the teacher puts their document first")
     if not kept:
         raise UserError(
             "the teacher puts no query's own document first",

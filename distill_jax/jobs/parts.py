@@ -5,7 +5,7 @@ done while its inputs (digests by name) are unchanged. The policy, in one place:
 
 1. complete, same inputs: used as it is;
 2. incomplete, same inputs: its maker is called again and goes on where it was;
-3. other inputs: moved aside (``NAME.old``), made anew, and the changed inputs are named.
+3. other inputs: moved aside (``NAME.old``), made anew, and what changed is named.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from distill_jax.jobs.setting import Split
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """The collection's training queries; ``limit`` of them, by the hash of their ids."""
+    """The collection's training queries; ``limit`` of them, by hash of the id."""
 
     limit: int | None = None
 

@@ -178,10 +178,11 @@ def digest_versions() -> dict[str, str]:
 def _export_entry(export: dict | None) -> dict | None:
     if export is None:
         return None
+    directory = str(export["directory"])
     readers = [reader.get("reader", reader.get("name")) for reader in export["readers"]]
     return {
         "directory": export["directory"],
         "format": export["format"],
-        "code": f'import distill_jax\nmodel = distill_jax.load("{export["directory"]}")',
+        "code": f"import distill_jax\nmodel = distill_jax.load({directory!r})",
         "verified": ", ".join(str(reader) for reader in readers),
     }

@@ -348,7 +348,7 @@ def _fit(
     )
     evaluate = _evaluation(training, student, asked, featurizer, held_out, mesh)
     say(
-        f"training {student.spec.kind} for {steps} steps of {training.batch_size} lists "
+        f"training {student.spec.kind}: {steps} steps of {training.batch_size} lists "
         f"({len(lists):,} lists, {steps * training.batch_size / len(lists):.1f} epochs)"
     )
     fit = Fit(

@@ -89,7 +89,7 @@ class Student:
         dtype = overrides.pop("dtype", None)
         backbone = self._sizes(tokenizer, {} if dtype is None else {"dtype": dtype})
         if kind == "reranker" and not is_t5:
-            overrides = {"head": "cls_linear", **overrides}
+            overrides = {"head": "linear", **overrides}
         spec = spec_class(kind)(backbone=backbone, **overrides)
         if hasattr(spec, "resolved"):
             spec = spec.resolved(tokenizer)

@@ -40,4 +40,3 @@ def side_template(spec: Any, side: str, tokenizer: Tokenizer) -> Template:
             f"set --gin.{'QUERY' if side == 'query' else 'DOC'}_LENGTH higher",
         )
     return Template(text, {"text": room})
-

@@ -147,9 +147,7 @@ def _scores(
     if store is None:
         return compute(np.arange(len(pair_docs))), len(pair_docs)
     stores = dict(zip(features.template.fields, features.stores))
-    keys = pair_keys(
-        (stores["query"], pair_queries), (stores["document"], pair_docs)
-    )
+    keys = pair_keys((stores["query"], pair_queries), (stores["document"], pair_docs))
     values = store.find(keys)
     missing = np.flatnonzero(np.isnan(values))
     if len(missing):

@@ -77,7 +77,15 @@ def step_memory(
         optimizer=optimizer,
         dropout=uses_dropout(graphdef, state.params, batch),
     )
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    # The program is not run: a CPU's machine code need not be good, only its buffers
+    # be those of a good one, and they are planned before LLVM sees it.
+    quick = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    }
+    options = quick if mesh.devices.flat[0].platform == "cpu" else None
+    lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
+    compiled = lowered.compile(compiler_options=options)
     analysis: Any = compiled.memory_analysis()
     return StepMemory(
         state=analysis.argument_size_in_bytes,
