@@ -63,7 +63,6 @@ class TrainGenerator:
     dev_share: float = 0.1
     max_train_queries: int | None = None
     max_test_queries: int | None = None
-    export: str | None = None
 
     def __post_init__(self) -> None:
         if self.training.measure not in (None, "loss"):
@@ -99,8 +98,7 @@ class TrainGenerator:
             return stopped.status
         found = self.measured(trained, setting, unseen)
         if jax.process_index() == 0:
-            export = self._export(trained)
-            self._publish(setting, trained, fit, found, command, started, export)
+            self._publish(setting, trained, fit, found, command, started)
         return 0
 
     def plan(self) -> int:
@@ -248,18 +246,7 @@ class TrainGenerator:
         samples = [{"document": doc, **texts[doc]} for doc in ids[:12]]
         return {"ranks": ranks, "samples": samples, "queries": counts}
 
-    def _export(self, student: Pretrained) -> dict | None:
-        if self.export is None:
-            return None
-        from distill_jax import export
-
-        return export.write(
-            student,
-            Path(self.directory) / "export",
-            format=None if self.export == "auto" else self.export,
-        )
-
-    def _publish(self, setting, student, fit, found, command, started, export) -> None:
+    def _publish(self, setting, student, fit, found, command, started) -> None:
         from distill_jax import report
 
         measure = f"Success@{self.depth}"
@@ -298,8 +285,6 @@ class TrainGenerator:
             },
             "notices": [*data["notices"], *setting.collection.notices],
         }
-        if export is not None:
-            data["export"] = {k: export[k] for k in ("directory", "format")}
         page = report.publish(self.directory, data)
         print(report.summary(data), flush=True)
         for sample in found["samples"][:5]:

@@ -1,0 +1,259 @@
+"""What a job would do and take, before it does it: ``--plan``.
+
+Numbers of queries and lists are exact where they follow from judgements, and upper
+bounds, marked "at most", where filters or teachers decide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from distill_jax.ir.collection import Queries
+from distill_jax.ir.errors import UserError
+from distill_jax.jobs import plan_step
+from distill_jax.jobs.candidates import Asked
+from distill_jax.jobs.setting import Setting, Split
+from distill_jax.models import sharding
+
+STAND_IN = "a question of about eight words or so"
+
+
+def plan(job: Any) -> int:
+    """Prints sizes, steps, shapes, memory, disk and cost of a ``Distill`` job."""
+    setting = job.setting()
+    print(devices(setting))
+    spec, why, checkpoints = None, "", 0
+    known: dict[str, plan_step.Step] = {}
+    for number, stage in enumerate(job.stages):
+        student = stage.student or (job.student if number == 0 else None)
+        if student is not None and not (student.checkpoint or "").startswith("stage:"):
+            spec, why = _spec(student)
+        print(f"\nstage {stage.name}" + (f", {job.rounds} rounds" * (job.rounds > 1)))
+        queries, judged = asked_queries(stage.queries, setting)
+        lists, size, pairs = lists_of(stage.examples, queries, judged)
+        bound = "" if exact(stage.queries, stage.examples) else "at most "
+        print(f"  queries    {bound}{len(queries):,}")
+        print(f"  lists      {bound}{lists:,} of {size} documents, {pairs} pairs")
+        for line in teacher_lines(stage, setting, queries):
+            print(f"  {line}")
+        step = training_lines(stage.training, spec, why, lists, size, pairs, setting,
+                              known)  # fmt: skip
+        if step is not None:
+            kept = stage.training.keep + (stage.training.measure is not None)
+            checkpoints += step.state_bytes * kept * job.rounds
+            checkpoints += 4 * step.parameters * job.rounds
+    print("\ndisk")
+    print(f"  checkpoints and students  {size_text(checkpoints)}" if checkpoints else
+          "  checkpoints and students  not known")  # fmt: skip
+    vectors = vector_bytes(spec, len(setting.collection))
+    if vectors:
+        rankings = 1 + job.rounds * len(job.stages)
+        print(f"  vectors of the documents  {size_text(vectors)} a ranking, "
+              f"{rankings} rankings")  # fmt: skip
+    return 0
+
+
+def plan_generator(job: Any) -> int:
+    """The same of a ``TrainGenerator`` job."""
+    setting = job.setting()
+    print(devices(setting))
+    split = job.pairs(setting)
+    lists = len(job.lists(setting, split))
+    print(f"\n  queries    {len(split.queries):,}")
+    print(f"  pairs      {lists:,} of a document and a query")
+    print(f"  asked of   {len(job.unseen_rows(setting)):,} unseen documents")
+    spec, why = _spec(job.student)
+    step = training_lines(job.training, spec, why, lists, 1, 0, setting, {})
+    if step is not None:
+        kept = job.training.keep + (job.training.measure is not None)
+        total = step.state_bytes * kept + 8 * step.parameters
+        print(f"\ndisk\n  checkpoints and students  {size_text(total)}")
+    return 0
+
+
+def devices(setting: Setting) -> str:
+    mesh = setting.mesh or sharding.make_mesh()
+    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+    kind = jax.devices()[0].device_kind
+    return f"{len(setting.collection):,} documents; {mesh.size} x {kind} ({axes})"
+
+
+def _spec(student: Any) -> tuple[Any, str]:
+    try:
+        return plan_step.spec_of(student), ""
+    except UserError as error:
+        return None, error.what
+
+
+def training_lines(
+    training: Any,
+    spec: Any,
+    why: str,
+    lists: int,
+    size: int,
+    pairs: int,
+    setting: Setting,
+    known: dict[str, plan_step.Step],
+) -> plan_step.Step | None:
+    """Prints a stage's training; the step's figures, where the model is known."""
+    steps = training.total(max(lists, 1))
+    epochs = steps * training.batch_size / max(lists, 1)
+    print(
+        f"  steps      {steps:,} of {training.batch_size} lists ({epochs:.1f} epochs)"
+    )
+    if spec is None:
+        print(f"  model      {why}: shapes, memory and FLOPs are left out")
+        return None
+    shape = plan_step.shape_of(spec, training, size, pairs)
+    longest = " + ".join(str(lengths[-1]) for lengths in shape.lengths)
+    rows = shape.pairs if spec.kind == "duo" else size
+    print(
+        f"  shapes     at most {shape.count} compiled, the largest "
+        f"{training.batch_size} x {rows} sequences of {longest} tokens"
+    )
+    settings = dataclasses.replace(training, objective=None)
+    key = repr((spec, shape, settings, training.objective))
+    if key not in known:
+        mesh = setting.mesh or sharding.make_mesh()
+        known[key] = plan_step.step_of(spec, training, shape, steps, mesh)
+    step = known[key]
+    print(f"  model      {spec.kind}, {step.parameters:,} parameters")
+    print(
+        f"  FLOPs      {flops_text(step.forward)} forward, {flops_text(step.step)} a "
+        f"step, {flops_text(step.step * steps)} in all, at the largest shape"
+    )
+    print(f"  memory     {step.memory}")
+    return step
+
+
+def asked_queries(source: Any, setting: Setting) -> tuple[Queries, Split | None]:
+    """The queries of a source, or stand-ins for as many as it would make at most.
+
+    The second is their judgements where they are the collection's own.
+    """
+    if hasattr(source, "sources"):  # several, one after another
+        parts = [asked_queries(part, setting) for part in source.sources]
+        return _stand_ins(sum(len(part) for part, _ in parts)), None
+    if hasattr(source, "makers"):
+        made = sum(made_by(maker, len(setting.collection)) for maker in source.makers)
+        made = made if source.limit is None else min(made, source.limit)
+        return _stand_ins(made), None
+    split = source(_asked(setting))
+    return split.queries, split
+
+
+def made_by(maker: Any, documents: int) -> int:
+    """Queries that a maker makes at most."""
+    rows = documents if maker.queries is None else min(maker.queries, documents)
+    each = getattr(maker, "samples", 1) * len(getattr(maker, "kinds", (0,)))
+    return rows * each * getattr(maker, "per_doc", 1)
+
+
+def _stand_ins(count: int) -> Queries:
+    return Queries([str(i) for i in range(count)], [STAND_IN] * count)
+
+
+def exact(queries: Any, examples: Any) -> bool:
+    """Whether the number of lists follows from judgements alone."""
+    return not hasattr(queries, "makers") and hasattr(examples, "window")
+
+
+def lists_of(
+    examples: Any, queries: Queries, judged: Split | None
+) -> tuple[int, int, int]:
+    """Lists, documents of a list (N), pairs of a list (P); upper bounds."""
+    if hasattr(examples, "sources"):
+        parts = [lists_of(part, queries, judged) for part in examples.sources]
+        lists, sizes, pairs = zip(*parts)
+        return sum(lists), max(sizes), max(pairs)
+    if hasattr(examples, "judged"):
+        lists, size, _ = lists_of(examples.judged, queries, judged)
+        return lists, size, examples.pairs
+    if hasattr(examples, "window"):
+        return _judged_lists(examples, queries, judged), examples.size, 0
+    pairwise = getattr(examples, "pairwise", None)
+    pairs = 0 if pairwise is None else pairwise.pairs
+    most = examples.size * (examples.size - 1)
+    return len(queries), examples.size, min(pairs, most)
+
+
+def _judged_lists(examples: Any, queries: Queries, judged: Split | None) -> int:
+    most = examples.per_query
+    if judged is None:
+        return len(queries) * (most or 1)
+    counts = [len(judged.qrels.relevant(query)) for query in queries.ids]
+    return sum(count if most is None else min(count, most) for count in counts)
+
+
+def teacher_lines(stage: Any, setting: Setting, queries: Queries) -> list[str]:
+    """What the teachers and makers of a stage would be asked."""
+    lines = []
+    for maker in getattr(stage.queries, "makers", ()):
+        if hasattr(maker, "client"):
+            calls = made_by(maker, len(setting.collection))
+            lines.append(f"LLM        {calls:,} calls to write queries")
+    depth = getattr(stage.candidates, "depth", None)
+    for teacher in _teachers(stage.examples):
+        if hasattr(teacher, "estimate"):
+            asked = dataclasses.replace(_asked(setting), queries=queries)
+            lines.append(f"teacher    {teacher.estimate(asked)}")
+        elif hasattr(teacher, "delta"):
+            both = 2 if getattr(teacher, "both_orders", False) else 1
+            count = len(queries) * teacher.pairs * both
+            lines.append(f"teacher    at most {count:,} pairs of documents to judge")
+        elif hasattr(teacher, "checkpoint") and depth is not None:
+            count = len(queries) * min(depth, len(setting.collection))
+            lines.append(f"teacher    at most {count:,} pairs to score")
+    return lines
+
+
+def _teachers(examples: Any) -> list[Any]:
+    found = []
+    for part in getattr(examples, "sources", (examples,)):
+        for name in ("teacher", "pairwise"):
+            teacher = getattr(part, name, None)
+            if teacher is not None:
+                found += getattr(teacher, "teachers", (teacher,))
+    return found
+
+
+def _asked(setting: Setting) -> Asked:
+    return Asked(
+        setting=setting,
+        queries=None,  # type: ignore[arg-type]
+        student=None,  # type: ignore[arg-type]
+        model=None,
+        directory=setting.directory,
+    )
+
+
+def vector_bytes(spec: Any, documents: int) -> int:
+    """Bytes of the collection's vectors, as ``retrieval.embeddings`` keeps them."""
+    if spec is None:
+        return 0
+    if spec.kind == "dual_encoder":
+        return documents * spec.width * 4
+    if spec.kind == "colbert":
+        return documents * spec.doc_length * spec.dim * 2
+    return 0
+
+
+def size_text(count: float) -> str:
+    """Bytes as people say them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def flops_text(count: float) -> str:
+    """FLOPs with three digits and a unit."""
+    for unit in ("", "K", "M", "G", "T", "P"):
+        if count < 1000:
+            return f"{count:.3g} {unit}FLOP"
+        count /= 1000
+    return f"{count:.3g} EFLOP"

@@ -1,0 +1,231 @@
+"""A training step from shapes alone: parameters, compiled shapes, FLOPs, memory.
+
+Nothing is allocated. The largest shape is compiled for the devices that are here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from distill_jax.batches import DualBatch, DuoBatch, PairBatch, Targets
+from distill_jax.ir.buckets import bucket_of
+from distill_jax.ir.errors import UserError
+from distill_jax.jobs.stage import Training
+from distill_jax.jobs.students import Student
+from distill_jax.models import weights
+from distill_jax.models.pretrained import abstract_params, graphdef_of
+from distill_jax.models.weights.folders import locate
+from distill_jax.models.weights.students import spec_class
+from distill_jax.training.memory import step_memory
+
+LITERALS = 12  # tokens of a template around its fields, at most
+LARGEST = 4 << 30  # bytes of a checkpoint that is read to plan with it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A batch's size: B lists of N candidates (or P pairs), and the lengths it has.
+
+    Attributes:
+        lengths: of the joined sequence, or of query and document; each ascending, the
+            last the greatest that can occur.
+    """
+
+    lists: int
+    size: int
+    pairs: int
+    lengths: tuple[tuple[int, ...], ...]
+
+    @property
+    def count(self) -> int:
+        """How many shapes can be compiled in all."""
+        return int(np.prod([len(lengths) for lengths in self.lengths]))
+
+    def batch(self, kind: str) -> Any:
+        """The largest batch, as shapes."""
+
+        def of(*shape: int, dtype: Any = np.int32) -> Any:
+            return jax.ShapeDtypeStruct(shape, dtype)
+
+        rows, size, most = self.lists, self.size, [ls[-1] for ls in self.lengths]
+        if kind == "duo":
+            size = self.pairs
+        pairs = self.pairs if kind != "duo" else 0
+        table = (rows, pairs)
+        targets: Any = Targets(
+            labels=of(rows, size, dtype=np.float32),
+            where=of(rows, size, dtype=bool),
+            doc_rows=None if kind == "duo" else of(rows, size),
+            labelled=None if kind == "duo" else of(rows, dtype=bool),
+            first=of(*table) if pairs else None,
+            second=of(*table) if pairs else None,
+            probability=of(*table, dtype=np.float32) if pairs else None,
+            pair_where=of(*table, dtype=bool) if pairs else None,
+            query_rows=of(rows),
+        )
+        if kind in ("reranker", "duo"):
+            cls = DuoBatch if kind == "duo" else PairBatch
+            return cls(tokens=of(rows, size, most[0]), targets=targets)
+        return DualBatch(
+            query_tokens=of(rows, most[0]),
+            doc_tokens=of(rows, size, most[1]),
+            targets=targets,
+        )
+
+
+def spec_of(student: Student) -> Any:
+    """The student's spec, without random weights and without a vocabulary.
+
+    Raises:
+        UserError: its checkpoint is not on this machine, or too large to read for
+            this; nothing is downloaded.
+    """
+    if student.checkpoint is None:
+        return _from_scratch(student)
+    name = student.checkpoint
+    folder = _on_this_machine(name)
+    held = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    if held > LARGEST:
+        raise UserError(f"{name} is {held / 2**30:.0f} GiB, too large to read for this")
+    fields = {
+        "query_length": student.query_length,
+        "doc_length": student.doc_length,
+        "dtype": student.dtype,
+        "dropout": student.dropout,
+    }
+    return weights.load(folder, kind=student.kind, **{**fields, **student.options}).spec
+
+
+def _on_this_machine(name: str) -> Path:
+    if not name.startswith("hf:"):
+        return locate(name)
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name[3:], local_files_only=True))
+    except ImportError:
+        pass
+    except (OSError, ValueError):
+        pass
+    raise UserError(f"{name} is not on this machine")
+
+
+def _from_scratch(student: Student) -> Any:
+    """With the vocabulary's size instead of the vocabulary."""
+    from distill_jax.models import bert, t5
+
+    family, _, size = student.backbone.partition(":")
+    makers = {"t5": t5.sizes, "bert": bert.bert_sizes}
+    if family not in makers:
+        raise UserError(
+            f"no backbone {student.backbone!r}", "write t5:SIZE or bert:SIZE"
+        )
+    kind = student.kind or "reranker"
+    changes: dict[str, Any] = {"vocab_size": -(-student.vocabulary_size // 128) * 128}
+    for name in ("dtype", "dropout"):
+        value = getattr(student, name)
+        changes |= {} if value is None else {name: value}
+    if kind in ("dual_encoder", "colbert") and family == "t5":
+        changes["decoder_layers"] = 0
+    fields = dict(student.options)
+    if kind == "reranker" and family != "t5":
+        fields.setdefault("head", "cls_linear")
+    for name in ("query_length", "doc_length"):
+        value = getattr(student, name)
+        fields |= {} if value is None else {name: value}
+    spec = spec_class(kind)(backbone=makers[family](size, **changes), **fields)
+    if getattr(spec, "words", ()):
+        # Any ids do: they choose rows of a table, not shapes.
+        spec = dataclasses.replace(spec, word_ids=tuple(range(len(spec.words))))
+    return spec
+
+
+def shape_of(spec: Any, training: Training, size: int, pairs: int) -> Shape:
+    """The shapes that training can meet; lengths are upper bounds from the spec."""
+    query = min(spec.query_length, training.query_length or spec.query_length)
+    doc = min(spec.doc_length, training.doc_length or spec.doc_length)
+    if spec.kind in ("reranker", "duo"):
+        docs = 2 if spec.kind == "duo" else 1
+        longest = (query + docs * doc + LITERALS,)
+    else:
+        longest = (query, doc)
+    lengths = []
+    for most in longest:
+        last = bucket_of(min(most, training.lengths[-1]), training.lengths)
+        lengths.append(tuple(n for n in training.lengths if n <= last))
+    if spec.kind == "colbert" and spec.expand:
+        lengths[0] = lengths[0][-1:]  # every query is filled up
+    return Shape(
+        lists=training.batch_size, size=size, pairs=pairs, lengths=tuple(lengths)
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a step takes.
+
+    Attributes:
+        parameters: how many.
+        state_bytes: a checkpoint: parameters and moments.
+        forward: FLOPs of the forward pass of a whole batch.
+        step: FLOPs of the step.
+        memory: on each device, of the largest shape.
+    """
+
+    parameters: int
+    state_bytes: int
+    forward: float
+    step: float
+    memory: Any
+
+
+def step_of(spec: Any, training: Training, shape: Shape, steps: int, mesh: Any) -> Step:
+    """Compiles the largest step from shapes."""
+    params, graphdef = abstract_params(spec), graphdef_of(spec)
+    batch, optimizer = shape.batch(spec.kind), training.made_optimizer(steps)
+    moments = jax.eval_shape(optimizer.transform.init, params)
+    memory = step_memory(
+        graphdef,
+        params,
+        training.objective,
+        optimizer,
+        batch,
+        mesh=mesh,
+        chunk=training.chunk,
+        micro_batch=training.micro_batch,
+    )
+    forward = forward_flops(graphdef, params, batch)
+    # Backward is twice forward; what is represented in chunks, or recomputed by
+    # layers, runs forward twice.
+    again = training.chunk is not None
+    again += getattr(spec.backbone, "remat", "none") != "none"
+    return Step(
+        parameters=sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)),
+        state_bytes=_bytes(params) + _bytes(moments),
+        forward=forward,
+        step=forward * (3 + again),
+        memory=memory,
+    )
+
+
+def forward_flops(graphdef: Any, params: Any, batch: Any) -> float:
+    """FLOPs of representing a batch, as counted before the compiler optimises."""
+
+    def represent(params: Any, batch: Any) -> Any:
+        return nnx.merge(graphdef, nnx.State(params)).represent(batch)
+
+    analysis = jax.jit(represent).lower(params, batch).cost_analysis() or {}
+    return float(analysis.get("flops", float("nan")))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(
+        int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
