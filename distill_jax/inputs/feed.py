@@ -41,7 +41,7 @@ class Featurizer:
     doc: Features | None = None
     buckets: tuple[int, ...] = (32, 64, 96, 128, 192, 256, 384, 512)
 
-    def __call__(self, rows: dict[str, np.ndarray]) -> Batch:
+    def __call__(self, rows: dict[str, Any]) -> Batch:
         targets = _targets(rows)
         if self.kind == "duo":
             return self._duo(rows, targets)
@@ -60,7 +60,7 @@ class Featurizer:
             targets=targets,
         )
 
-    def _duo(self, rows: dict[str, np.ndarray], targets: Targets) -> DuoBatch:
+    def _duo(self, rows: dict[str, Any], targets: Targets) -> DuoBatch:
         assert self.pair is not None
         first, second = rows["first"], rows["second"]
         where = (first >= 0) & (second >= 0)
@@ -81,7 +81,7 @@ class Featurizer:
             ),
         )
 
-    def _join(self, features: Features, where: np.ndarray, **rows) -> np.ndarray:
+    def _join(self, features: Features, where: np.ndarray, **rows) -> Any:
         """Tokens of every place of a rectangle; places that pad are all padding."""
         # A row of -1 in any field is padding, and its own text is never looked at.
         flat = {key: np.where(where, value, -1).ravel() for key, value in rows.items()}
@@ -93,9 +93,9 @@ class Featurizer:
         return tokens.reshape(*where.shape, length)
 
 
-def _targets(rows: dict[str, np.ndarray]) -> Targets:
+def _targets(rows: dict[str, Any]) -> Targets:
     has_pairs = rows["first"].shape[1] > 0
-    pair_where = (rows["first"] >= 0) & (rows["second"] >= 0)
+    pair_where: Any = (rows["first"] >= 0) & (rows["second"] >= 0)
     return Targets(
         labels=rows["labels"].astype(np.float32),
         where=rows["doc_rows"] >= 0,
@@ -122,7 +122,7 @@ class Feed:
     """
 
     lists: Lists
-    featurizer: Callable[[dict[str, np.ndarray]], Any]
+    featurizer: Callable[[dict[str, Any]], Any]
     stream: SeqioStream | ArrayStream
     batch_size: int
     directory: Path

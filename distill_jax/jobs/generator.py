@@ -229,7 +229,7 @@ class TrainGenerator:
         docs = setting.collection
         index = BM25.build(docs)
         depth = max(self.depth, 100)
-        ids = [docs.ids[row] for row in made["human"].sources.tolist()]
+        ids = [str(docs.ids[row]) for row in made["human"].sources.tolist()]
         ranks = {}
         texts: dict[str, dict[str, str]] = {doc: {} for doc in ids}
         for name in SYSTEMS:
@@ -240,8 +240,8 @@ class TrainGenerator:
                 continue
             found = source_ranks(queries, index.search(queries.queries, depth))
             for row, rank, text in zip(queries.sources, found, queries.texts):
-                ranks[name][docs.ids[int(row)]] = int(rank)
-                texts[docs.ids[int(row)]][name] = text
+                ranks[name][str(docs.ids[int(row)])] = int(rank)
+                texts[str(docs.ids[int(row)])][name] = text
         counts = {name: len(made[name]) for name in SYSTEMS}
         samples = [{"document": doc, **texts[doc]} for doc in ids[:12]]
         return {"ranks": ranks, "samples": samples, "queries": counts}
