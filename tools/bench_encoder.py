@@ -237,7 +237,8 @@ def gradcache(b: int, n: int, rounds: int) -> None:
     for chunk in (None, b // 2, b // 4, b // 8):
         gradient = step.make_gradient(graphdef_of(spec), objective(), chunk=chunk)
         compiled = jax.jit(gradient).lower(params, batch, keys).compile()
-        memory = compiled.memory_analysis().temp_size_in_bytes / 2**20
+        analysis: Any = compiled.memory_analysis()
+        memory = analysis.temp_size_in_bytes / 2**20
 
         def run(compiled=compiled) -> None:
             jax.block_until_ready(compiled(params, batch, keys))

@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from distill_jax.batches import PairBatch, Targets
 from distill_jax.ir.buckets import ladder, plan, waste
@@ -123,7 +124,7 @@ def their_model(sizes: t5.T5Sizes, dtype: str) -> Any:
         dropout_rate=sizes.dropout,
     )
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    model = T5ForConditionalGeneration(config)
+    model: Any = T5ForConditionalGeneration(config)
     return model.to(device=device, dtype=getattr(torch, dtype))
 
 
@@ -156,7 +157,7 @@ def score(
 
     @jax.jit
     def apply(params: Any, ids: Any) -> Any:
-        return step.nnx.merge(graph, step.nnx.State(params)).score(ids)
+        return nnx.merge(graph, nnx.State(params)).score(ids)
 
     def ours() -> None:
         waiting = []
@@ -280,9 +281,9 @@ def mfu(models: list[str], tokens: int, rounds: int, remat: str) -> None:
         ids = rng.integers(2, sizes.vocab_size, (size, length)).astype(np.int32)
         graph, params = graphdef_of(spec), initial_params(spec, 0)
         apply = jax.jit(
-            lambda params, ids, graph=graph: step.nnx.merge(
-                graph, step.nnx.State(params)
-            ).score(ids)
+            lambda params, ids, graph=graph: nnx.merge(graph, nnx.State(params)).score(
+                ids
+            )
         )
         ids_there = jnp.asarray(ids)
 

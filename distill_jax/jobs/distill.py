@@ -169,15 +169,14 @@ class Distill:
         return directory / stage.name if len(self.stages) > 1 else directory
 
     def _first_stage(self, setting: Setting, directory: Path) -> Run:
-        assert setting.test is not None
         inputs = {
             "collection": setting.collection.digest,
-            "queries": setting.test.queries.digest,
+            "queries": setting.judged.queries.digest,
             "source": describe(self.first_stage),
         }
         asked = Asked(
             setting=setting,
-            queries=setting.test.queries,
+            queries=setting.judged.queries,
             student=None,  # type: ignore[arg-type]
             model=None,
             directory=directory,
@@ -200,12 +199,11 @@ class Distill:
         place: Path | None = None,
     ) -> Run:
         """The student's ranking of the test queries, kept as a part."""
-        assert setting.test is not None
         place = place or Path(self.directory)
         inputs = {
             "student": student.digest,
             "collection": setting.collection.digest,
-            "queries": setting.test.queries.digest,
+            "queries": setting.judged.queries.digest,
             "first stage": first.digest,
             "depth": self.depth,
             "index": self.index,
@@ -216,7 +214,7 @@ class Distill:
         def make(folder: Path) -> None:
             run = ranking.rank(
                 student,
-                setting.test.queries,
+                setting.judged.queries,
                 setting,
                 first_stage=first,
                 depth=self.depth,
@@ -268,7 +266,7 @@ class Distill:
         from distill_jax import export
 
         setting = table.setting
-        texts = setting.test.queries.texts[:4], setting.collection.full_texts()[:16]
+        texts = setting.judged.queries.texts[:4], setting.collection.full_texts()[:16]
         return export.write(
             student,
             Path(self.directory) / "export",

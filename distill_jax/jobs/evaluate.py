@@ -61,7 +61,7 @@ class Evaluate:
             run = without_own(run) if self.without_own else run
             found[name] = run
             systems[name] = evaluate_queries(
-                run, setting.test.qrels, list(self.measures)
+                run, setting.judged.qrels, list(self.measures)
             )
         baseline = next(iter(systems))
         data = report.compare_systems(
@@ -72,7 +72,7 @@ class Evaluate:
             "collection": self.collection,
             "ties": {
                 name: dataclasses.asdict(
-                    ties(run, setting.test.qrels, [self.measures[0]])
+                    ties(run, setting.judged.qrels, [self.measures[0]])
                 )
                 for name, run in found.items()
             },
@@ -82,7 +82,11 @@ class Evaluate:
         if self.groups is not None:
             data["groups"] = _by_group(systems, self.groups)
         data["examples"] = report.examples(
-            data, found, setting.test.queries, setting.collection, setting.test.qrels
+            data,
+            found,
+            setting.judged.queries,
+            setting.collection,
+            setting.judged.qrels,
         )
         list(found.values())[-1].write(directory / "run.trec")
         page = report.publish(directory, data)
@@ -94,7 +98,7 @@ class Evaluate:
         setting = self._setting()
         systems = filter(None, (*self.runs, *self.checkpoints))
         print(
-            f"{len(setting.test.queries):,} queries, {len(setting.collection):,} "
+            f"{len(setting.judged.queries):,} queries, {len(setting.collection):,} "
             f"documents; systems: {', '.join(systems)}"
         )
         return 0
@@ -123,7 +127,7 @@ class Evaluate:
             started = time.time()
             run = ranking.rank(
                 model,
-                setting.test.queries,
+                setting.judged.queries,
                 setting,
                 first_stage=first,
                 depth=self.depth,
@@ -144,7 +148,7 @@ class Evaluate:
         return self.first_stage(
             Asked(
                 setting=setting,
-                queries=setting.test.queries,
+                queries=setting.judged.queries,
                 student=None,  # type: ignore[arg-type]
                 model=None,
                 directory=directory,
@@ -210,7 +214,7 @@ class Compare:
         collections = {r.get("collection") for r in reports.values()}
         if len(collections) > 1:
             raise UserError(
-                f"the folders are about different collections: {sorted(collections)}",
+                f"the folders are about different collections: {sorted(map(str, collections))}",
                 "compare models that were measured on the same one",
             )
         names = _short(self.model_dirs)

@@ -90,7 +90,7 @@ class JudgedPairs:
     def __call__(self, asked: Asked, run: Run) -> Lists:
         lists = self.judged(asked, run)
         ids = asked.queries.ids
-        names = [ids[row] for row in lists.query_rows]
+        names = [str(ids[row]) for row in lists.query_rows]
         return with_judged_pairs(lists, names, self.pairs, asked.setting.seed)
 
 

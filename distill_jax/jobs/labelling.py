@@ -172,7 +172,8 @@ class Synthesize:
 
 def _publish(desk, setting, asked, command, *, run, labels=None, pairs=None) -> None:
     """The report of a job that measures nothing but its own data."""
-    judged = asked.qrels is not None and len(asked.qrels) > 0
+    qrels: Any = asked.qrels
+    judged = qrels is not None and len(qrels) > 0
     data: dict[str, Any] = {
         "title": f"{setting.collection.name}: data",
         "collection": desk.collection,
@@ -181,19 +182,20 @@ def _publish(desk, setting, asked, command, *, run, labels=None, pairs=None) -> 
         "notices": list(setting.collection.notices),
     }
     if judged:
+        assert qrels is not None
         from distill_jax.ir.measures import evaluate_queries
 
         names = ["nDCG@10", "RR@10", "R@100"]
-        systems = {"candidates": evaluate_queries(run, asked.qrels, names)}
+        systems = {"candidates": evaluate_queries(run, qrels, names)}
         if labels is not None and not labels.failed.all():
-            systems["teacher"] = evaluate_queries(labels.to_run(), asked.qrels, names)
+            systems["teacher"] = evaluate_queries(labels.to_run(), qrels, names)
         data |= report.compare_systems(
             systems, baseline="candidates", system=list(systems)[-1]
         )
     if labels is not None:
         found = diagnostics.teacher_report(
             labels,
-            qrels=asked.qrels if judged else None,
+            qrels=qrels if judged else None,
             first_stage=run if judged else None,
         )
         counts = labels.provenance.get("counts", {})

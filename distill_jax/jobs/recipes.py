@@ -47,7 +47,8 @@ def parse_flags(argv: Sequence[str]) -> Flags:
     Raises:
         UserError: an unknown flag, a flag without its value, or no recipe at all.
     """
-    files, bindings, paths, imports = [], [], [], list(_ALLOWED_IMPORTS)
+    files, bindings, paths = [], [], []
+    imports: list[str] = list(_ALLOWED_IMPORTS)
     switches = dict.fromkeys(_SWITCHES, False)
     words = list(argv)
     while words:
@@ -170,8 +171,11 @@ def bindings(flags: Flags, parsed: Sequence) -> list[str]:
 
 
 def literal(value: str) -> str:
-    """A command-line value as gin text: Python literals stay, the rest is a string."""
-    if value.startswith(("@", "%")):
+    """A command-line value as gin text: Python literals stay, the rest is a string.
+
+    References and macros (``@name()``, ``%NAME``) stay too, in a tuple or a list as well.
+    """
+    if value[:1] in ("@", "%") or re.match(r"[(\[{].*[@%]\w", value):
         return value
     try:
         ast.literal_eval(value)

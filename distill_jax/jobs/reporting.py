@@ -46,7 +46,7 @@ class Table:
     def add(self, name: str, run: Run, round_number: int | None = None) -> None:
         """Measures a system's run on the test judgements."""
         measured = evaluate_queries(
-            run, self.setting.test.qrels, list(self.job.measures)
+            run, self.setting.judged.qrels, list(self.job.measures)
         )
         self.values[name], self.runs[name] = measured, run
         means = self.means()[name]
@@ -88,9 +88,9 @@ class Table:
         data["examples"] = report.examples(
             data,
             self.runs,
-            self.setting.test.queries,
+            self.setting.judged.queries,
             self.setting.collection,
-            self.setting.test.qrels,
+            self.setting.judged.qrels,
         )
         data = {name: value for name, value in data.items() if value not in (None, {})}
         page = report.publish(directory, data)
@@ -106,12 +106,9 @@ class Table:
             return None
         labels = TeacherLabels.read(folder, collection=self.setting.collection)
         train = self.setting.train
-        judged = train is not None and any(q in train.qrels for q in labels.query_ids)
-        run = Run.read(best.directory / "candidates" / "run.trec")
+        known = [q for q in labels.query_ids if train is not None and q in train.qrels]
         found = diagnostics.teacher_report(
-            labels,
-            qrels=train.qrels if judged else None,
-            first_stage=run if judged else None,
+            labels, qrels=train.qrels if train is not None and known else None
         )
         for warning in found["warnings"]:
             say(f"teacher: {warning}")
@@ -134,7 +131,9 @@ class Table:
         return {"funnel": report.funnel(**made), **found}
 
     def _ties(self, system: str) -> dict[str, Any]:
-        found = ties(self.runs[system], self.setting.test.qrels, [self.job.measures[0]])
+        found = ties(
+            self.runs[system], self.setting.judged.qrels, [self.job.measures[0]]
+        )
         return {system: dataclasses.asdict(found)}
 
     def _cost(self) -> dict[str, Any]:
@@ -154,7 +153,7 @@ class Table:
             "best round": self.best_round,
             "started from": self.job.student.checkpoint or self.job.student.backbone,
             "collection digest": self.setting.collection.digest,
-            "test queries digest": self.setting.test.digest,
+            "test queries digest": self.setting.judged.digest,
             "seed": self.job.seed,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "python": platform.python_version(),

@@ -78,6 +78,12 @@ class Setting:
             )
         return self._stores[key]
 
+    @property
+    def judged(self) -> Split:
+        """The test split, which every job that measures has."""
+        assert self.test is not None
+        return self.test
+
     def docs(self, tokenizer: Tokenizer) -> TokenStore:
         texts = self.collection.full_texts()
         return self.store(self.collection, texts, tokenizer)
@@ -127,6 +133,7 @@ def open_setting(
     from distill_jax.ir import load_collection
 
     docs, splits = None, {}
+    missing: UserError | None = None
     for name in ("train", "dev", test_split):
         try:
             found, queries, qrels = load_collection(collection, split=name)
@@ -138,7 +145,7 @@ def open_setting(
         docs = docs or found
         splits[name] = Split(queries=queries, qrels=qrels)
     if docs is None:
-        raise missing
+        raise missing or UserError(f"{collection} has no split")
     for notice in docs.notices:
         say(f"note: {notice}")
     train, dev, test = (splits.get(n) for n in ("train", "dev", test_split))

@@ -217,7 +217,7 @@ def _models(value: Any, asked: Asked) -> dict[str, str]:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         if "checkpoint" in names:
-            name = value.checkpoint
+            name = getattr(value, "checkpoint")  # noqa: B009
             if name is None:
                 found["student"] = asked.student.digest
             elif name == "initial" or name.startswith("stage:"):
@@ -328,7 +328,9 @@ def _fit(
     ids = asked.queries.ids
     held_out = None
     if training.measure == "loss":
-        dev = split_by_hash([ids[row] for row in lists.query_rows], training.dev_share)
+        dev = split_by_hash(
+            [str(ids[row]) for row in lists.query_rows], training.dev_share
+        )
         if dev.any() and not dev.all():
             held_out, lists = (
                 lists.take(np.flatnonzero(dev)),

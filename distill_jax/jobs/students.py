@@ -57,7 +57,7 @@ class Student:
         resolve: Callable[[str], str] = str,
     ) -> Pretrained:
         """The model. ``texts`` gives the texts a vocabulary would be trained on."""
-        overrides = {
+        overrides: dict[str, Any] = {
             name: value
             for name, value in (
                 ("query_length", self.query_length),

@@ -25,7 +25,7 @@ from distill_jax.models.attention import (
     dropout_key,
     split_key,
 )
-from distill_jax.models.t5 import rematerialised
+from distill_jax.models.t5_sizes import rematerialised
 from distill_jax.ops.masked import token_mask
 
 
@@ -214,6 +214,7 @@ class Layer(nnx.Module):
 
     def __init__(self, sizes: BertSizes, *, rngs: nnx.Rngs):
         d, f = sizes.d_model, sizes.d_ff
+        spread = sizes.initializer_range
         self.attention = MultiHeadAttention(
             d,
             sizes.heads,
@@ -222,7 +223,7 @@ class Layer(nnx.Module):
             use_bias=True,
             rate=sizes.attention_dropout,
             dtype=sizes.dtype,
-            stddevs=(sizes.initializer_range,) * 4,
+            stddevs=(spread, spread, spread, spread),
             rngs=rngs,
         )
         self.attention_norm = Norm(d, sizes.eps)

@@ -74,11 +74,10 @@ class SpladeTower(nnx.Module):
     """Tokens to pooled logits over the vocabulary, before the activation."""
 
     def __init__(self, spec: SpladeSpec, *, rngs: nnx.Rngs):
-        self.spec = spec
-        self.encoder = BertEncoder(spec.backbone, rngs=rngs)
-        self.mlm = VocabularyHead(
-            spec.backbone, rngs=rngs, activation=spec.head_activation
-        )
+        sizes: Any = spec.backbone
+        self.spec, self.pad_id = spec, sizes.pad_id
+        self.encoder = BertEncoder(sizes, rngs=rngs)
+        self.mlm = VocabularyHead(sizes, rngs=rngs, activation=spec.head_activation)
 
     def __call__(
         self,
@@ -88,20 +87,17 @@ class SpladeTower(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "M V"]:
         """Term weights, float32 and never negative."""
-        mask = token_mask(tokens, self.spec.backbone.pad_id)
+        mask = token_mask(tokens, self.pad_id)
         hidden = self.mlm.transform(self.encoder(tokens, mask=mask, rngs=rngs))
         activate = ACTIVATIONS[activation]
         table = self.encoder.embeddings.word[...]
 
-        if self.spec.pooling == "max":
-            # The activations grow, so the greatest logit gives the greatest weight.
-            def pool(table, bias):
-                return activate(_greatest(_logits(hidden, table, bias), mask))
-        else:
-
-            def pool(table, bias):
-                weights = activate(_logits(hidden, table, bias))
-                return fill(weights, mask[..., None]).sum(1)
+        def pool(table, bias):
+            logits = _logits(hidden, table, bias)
+            if self.spec.pooling == "max":
+                # The activations grow: the greatest logit gives the greatest weight.
+                return activate(_greatest(logits, mask))
+            return fill(activate(logits), mask[..., None]).sum(1)
 
         return _over_tiles(pool, table, self.mlm.bias[...])
 
