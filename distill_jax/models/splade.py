@@ -43,6 +43,7 @@ class SpladeSpec(EncoderSpec):
 
     kind: ClassVar[str] = "splade"
 
+    backbone: BertSizes
     tied: bool = True
     pooling: str = "max"
     query_activation: str = "log1p_relu"
@@ -94,11 +95,15 @@ class SpladeTower(nnx.Module):
 
         def pool(table, bias):
             logits = _logits(hidden, table, bias)
-            if self.spec.pooling == "max":
-                # The activations grow: the greatest logit gives the greatest weight.
-                return activate(_greatest(logits, mask))
-            return fill(activate(logits), mask[..., None]).sum(1)
+            def greatest(table, bias):
+            # The activations grow: the greatest logit gives the greatest weight.
+            return activate(_greatest(_logits(hidden, table, bias), mask))
 
+        def total(table, bias):
+            weights = activate(_logits(hidden, table, bias))
+            return fill(weights, mask[..., None]).sum(1)
+
+        pool = greatest if self.spec.pooling == "max" else total
         return _over_tiles(pool, table, self.mlm.bias[...])
 
 
