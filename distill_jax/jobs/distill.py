@@ -122,7 +122,7 @@ class Distill:
 
     def _rounds(self, student, setting, models, table, first) -> Trip:
         best: Trip | None = None
-        best_value = -float("inf")
+        best_value, best_row = -float("inf"), "after"
         for number in range(1, self.rounds + 1):
             trip = None
             for stage in self.stages:
@@ -138,10 +138,12 @@ class Distill:
                 run = self._measure(student, name, setting, first, place)
                 table.add(name, run, round_number=number)
             assert trip is not None
+            row = self.row(number, self.stages[-1])
             value = self._dev_value(student, setting, number)
             if best is None or self.stop_measure is None or value > best_value:
                 gain = value - best_value
                 best, best_value, table.best_round = trip, value, number
+                best_row = row
                 if self.stop_measure and number > 1 and gain <= self.min_gain:
                     say(f"round {number} gained {gain:+.4f}: no further round")
                     break
@@ -149,15 +151,15 @@ class Distill:
                 say(f"round {number} is worse than round {table.best_round}: stop")
                 break
         assert best is not None
+        if best_row != "after":
+            table.add("after", table.runs[best_row])
         return best
 
     def row(self, number: int, stage: Stage) -> str:
-        """Name of a stage's row in the table; the last one is ``after``."""
+        """Name of a stage's row in the table; of one round the last is ``after``."""
         last = stage is self.stages[-1]
-        if last and number == self.rounds:
-            return "after"
         if self.rounds == 1:
-            return stage.name
+            return "after" if last else stage.name
         return f"round {number}" + ("" if last else f" {stage.name}")
 
     def place(self, number: int, stage: Stage) -> Path:

@@ -214,7 +214,7 @@ class Compare:
         collections = {r.get("collection") for r in reports.values()}
         if len(collections) > 1:
             raise UserError(
-                f"the folders are about different collections: {sorted(map(str, collections))}",
+                f"different collections: {sorted(map(str, collections))}",
                 "compare models that were measured on the same one",
             )
         names = _short(self.model_dirs)

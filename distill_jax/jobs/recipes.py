@@ -173,7 +173,7 @@ def bindings(flags: Flags, parsed: Sequence) -> list[str]:
 def literal(value: str) -> str:
     """A command-line value as gin text: Python literals stay, the rest is a string.
 
-    References and macros (``@name()``, ``%NAME``) stay too, in a tuple or a list as well.
+    References and macros (``@name()``, ``%NAME``) stay too, in tuples and lists.
     """
     if value[:1] in ("@", "%") or re.match(r"[(\[{].*[@%]\w", value):
         return value

@@ -93,9 +93,7 @@ class SpladeTower(nnx.Module):
         activate = ACTIVATIONS[activation]
         table = self.encoder.embeddings.word[...]
 
-        def pool(table, bias):
-            logits = _logits(hidden, table, bias)
-            def greatest(table, bias):
+        def greatest(table, bias):
             # The activations grow: the greatest logit gives the greatest weight.
             return activate(_greatest(_logits(hidden, table, bias), mask))
 
