@@ -113,6 +113,10 @@ class Student:
         rows = -(-tokenizer.vocab_size // 128) * 128
         if self.kind in ("dual_encoder", "colbert") and family == "t5":
             changes = {**changes, "decoder_layers": 0}
+        if family == "bert":
+            # Segments of a pair are told apart by this vocabulary's own separator.
+            own = {"pad_id": tokenizer.pad_id, "sep_id": tokenizer.sep_id}
+            changes = {**changes, **{k: v for k, v in own.items() if v is not None}}
         return makers[family](size, vocab_size=rows, **changes)
 
 
