@@ -82,23 +82,45 @@ BERT_SPECIALS = (
     "[MASK]",
 )
 
+# Characters of a WordPiece vocabulary, the most frequent ones.
+ALPHABET = 1000
+
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int, max_texts: int) -> list[str]:
-    """The pieces of an uncased WordPiece vocabulary, in the order of their ids."""
+    """The pieces of an uncased WordPiece vocabulary, in the order of their ids.
+
+    The same texts give the same pieces in every process: the trainer numbers characters
+    in the order of a hash map and breaks ties by those numbers, so that characters are
+    given to it numbered.
+    """
     import itertools
+    from collections import Counter
 
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
-    backend.normalizer = normalizers.BertNormalizer()  # type: ignore[assignment]
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+    normalise = normalizers.BertNormalizer().normalize_str
+    splitter = pre_tokenizers.BertPreTokenizer()
+    backend.pre_tokenizer = splitter  # type: ignore[assignment]
+    clean = [
+        normalise(without_surrogates(text))
+        for text in itertools.islice(texts, max_texts)
+    ]
+    counts: Counter[str] = Counter()
+    for text in clean:
+        counts.update(text)
+    found = [c for c in sorted(counts, key=lambda c: (-counts[c], c)) if c.strip()]
+    alphabet = sorted(found[:ALPHABET])
+    if len(found) > ALPHABET:
+        rare = dict.fromkeys(map(ord, found[ALPHABET:]), " ")
+        clean = [text.translate(rare) for text in clean]
+    # Characters that a word can go on with; punctuation always stands alone.
+    inner = [c for c in alphabet if len(splitter.pre_tokenize_str(f"a{c}")) == 1]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(BERT_SPECIALS),
-        limit_alphabet=1000,
+        special_tokens=[*BERT_SPECIALS, *alphabet, *(f"##{c}" for c in inner)],
         show_progress=False,
     )
-    clean = (without_surrogates(text) for text in itertools.islice(texts, max_texts))
     backend.train_from_iterator(clean, trainer)
     pieces = backend.get_vocab()
     return sorted(pieces, key=pieces.__getitem__)
