@@ -29,6 +29,7 @@ class Student:
         query_length, doc_length: tokens kept of a query and of a document.
         dtype: of the matrix products: "float32" or "bfloat16".
         dropout: rate in training; None keeps the checkpoint's.
+        attention_dropout: of BERT's attention weights; None is as ``dropout`` says.
         options: other fields of the student's spec (``head``, ``pooling``, ...).
     """
 
@@ -41,6 +42,7 @@ class Student:
     doc_length: int | None = None
     dtype: str | None = None
     dropout: float | None = None
+    attention_dropout: float | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -72,9 +74,12 @@ class Student:
             model = weights.load(path, kind=self.kind, seed=seed, **overrides)
         else:
             model = self._from_scratch(texts, seed, overrides)
-        if self.dropout is None:
-            return model
-        backbone = dataclasses.replace(model.spec.backbone, dropout=self.dropout)
+        attention = self.attention_dropout
+        attention = self.dropout if attention is None else attention
+        rates = {"dropout": self.dropout, "attention_dropout": attention}
+        known = {field.name for field in dataclasses.fields(model.spec.backbone)}
+        rates = {k: v for k, v in rates.items() if v is not None and k in known}
+        backbone = dataclasses.replace(model.spec.backbone, **rates)
         return model.replace(spec=dataclasses.replace(model.spec, backbone=backbone))
 
     def _from_scratch(self, texts, seed: int, overrides: dict) -> Pretrained:
