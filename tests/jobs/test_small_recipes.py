@@ -235,6 +235,7 @@ def contrastive(cross, targets, temperature, threshold=None, own=True):
 def scores_of(folder: Path, batch) -> tuple[np.ndarray, np.ndarray | None]:
     """A stored student's scores of a batch, and against the documents of all."""
     student = Pretrained.read(folder).module()
+    batch = jax.tree.map(jax.numpy.asarray, batch)
     rep = student.represent(batch)
     cross = None
     if hasattr(student, "cross_scores"):
