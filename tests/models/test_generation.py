@@ -23,6 +23,7 @@ def pair(tmp_path_factory):
     """transformers' model and our sizes and parameters of the same folder."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
+    torch.set_num_threads(1)  # tiny products: threads only wait for each other
     torch.manual_seed(0)
     config = transformers.T5Config(
         vocab_size=24,

@@ -111,8 +111,14 @@ def test_batches_lie_over_data_and_fsdp():
     assert copy["a"].sharding.is_fully_replicated
 
 
-@pytest.mark.parametrize("mesh", ["data=8", "data=2,fsdp=2,model=2", "data=1,model=2"])
-@pytest.mark.parametrize("backbone", [T5, T5_1_1])
+@pytest.mark.parametrize(
+    ("mesh", "backbone"),
+    [
+        ("data=8", T5),
+        ("data=2,fsdp=2,model=2", T5),
+        ("data=2,fsdp=2,model=2", T5_1_1),
+    ],
+)
 def test_scores_and_gradients_do_not_depend_on_the_mesh(mesh, backbone):
     spec = RerankerSpec(backbone=backbone, word_ids=(5, 6))
     params, graph = initial_params(spec, 0), graphdef_of(spec)
