@@ -64,8 +64,9 @@ def score_features(
     """Scores of M pairs by a reranker, or of M (query, doc, doc) triples by a duo.
 
     Args:
-        pretrained: a reranker or a pairwise reranker.
-        features: ``ir.templates.Features`` of the student's template.
+        pretrained: a reranker, a pairwise reranker or a query generator.
+        features: ``ir.templates.Features`` of the student's template; of a generator
+            ``models.texts.SidedFeatures``.
         mesh: devices; None runs on one.
         tokens_per_batch: padded tokens computed at once; None chooses by platform.
         compact: small shapes for small requests, at the price of more compilations.
@@ -76,11 +77,11 @@ def score_features(
     Returns:
         float32[M], raw logits in the order of the rows.
     """
-    kind = pretrained.spec.kind
+    what = {"duo": "duo", "generator": "sides"}.get(pretrained.spec.kind, "pairs")
     count = len(next(iter(rows.values())))
     scores = np.zeros(count, np.float32)
     work = _work(pretrained, features, rows, mesh, tokens_per_batch, compact)
-    apply = _applied(pretrained.spec, "duo" if kind == "duo" else "pairs")
+    apply = _applied(pretrained.spec, what)
     for batch, values in _run(pretrained, apply, work, features, rows, mesh):
         where = batch.where
         scores[batch.rows[where]] = values[where]
@@ -201,7 +202,7 @@ def _compacted(batch: Batch, multiple_of: int) -> Batch:
 
 def default_tokens_per_batch() -> int:
     """Enough to fill one device, little enough for its cache or memory."""
-    return 4096 if jax.default_backend() == "cpu" else 1 << 17
+    return 1024 if jax.default_backend() == "cpu" else 1 << 17
 
 
 def _data_devices(mesh: Any) -> int:
@@ -218,8 +219,9 @@ def _run(pretrained, apply, work, features, rows, mesh):
         # Empty places repeat the first item: padding rows would be all masked.
         index = np.where(batch.where, batch.rows, batch.rows[0])
         taken = {name: np.asarray(values)[index] for name, values in rows.items()}
-        tokens = np.asarray(features.tokens(batch.length, **taken), np.int32)
-        result = apply(params, _on_devices(tokens, mesh))
+        tokens = features.tokens(batch.length, **taken)
+        place = functools.partial(_on_devices, mesh=mesh)
+        result = apply(params, jax.tree.map(place, tokens))
         if waiting is not None:
             yield waiting[0], _fetched(waiting[1])
         waiting = batch, result
@@ -228,6 +230,7 @@ def _run(pretrained, apply, work, features, rows, mesh):
 
 
 def _on_devices(tokens: np.ndarray, mesh: Any) -> Array:
+    tokens = np.asarray(tokens, np.int32)
     if mesh is None:
         return jnp.asarray(tokens)
     # Every process holds the whole batch and takes the rows of its own devices.
@@ -263,11 +266,12 @@ def placed(pretrained: Pretrained, mesh: Any = None) -> dict:
 
 
 @functools.lru_cache(maxsize=64)
-def _applied(spec: Any, what: str) -> Callable[[dict, Array], Any]:
+def _applied(spec: Any, what: str) -> Callable[[dict, Any], Any]:
     """The jitted forward pass of a spec; jax keeps one compilation per shape."""
     forward = {
         "pairs": _score_pairs,
         "duo": _score_duo,
+        "sides": lambda module, tokens: module.score(docs=tokens[1], queries=tokens[0]),
         "query": lambda module, tokens: module.encode_queries(tokens),
         "doc": lambda module, tokens: module.encode_docs(tokens),
     }[what]
