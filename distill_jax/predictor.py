@@ -28,8 +28,8 @@ def load(path: str | Path, kind: str | None = None, **options: Any) -> Predictor
         path: a ``MODEL_DIR``, one of its ``checkpoints/STEP``, a Hugging Face,
             sentence-transformers or PyLate folder, a T5X checkpoint; also
             ``hf:NAME`` and ``package:MODULE/PATH``.
-        kind: makes a base model a "reranker", "duo", "dual_encoder", "colbert" or
-            "splade".
+        kind: makes a base model a "reranker", "duo", "dual_encoder", "colbert",
+            "splade" or "generator" (a T5 that writes queries).
         **options: as for ``models.weights.load``: ``tokenizer=PATH`` and fields of
             the spec, such as ``doc_length=256``.
 
@@ -55,14 +55,15 @@ class Predictor:
 
     @property
     def kind(self) -> str:
-        """ "reranker", "duo", "dual_encoder", "colbert" or "splade"."""
+        """ "reranker", "duo", "dual_encoder", "colbert", "splade" or "generator"."""
         return self.pretrained.spec.kind
 
     def score(self, pairs: Sequence[tuple[str, ...]]) -> np.ndarray:
         """Raw scores of (query, doc) pairs, float32[n]; higher is more relevant.
 
         A pairwise reranker takes (query, doc, other doc) and gives the logit of the
-        first being the more relevant.
+        first being the more relevant; a query generator's score is the mean
+        log-probability of the query's tokens given the document.
         """
         pairs = _checked(pairs, 3 if self.kind == "duo" else 2)
         return on_texts.score_tuples(self.pretrained, pairs, self.mesh)
@@ -84,6 +85,24 @@ class Predictor:
             scores = self.score([(query, doc) for doc in docs])
         order = np.argsort(-scores, kind="stable")[:k]
         return [(int(i), float(scores[i])) for i in order]
+
+    def generate(self, docs: Sequence[str], **options: Any) -> list[str]:
+        """The query that a generator writes for each document.
+
+        Args:
+            options: greedy by default; ``temperature=1.0, top_k=10`` sample as
+                docT5query does. See ``models.generator.generate``.
+
+        Raises:
+            UserError: the model is no query generator.
+        """
+        if self.kind != "generator":
+            raise UserError(
+                f"a {self.kind} writes no queries",
+                'load a T5 with kind="generator"',
+            )
+        docs = _texts(docs)
+        return on_texts.write_queries(self.pretrained, docs, self.mesh, **options)
 
     def encode_queries(self, texts: Sequence[str]) -> Any:
         """Query vectors: float32[n, d], ready for the dot product with the docs'.

@@ -33,7 +33,9 @@ def test_load_is_reached_from_the_package(tmp_path):
     assert str(tmp_path) in repr(model)
 
 
-@pytest.mark.parametrize("name", ["bert_cross", "dual_mean", "colbert", "splade"])
+@pytest.mark.parametrize(
+    "name", ["bert_cross", "dual_mean", "colbert", "splade", "generator"]
+)
 def test_a_score_does_not_depend_on_its_company(name):
     model = predictor(name)
     together = model.score([(QUERY, doc) for doc in DOCS])
@@ -112,6 +114,10 @@ def test_mistakes_are_told():
     cross, duo = predictor("bert_cross"), predictor("t5_duo")
     with pytest.raises(UserError, match="no vectors"):
         cross.encode_docs(["a"])
+    with pytest.raises(UserError, match="writes no queries"):
+        cross.generate(["a"])
+    with pytest.raises(UserError, match="no vectors"):
+        predictor("generator").encode_docs(["a"])
     with pytest.raises(UserError, match="item 1 is not"):
         cross.score([("a", "b"), "ab"])
     with pytest.raises(UserError, match="other doc"):

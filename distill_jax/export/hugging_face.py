@@ -14,13 +14,14 @@ from distill_jax.ir.files import write_json
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.models.weights import bert, t5
+from distill_jax.models.weights.students import WHOLE
 
 
 def write(pretrained: Pretrained, folder: Path) -> None:
     """Config, weights and tokenizer of one transformers class.
 
-    A T5 reranker becomes T5ForConditionalGeneration (or, without a decoder,
-    T5ForTokenClassification read at position 0), a cross-encoder
+    A T5 reranker or a query generator becomes T5ForConditionalGeneration (or, without
+    a decoder, T5ForTokenClassification read at position 0), a cross-encoder
     ...ForSequenceClassification, a dual encoder without projection its bare encoder,
     SPLADE ...ForMaskedLM.
 
@@ -39,10 +40,11 @@ def write(pretrained: Pretrained, folder: Path) -> None:
         config, tensors, changes = _bert(spec, tower)
     write_model(folder, config, tensors, note_of(spec, **changes))
     if config["architectures"] == ["T5ForConditionalGeneration"]:
-        write_json(
-            folder / "generation_config.json",
-            {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0},
-        )
+        ids = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
+        if spec.kind == "generator":
+            # Without it, generate() stops after 20 tokens.
+            ids["max_new_tokens"] = spec.query_length
+        write_json(folder / "generation_config.json", ids)
     pretrained.tokenizer.save(folder, max_length=longest(pretrained))
 
 
@@ -69,7 +71,7 @@ def _refuse_encoder(spec: Any) -> None:
 
 def _t5(spec: Any, params: dict) -> tuple[dict, dict[str, np.ndarray]]:
     sizes = spec.backbone
-    if spec.kind not in ("reranker", "duo"):
+    if spec.kind not in WHOLE:
         sizes = dataclasses.replace(sizes, decoder_layers=0)
         return t5.write(sizes, {"encoder": params["encoder"]})
     config, tensors = t5.write(sizes, params["backbone"])

@@ -21,6 +21,7 @@ _TASKS = {
     "dual_encoder": "sentence-similarity",
     "colbert": "sentence-similarity",
     "splade": "feature-extraction",
+    "generator": "text-generation",
 }
 _TITLES = {
     "reranker": "A reranker: query and document to a score",
@@ -28,7 +29,16 @@ _TITLES = {
     "dual_encoder": "A dual encoder: queries and documents to vectors",
     "colbert": "A late-interaction encoder (ColBERT)",
     "splade": "A learned sparse encoder (SPLADE)",
+    "generator": "A query generator: document to the query that it answers",
 }
+_SAID = (
+    "Distilled with distill_jax. The scores are raw: higher is more relevant, "
+    "and no sigmoid is applied."
+)
+_SAID_OF_GENERATOR = (
+    "Trained with distill_jax on documents and the queries that they were judged "
+    "relevant for: it makes queries to train retrievers with (docT5query)."
+)
 
 
 def text(
@@ -45,8 +55,7 @@ def text(
     parts = [
         _front_matter(pretrained, format, systems, provenance),
         f"# {_TITLES[spec.kind]}",
-        "Distilled with distill_jax. The scores are raw: higher is more relevant, "
-        "and no sigmoid is applied.",
+        _SAID_OF_GENERATOR if spec.kind == "generator" else _SAID,
         "## Usage",
         f"```python\n{usage(pretrained, format)}```",
         "## What it reads",
@@ -83,8 +92,10 @@ def _front_matter(pretrained, format: str, systems, provenance: dict) -> str:
         "dual_encoder": ["sentence-transformers", "dense"],
         "colbert": ["ColBERT", "PyLate", "late-interaction"],
         "splade": ["sentence-transformers", "sparse-encoder", "splade"],
+        "generator": ["doc2query", "query-generation"],
     }
-    tags = [*kind_tags[spec.kind], "distillation", "generated_from_trainer"]
+    distilled = [] if spec.kind == "generator" else ["distillation"]
+    tags = [*kind_tags[spec.kind], *distilled, "generated_from_trainer"]
     if format == "sentence_transformers" and spec.kind == "reranker":
         tags = ["sentence-transformers", "cross-encoder", *tags]
     losses = provenance.pop("loss", None)
@@ -102,7 +113,9 @@ def _front_matter(pretrained, format: str, systems, provenance: dict) -> str:
     if "datasets" in provenance:
         lines.append(f"datasets: {json.dumps(provenance.pop('datasets'))}")
     lines.append(f"tags: {json.dumps(tags)}")
-    final = systems.get("after") or (list(systems.values())[-1] if systems else {})
+    # The model's own row of the table; "generated" is a query generator's.
+    own = [systems[name] for name in ("after", "generated") if name in systems]
+    final = (own or list(systems.values())[-1:] or [{}])[0]
     if final:
         lines.append(f"metrics: {json.dumps([name.lower() for name in final])}")
         name = str(collection or "the evaluated collection")
@@ -151,7 +164,13 @@ def _contract(pretrained: Pretrained) -> str:
                 "ElectraForSequenceClassification, as gelu(w.h) - gelu(-w.h)"
             )
     else:
-        for side, name in (("query", "queries"), ("doc", "documents")):
+        names = [("query", "queries"), ("doc", "documents")]
+        if spec.kind == "generator":
+            names = [("doc", "documents, read"), ("query", "queries, written")]
+            facts["score of a pair"] = (
+                "mean log-probability of the query's tokens, its </s> included"
+            )
+        for side, name in names:
             template = side_template(spec, side, tokenizer)
             length = getattr(spec, f"{side}_length")
             facts[name] = f"`{template.text}`, at most {length} tokens in all"

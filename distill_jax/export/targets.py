@@ -56,6 +56,8 @@ def scorer(
         if spec.kind == "reranker":
             return name, _cross_encoder(folder)
         return name, _sentence_vectors(folder, spec)
+    if spec.kind == "generator":
+        return name, _likelihood(folder, pretrained)
     if spec.kind not in ("reranker", "duo"):
         return name, _bare_encoder(folder, pretrained)
     if isinstance(spec.backbone, T5Sizes):
@@ -169,6 +171,37 @@ def _t5(folder: Path, pretrained: Pretrained) -> Scorer:
         if getattr(spec, "head", "difference") == "monot5":
             return picked.log_softmax(-1)[:, 0].numpy()
         return (picked[:, 0] - picked[:, 1]).numpy()
+
+    return score
+
+
+def _likelihood(folder: Path, pretrained: Pretrained) -> Scorer:
+    """Mean log-probability of the query's tokens, teacher-forced over all words."""
+    spec = pretrained.spec
+
+    def score(tuples: Tuples) -> np.ndarray:
+        import torch
+        import transformers
+
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        cls = transformers.T5ForConditionalGeneration
+        model = cls.from_pretrained(folder).eval()
+        sides = []
+        for i, side in enumerate(("query", "doc")):
+            template = side_template(spec, side, pretrained.tokenizer)
+            texts = [template.join(text=t[i]).removesuffix("</s>") for t in tuples]
+            sides.append(tokenizer(texts, return_tensors="pt", padding=True))
+        queries, docs = sides
+        real = queries["attention_mask"]
+        with torch.inference_mode():
+            logits = model(
+                input_ids=docs["input_ids"],
+                attention_mask=docs["attention_mask"],
+                labels=queries["input_ids"].masked_fill(real == 0, -100),
+            ).logits
+        log_p = logits.double().log_softmax(-1)
+        log_p = log_p.gather(-1, queries["input_ids"][..., None])[..., 0]
+        return ((log_p * real).sum(1) / real.sum(1)).numpy()
 
     return score
 

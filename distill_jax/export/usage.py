@@ -19,9 +19,11 @@ _DOCS = """docs = [
 def usage(pretrained: Pretrained, format: str) -> str:
     """Python code that scores two documents; ``folder`` is the card's own."""
     spec = pretrained.spec
+    if spec.kind == "generator":
+        return _generator(pretrained, format)
     head = f'folder = "."  # this folder\nquery = "{_QUERY}"\n{_DOCS}'
     if format == "t5x":
-        return _ours(spec, head)
+        return _ours(head)
     if format == "pylate":
         return _colbert(head)
     if format == "sentence_transformers":
@@ -35,10 +37,39 @@ def usage(pretrained: Pretrained, format: str) -> str:
     return _classifier(spec, head)
 
 
-def _ours(spec: Any, head: str) -> str:
-    return f"import distill_jax\n\n{head}\nmodel = distill_jax.load(folder)\n" + (
-        "print(model.rank(query, docs))\n"
+def _ours(head: str, call: str = "rank(query, docs)") -> str:
+    return (
+        f"import distill_jax\n\n{head}\nmodel = distill_jax.load(folder)\n"
+        f"print(model.{call})\n"
     )
+
+
+def _generator(pretrained: Pretrained, format: str) -> str:
+    head = f'folder = "."  # this folder\n{_DOCS}'
+    if format == "t5x":
+        return _ours(head, "generate(docs)")
+    spec = pretrained.spec
+    template = side_template(spec, "doc", pretrained.tokenizer).text
+    text = template.removesuffix("</s>").replace("{text}", "{doc}")
+    lines = [
+        "from transformers import AutoTokenizer, T5ForConditionalGeneration",
+        "",
+        head,
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        "model = T5ForConditionalGeneration.from_pretrained(folder).eval()",
+        f'texts = [f"{text}" for doc in docs]',
+        'inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True)',
+        "written = model.generate(",
+        '    input_ids=inputs["input_ids"],',
+        '    attention_mask=inputs["attention_mask"],',
+        "    do_sample=True,  # leave it out for the likeliest query, always the same",
+        "    top_k=10,",
+        "    num_return_sequences=2,",
+        ")",
+        "for query in tokenizer.batch_decode(written, skip_special_tokens=True):",
+        "    print(query)",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _cross_encoder(head: str) -> str:

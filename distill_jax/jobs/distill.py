@@ -22,6 +22,7 @@ from distill_jax.jobs import ranking, reporting
 from distill_jax.jobs.candidates import BM25, Asked
 from distill_jax.jobs.console import say
 from distill_jax.jobs.describe import describe
+from distill_jax.jobs.export import AUTO, exported
 from distill_jax.jobs.parts import part
 from distill_jax.jobs.setting import Setting, Split, open_setting
 from distill_jax.jobs.stage import Stage, Stopped, Trip, run_stage
@@ -65,7 +66,7 @@ class Distill:
     index: str = "exact"
     stop_measure: str | None = None
     min_gain: float = 0.0
-    export: str | None = "auto"
+    export: str | None = AUTO
     dev_share: float = 0.1
     test_split: str = "test"
     max_train_queries: int | None = None
@@ -98,7 +99,7 @@ class Distill:
             return stopped.status
         if jax.process_index() == 0:
             best.student.save(directory / "student")
-            export = self._export(best.student, table)
+            export = exported(best.student, setting, self.export, table.means())
             table.finish(best, export=export)
         return 0
 
@@ -261,21 +262,6 @@ class Distill:
         )
         say(f"round {number}: dev {self.stop_measure} {mean:.4f}")
         return mean
-
-    def _export(self, student: Pretrained, table: Any) -> dict | None:
-        if self.export is None:
-            return None
-        from distill_jax import export
-
-        setting = table.setting
-        texts = setting.judged.queries.texts[:4], setting.collection.full_texts()[:16]
-        return export.write(
-            student,
-            Path(self.directory) / "export",
-            format=None if self.export == "auto" else self.export,
-            measures=table.means(),
-            samples=texts,
-        )
 
 
 class Models:

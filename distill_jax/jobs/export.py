@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from distill_jax.ir.files import read_json
+from distill_jax.jobs.setting import Setting
 from distill_jax.models import weights
+from distill_jax.models.pretrained import Pretrained
+
+AUTO = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,3 +54,34 @@ class Export:
     def plan(self) -> int:
         print(f"exports {self.checkpoint} to {self.directory}")
         return 0
+
+
+def exported(
+    student: Pretrained,
+    setting: Setting,
+    format: str | None,
+    measures: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """``MODEL_DIR/export`` at the end of a training job.
+
+    Args:
+        format: one of ``export.FORMATS``, ``AUTO`` for the student's own, None for no
+            export.
+        measures: of the card, by system.
+
+    Returns:
+        what ``export.write`` does. The proof is over texts of the collection.
+    """
+    if format is None:
+        return None
+    from distill_jax import export
+
+    judged = setting.test or setting.dev
+    assert judged is not None  # measures were taken on one of them
+    return export.write(
+        student,
+        setting.directory / "export",
+        format=None if format == AUTO else format,
+        measures=measures,
+        samples=(judged.queries.texts[:4], setting.collection.full_texts()[:16]),
+    )

@@ -22,8 +22,9 @@ from distill_jax.ir.run import Run
 from distill_jax.jobs.candidates import Asked
 from distill_jax.jobs.console import Counter, say
 from distill_jax.jobs.distill import Models
+from distill_jax.jobs.export import AUTO, exported
 from distill_jax.jobs.parts import part
-from distill_jax.jobs.reporting import digest_versions
+from distill_jax.jobs.reporting import digest_versions, export_entry
 from distill_jax.jobs.setting import Setting, Split, open_setting
 from distill_jax.jobs.stage import Stopped, Training, train
 from distill_jax.jobs.students import Student
@@ -46,6 +47,7 @@ class TrainGenerator:
             has, of which at most so many are asked about.
         depth: the way back counts if BM25 finds the document in its first so many.
         max_new_tokens, top_k, temperature: how queries are sampled.
+        export: a format of ``export.write``, "auto" for transformers', None for none.
     """
 
     directory: str
@@ -58,6 +60,7 @@ class TrainGenerator:
     max_new_tokens: int = 48
     top_k: int | None = 10
     temperature: float = 1.0
+    export: str | None = AUTO
     seed: int = 0
     mesh: str | None = None
     dev_share: float = 0.1
@@ -285,6 +288,9 @@ class TrainGenerator:
             },
             "notices": [*data["notices"], *setting.collection.notices],
         }
+        export = exported(student, setting, self.export, data["measures"])
+        if export is not None:
+            data["export"] = export_entry(export)
         page = report.publish(self.directory, data)
         print(report.summary(data), flush=True)
         for sample in found["samples"][:5]:
@@ -292,6 +298,8 @@ class TrainGenerator:
             for name in SYSTEMS:
                 print(f"  {name:9} {sample.get(name, '(none)')[:100]}")
         print(f"report: {page}")
+        if export is not None:
+            print(f"export: {export['directory']} ({export['format']})")
 
 
 def _documents(split: Split | None) -> set[str]:

@@ -77,7 +77,7 @@ class Table:
             "mining": self._mining(best),
             "ties": self._ties(system),
             "cost": self._cost(),
-            "export": _export_entry(export),
+            "export": export_entry(export),
             "again": self.command,
             "provenance": self._provenance(best),
         }
@@ -174,7 +174,8 @@ def digest_versions() -> dict[str, str]:
     return {**found, "digest": digest(found)}
 
 
-def _export_entry(export: dict | None) -> dict | None:
+def export_entry(export: dict | None) -> dict | None:
+    """What a report says of an export: where, in which format, who verified it."""
     if export is None:
         return None
     directory = str(export["directory"])

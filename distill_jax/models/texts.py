@@ -5,19 +5,49 @@ Jobs that score millions of rows keep token stores and call ``models.inference``
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.templates import Features
+from distill_jax.ir.templates import Features, Template
 from distill_jax.ir.tokens import TokenStore
 from distill_jax.models import inference
+from distill_jax.models.generator import generate
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.templates import side_template
 
-CROSS = ("reranker", "duo")
+CROSS = ("reranker", "duo", "generator")
 """Kinds that read query and documents together; the others encode them apart."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SidedFeatures:
+    """Queries and documents as two sequences, for a model that reads both at once.
+
+    Batches are planned by the documents; queries all have the length of their limit.
+    """
+
+    query: Features
+    document: Features
+    query_length: int
+
+    @property
+    def template(self) -> Template:
+        return self.document.template
+
+    def lengths(self, *, query: np.ndarray, document: np.ndarray) -> np.ndarray:
+        return self.document.lengths(text=document)
+
+    def tokens(
+        self, length: int, *, query: np.ndarray, document: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """int32[M, query_length] and int32[M, length]."""
+        return (
+            self.query.tokens(self.query_length, text=query),
+            self.document.tokens(length, text=document),
+        )
 
 
 def score_tuples(
@@ -25,7 +55,8 @@ def score_tuples(
 ) -> np.ndarray:
     """Scores of (query, doc), or for a duo (query, doc, other doc): float32[n].
 
-    Every different text is tokenised, and by encoders encoded, once.
+    Every different text is tokenised, and by encoders encoded, once. A query
+    generator's score is the query's mean log-probability per token.
     """
     if not tuples:
         return np.zeros(0, np.float32)
@@ -49,16 +80,36 @@ def encode_texts(
     Returns:
         float32[n, d]; a list of float32[tokens, d] (ColBERT); CSR [n, V] (SPLADE).
     """
-    tokenizer = pretrained.tokenizer
-    features = Features(
-        side_template(pretrained.spec, side, tokenizer),
-        tokenizer,
-        text=TokenStore.build(texts, tokenizer),
-    )
+    features = _side_features(pretrained, side, texts)
     rows = np.arange(len(texts))
     return inference.encode_all(
         pretrained, side, features, rows, mesh=mesh, compact=True
     )
+
+
+def write_queries(
+    pretrained: Pretrained, docs: Sequence[str], mesh: Any = None, **options: Any
+) -> list[str]:
+    """What a query generator asks of each document, greedily unless ``options`` say.
+
+    Args:
+        options: of ``models.generator.generate``: temperature, top_k, top_p, seeds;
+            ``max_new_tokens`` is the generator's query length by default.
+    """
+    if not docs:
+        return []
+    spec, tokenizer = pretrained.spec, pretrained.tokenizer
+    features = _side_features(pretrained, "doc", docs)
+    rows = np.arange(len(docs))
+    # Rows to a multiple of the devices; the last one is repeated.
+    devices = 1 if mesh is None else mesh.size
+    padded = np.minimum(np.arange(-(-len(docs) // devices) * devices), rows[-1])
+    tokens = features.tokens(int(features.lengths(text=rows).max()), text=padded)
+    options = {"max_new_tokens": spec.query_length, **options}
+    found = generate(pretrained, tokens, mesh=mesh, **options)[: len(docs)]
+    skipped = (tokenizer.pad_id, tokenizer.eos_id)
+    written = [[i for i in row if i not in skipped] for row in found.tolist()]
+    return [tokenizer.decode(ids).strip() for ids in written]
 
 
 def pair_scores(
@@ -81,16 +132,31 @@ def tuple_fields(names: Sequence[str]) -> list[str]:
 def _cross_scores(
     pretrained: Pretrained, columns: list[tuple[list[str], np.ndarray]], mesh: Any
 ) -> np.ndarray:
-    template, tokenizer = pretrained.spec.template, pretrained.tokenizer
-    fields = tuple_fields(template.fields)
-    stores = {
-        name: TokenStore.build(texts, tokenizer)
-        for name, (texts, _) in zip(fields, columns)
-    }
+    spec, tokenizer = pretrained.spec, pretrained.tokenizer
+    if spec.kind == "generator":
+        fields = ["query", "document"]
+        sides = zip(("query", "doc"), columns)
+        both = [_side_features(pretrained, side, texts) for side, (texts, _) in sides]
+        features: Any = SidedFeatures(*both, spec.query_length)
+    else:
+        fields = tuple_fields(spec.template.fields)
+        stores = {
+            name: TokenStore.build(texts, tokenizer)
+            for name, (texts, _) in zip(fields, columns)
+        }
+        features = Features(spec.template, tokenizer, **stores)
     rows: dict[str, Any] = {name: at for name, (_, at) in zip(fields, columns)}
-    features = Features(template, tokenizer, **stores)
     return inference.score_features(
         pretrained, features, mesh=mesh, compact=True, **rows
+    )
+
+
+def _side_features(pretrained: Pretrained, side: str, texts: Sequence[str]) -> Features:
+    tokenizer = pretrained.tokenizer
+    return Features(
+        side_template(pretrained.spec, side, tokenizer),
+        tokenizer,
+        text=TokenStore.build(texts, tokenizer),
     )
 
 

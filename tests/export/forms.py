@@ -14,6 +14,7 @@ from distill_jax.models.bert import BertSizes
 from distill_jax.models.colbert import ColbertSpec
 from distill_jax.models.dual_encoder import DualEncoderSpec
 from distill_jax.models.duo import DuoSpec
+from distill_jax.models.generator import GeneratorSpec
 from distill_jax.models.pretrained import Pretrained, abstract_params
 from distill_jax.models.reranker import RerankerSpec
 from distill_jax.models.splade import SpladeSpec
@@ -159,6 +160,12 @@ SPECS = {
     ),
     "splade": lambda: SpladeSpec(backbone=bert_sizes(), **_SIDES),
     "splade_electra": lambda: SpladeSpec(backbone=electra_sizes(), **_SIDES),
+    "generator": lambda: GeneratorSpec(
+        backbone=t5_sizes(encoder_layers=2, decoder_layers=2), **_SIDES
+    ),
+    "generator_gated": lambda: GeneratorSpec(
+        backbone=t5_sizes(**_GATED), doc_prefix="Document:", **_SIDES
+    ),
     "splade_sides": lambda: SpladeSpec(
         backbone=bert_sizes(), query_activation="log1p_log1p_relu", **_SIDES
     ),

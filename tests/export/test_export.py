@@ -10,10 +10,13 @@ import sys
 import numpy as np
 import pytest
 
+import distill_jax
 from distill_jax import export
 from distill_jax.ir.errors import UserError
 from distill_jax.models import weights
+from distill_jax.models.sharding import make_mesh
 from distill_jax.models.texts import encode_texts
+from distill_jax.predictor import Predictor
 from tests.export.forms import SPECS, student
 
 pytest.importorskip("torch")
@@ -59,7 +62,10 @@ def test_transformers_alone_gives_our_scores(name, tmp_path):
     assert [r["greatest_difference"] <= 1e-4 for r in result["readers"]] == [True] * 2
 
 
-@pytest.mark.parametrize("name", ["t5_difference", "t5_rankt5", "dual_t5", "t5_duo"])
+T5X = ("t5_difference", "t5_rankt5", "dual_t5", "t5_duo", "generator_gated")
+
+
+@pytest.mark.parametrize("name", T5X)
 def test_t5x_names_carry_everything(name, tmp_path):
     model = student(name)
     export.write(model, tmp_path / "out", "t5x")
@@ -68,7 +74,10 @@ def test_t5x_names_carry_everything(name, tmp_path):
     assert again.digest == model.digest
 
 
-CARDS = ("t5_monot5", "t5_linear", "t5_duo", "bert_cross", "dual_two_towers", "colbert")
+CARDS = (
+    *("t5_monot5", "t5_linear", "t5_duo", "bert_cross", "dual_two_towers", "colbert"),
+    "generator_gated",
+)
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -106,6 +115,54 @@ def _run(code: str, folder) -> str:
     finally:
         os.chdir(here)
     return out.getvalue()
+
+
+@pytest.mark.parametrize("name", ["generator", "generator_gated"])
+def test_an_exported_generator_writes_the_same_queries(name, tmp_path):
+    """transformers' own ``generate`` with the folder's settings, token by token."""
+    import torch
+    import transformers
+
+    model, folder = student(name), tmp_path / "out"
+    export.write(model, folder, library=False)
+    docs = ["vaccines protect against infection", "the city council voted on bus lanes"]
+    predictor = distill_jax.load(folder)
+    assert predictor.kind == "generator"
+    prefix = model.spec.doc_prefix
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs = transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
+    expected = []
+    for doc in docs:
+        inputs = tokenizer(f"{prefix} {doc}".strip(), return_tensors="pt")
+        with torch.inference_mode():
+            (ids,) = theirs.generate(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+            )
+        expected.append(tokenizer.decode(ids, skip_special_tokens=True).strip())
+        # Longer than the 20 tokens that generate() has by default.
+        assert 21 < len(ids) <= model.spec.query_length + 1
+    assert predictor.generate(docs) == expected
+    on_mesh = Predictor(model, make_mesh("data=4"))
+    assert on_mesh.generate(docs) == expected
+    # Sampling is by seeds; a score is of the words, so what is greedily written
+    # scores above what is said of another document.
+    sampled = predictor.generate(docs, temperature=1.0, top_k=5, seeds=[3, 4])
+    assert sampled == predictor.generate(docs, temperature=1.0, top_k=5, seeds=[3, 4])
+    assert sampled != expected
+    assert predictor.generate([]) == []
+
+
+def test_a_generator_of_others_is_one_when_told(tmp_path):
+    """Without our note a T5 is a reranker, unless ``kind`` says otherwise."""
+    model, folder = student("generator"), tmp_path / "out"
+    export.write(model, folder, library=False)
+    config = json.loads((folder / "config.json").read_text())
+    del config["distill_jax"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert weights.load(folder).spec.kind == "reranker"
+    again = weights.load(folder, "generator", query_length=48, doc_length=48)
+    assert again.fresh == ()
+    assert again.digest == model.digest
 
 
 def test_the_same_colbert_folder_is_stanfords(tmp_path):

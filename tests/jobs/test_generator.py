@@ -108,6 +108,12 @@ def test_it_trains_asks_and_reports(job, capsys, tmp_path):
     model = weights.load(tmp_path / "job")
     assert model.spec.kind == "generator"
     assert (model.spec.query_length, model.spec.doc_length) == (8, 16)
+    exported = weights.load(tmp_path / "job/export")
+    assert exported.spec == model.spec
+    assert exported.digest == model.digest
+    assert report["export"]["format"] == "transformers"
+    card = (tmp_path / "job/export/README.md").read_text()
+    assert f'"success@2", "value": {round(rates["generated"], 4)}' in card
 
     capsys.readouterr()
     assert job(command="again") == 0

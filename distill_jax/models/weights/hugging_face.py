@@ -115,7 +115,7 @@ def read_model(
         architecture = (folder.config.get("architectures") or ["a base model"])[0]
         raise UserError(
             f"{folder.path} is {architecture}: nothing says which student it is",
-            "give kind= reranker, duo, dual_encoder, colbert or splade",
+            "give kind= reranker, duo, dual_encoder, colbert, splade or generator",
         )
     if kind == note.get("kind"):
         fields = {**stated(folder), **fields}
