@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -15,6 +16,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def cases(shared) -> dict[str, dict]:
+    """The known answers by name: inputs, what the papers' code gives, and the traps."""
+    found = json.loads((shared / "cases" / "loss_cases.json").read_text())["cases"]
+    return {case["name"]: case for case in found}
 
 
 @pytest.fixture(scope="session")

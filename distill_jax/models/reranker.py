@@ -218,9 +218,11 @@ class Reranker(nnx.Module):
             logits = self.backbone.first_step_logits(tokens, spec.word_ids, rngs=rngs)
             if spec.head == "rankt5":
                 return logits[:, 0]
+            difference = logits[:, 0] - logits[:, 1]
             if spec.head == "monot5":
-                return jax.nn.log_softmax(logits, axis=-1)[:, 0]
-            return logits[:, 0] - logits[:, 1]
+                # log_softmax rounds to 0 where the model is sure, and makes ties.
+                return jax.nn.log_sigmoid(difference)
+            return difference
         if isinstance(spec.backbone, T5Sizes):
             first = self.backbone.encoder(tokens, positions=1, rngs=rngs)[:, 0]
             return self.head(first.astype(jnp.float32))[:, 0]

@@ -95,6 +95,46 @@ def test_ties_break_as_trec_eval_breaks_them(shared, name):
         assert value == pytest.approx(expected["pytrec_eval"][other], abs=1e-9)
 
 
+def test_a_query_that_is_missing_counts_zero(cases):
+    """trec_eval's -c; without it the mean is over the queries of the run."""
+    case = cases["missing_query_c_flag"]
+    lists = case["inputs"]["run"]
+    run = Run.from_lists(list(lists), [docs.items() for docs in lists.values()])
+    qrels = Qrels(case["inputs"]["qrels"])
+    assert evaluate(run, qrels, ["RR"])["RR"] == case["expected"]["mean_with_c_flag"]
+    found = evaluate_queries(run, qrels, ["RR"])["RR"]
+    assert (
+        np.mean([found[q] for q in lists]) == case["expected"]["mean_over_run_queries"]
+    )
+
+
+def test_reciprocal_rank_is_zero_beyond_the_cut(cases):
+    case = cases["mrr_at_10"]
+    ranks = case["inputs"]["relevant_rank"]
+    names = [f"q{i}" for i in range(len(ranks))]
+    docs = [(f"d{i:02}", 50.0 - i) for i in range(1, 12)]
+    lists = [[(f"{q}-{d}", s) for d, s in docs] for q in names]
+    relevant = {
+        q: {f"{q}-d{rank or 99:02}": 1} for q, rank in zip(names, ranks, strict=True)
+    }
+    run, qrels = Run.from_lists(names, lists), Qrels(relevant)
+    found = evaluate_queries(run, qrels, ["RR@10"])["RR@10"]
+    assert list(found.values()) == pytest.approx(case["expected"]["per_query"])
+    assert evaluate(run, qrels, ["RR@10"])["RR@10"] == pytest.approx(
+        case["expected"]["mean"]
+    )
+
+
+def test_recall_counts_the_grades_it_is_told(cases):
+    case = cases["recall_l2"]
+    retrieved = case["inputs"]["retrieved_top"]
+    docs = [(doc, -float(i)) for i, doc in enumerate(retrieved)]
+    run, qrels = Run.from_lists(["q"], [docs]), Qrels({"q": case["inputs"]["qrels"]})
+    found = evaluate(run, qrels, ["R@100", "R(rel=2)@100"])
+    levels = [case["expected"][f"recall_level{n}"] for n in (1, 2)]
+    assert list(found.values()) == pytest.approx(levels)
+
+
 ids = st.sampled_from([f"d{i}" for i in range(12)] + ["é", "日本"])
 
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
@@ -16,12 +14,6 @@ from distill_jax.ir.normalise import (
     ranks,
     zscore,
 )
-
-
-@pytest.fixture(scope="module")
-def cases(shared):
-    found = json.loads((shared / "cases" / "loss_cases.json").read_text())["cases"]
-    return {case["name"]: case for case in found}
 
 
 def test_minmax_percentile_1_99(cases):

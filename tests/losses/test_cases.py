@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 
 import jax
@@ -14,12 +13,6 @@ import pytest
 from distill_jax import losses
 from distill_jax.losses import no_contrast
 from distill_jax.ops import masked, pairs, similarity
-
-
-@pytest.fixture(scope="session")
-def cases(shared):
-    found = json.loads((shared / "cases" / "loss_cases.json").read_text())["cases"]
-    return {case["name"]: case for case in found}
 
 
 @pytest.fixture(autouse=True)
@@ -180,9 +173,12 @@ def test_listmle_on_logits(cases):
     assert found != pytest.approx(case["expected"]["mean_over_positions"], rel=0.1)
 
 
-@pytest.mark.parametrize("theta", [1.0, 0.1])
-def test_listmle_on_probabilities_is_the_literal_form(cases, theta):
-    case = cases[f"listmle_on_probabilities_theta_{theta}"]
+@pytest.mark.parametrize(
+    "name",
+    ["listmle_on_probabilities_theta_1.0", "listmle_on_probabilities_theta_0.1"],
+)
+def test_listmle_on_probabilities_is_the_literal_form(cases, name):
+    case = cases[name]
     scores = lists(*case["inputs"]["scores"])
     labels = by_order(case["inputs"]["order_best_first_0based"])
     found, gradient = value(
@@ -191,7 +187,7 @@ def test_listmle_on_probabilities_is_the_literal_form(cases, theta):
         labels,
         gradient=True,
         on="probabilities",
-        temperature=theta,
+        temperature=case["inputs"]["theta"],
     )
     assert found == near(case["expected"]["sum"])
     assert gradient[0] == near(case["expected"]["grad_of_sum"])

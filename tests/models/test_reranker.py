@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from distill_jax.batches import DuoBatch, PairBatch, Targets
 from distill_jax.ir.errors import UserError
 from distill_jax.models.duo import DuoSpec
 from distill_jax.models.pretrained import graphdef_of, initial_params
-from distill_jax.models.reranker import RerankerSpec
+from distill_jax.models.reranker import Reranker, RerankerSpec
 from distill_jax.models.specs import from_json, to_json
 from distill_jax.models.t5 import T5Sizes
 
@@ -131,6 +133,57 @@ def test_words_of_the_real_t5_vocabulary(shared):
     duo = DuoSpec(backbone=sizes, prompt="instruction").resolved(real)
     assert duo.word_ids == (71, 272)
     assert DuoSpec(backbone=sizes).resolved(real).word_ids == (1176, 6136)
+
+
+def test_the_training_target_of_a_published_monot5(shared, cases):
+    """Its first token is the word that we compare; </s>, the second, says nothing."""
+    tokenizer = pytest.importorskip("distill_jax.ir.tokenizer").Tokenizer
+    real = tokenizer.load(shared / "vocab/t5")
+    case = cases["monot5_finetune_target"]
+    expected = case["expected"]["label_ids"]
+    words = RerankerSpec(backbone=T5Sizes(), head="monot5").resolved(real)
+    assert words.words == tuple(case["inputs"]["target_text"])
+    assert [[token, real.eos_id] for token in words.word_ids] == expected
+    assert [[*real.encode(word), real.eos_id] for word in words.words] == expected
+
+
+def read_by(head, *logits, **fields):
+    """What a head makes of these logits of its words at the first decoder step."""
+
+    class Fixed:
+        def first_step_logits(self, tokens, ids, *, rngs=None):
+            del tokens, ids, rngs
+            return jnp.asarray([logits], jnp.float32)
+
+    spec = RerankerSpec(backbone=T5, head=head, **fields).resolved(WORDS)
+    reranker = SimpleNamespace(spec=spec, backbone=Fixed())
+    return float(Reranker.score(reranker, jnp.zeros((1, 1), jnp.int32))[0])
+
+
+def test_scores_of_the_papers_heads(cases):
+    inputs, expected = (cases["t5_scores"][key] for key in ("inputs", "expected"))
+    words = inputs["z_true"], inputs["z_false"]
+    assert read_by("difference", *words) == pytest.approx(expected["twolar_difference"])
+    log_p = read_by("monot5", *words)
+    assert log_p == pytest.approx(expected["monot5_logprob"])
+    assert np.exp(log_p) == pytest.approx(expected["monot5_softmax"])
+    rankt5 = read_by("rankt5", inputs["z_extra_id_10"])
+    assert rankt5 == pytest.approx(expected["rankt5"])
+    case = cases["instupr_pointwise"]
+    words = case["inputs"]["z_yes"], case["inputs"]["z_no"]
+    found = read_by("difference", *words, prompt="instruction")
+    assert found == pytest.approx(case["expected"]["stored_score"], abs=1e-6)
+
+
+def test_sure_answers_do_not_tie(cases):
+    """float32 probabilities are all 1; logits and log-probabilities tell them apart."""
+    case = cases["t5_softmax_saturation"]
+    differences = case["inputs"]["differences"]
+    saturated = [bool(jax.nn.sigmoid(jnp.float32(d)) == 1) for d in differences]
+    assert saturated == case["expected"]["float32_softmax_equal"]
+    log_p = [read_by("monot5", d, 0.0) for d in differences]
+    assert log_p == pytest.approx(case["expected"]["float32_logprob"], rel=1e-5, abs=0)
+    assert [read_by("difference", d, 0.0) for d in differences] == differences
 
 
 def test_prompts_by_name_and_own_text():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -48,6 +49,23 @@ def test_counts_of_pairs(shared, key):
     assert len(pairs) == expected[f"{key}_unordered"]
     apart = pairs[:, 1] - pairs[:, 0]
     assert ((apart > 0) & (apart < delta)).all()
+
+
+@pytest.mark.parametrize("delta", [6, 10])
+def test_documents_that_sampled_pairs_cover(shared, delta):
+    """Drawing without replacement: P(a doc is in no pair) is hypergeometric."""
+    known = case(shared, "pair_coverage_expectation")
+    count, drawn = known["inputs"]["K"], known["inputs"]["n_pairs"]
+    pairs = neighbours(count, delta)
+    degrees = np.bincount(pairs.ravel(), minlength=count)
+    without = [math.comb(len(pairs) - d, drawn) for d in degrees.tolist()]
+    distinct = sum(1 - n / math.comb(len(pairs), drawn) for n in without)
+    expected = known["expected"][f"expected_distinct_docs_delta{delta}"]
+    assert distinct == pytest.approx(expected)
+    labels = labels_of(queries=400, docs=count, depth=count)
+    first, second = sample_pairs(labels, top_k=count, delta=delta, pairs=drawn, seed=0)
+    found = [len(np.unique([a, b])) for a, b in zip(first, second)]
+    assert np.mean(found) == pytest.approx(expected, abs=5 * np.std(found) / 20)
 
 
 def test_a_querys_pairs_belong_to_its_id_and_the_seed():
@@ -205,6 +223,12 @@ def test_pair_labels_go_on_where_they_were(tmp_path):
     found = label_pairs(model, features, queries, labels, tmp_path / "a", **how)
     whole = label_pairs(model, features, queries, labels, tmp_path / "b", **how)
     np.testing.assert_array_equal(found.probability, whole.probability)
+    # Counts are those of both runs together.
+    counts, expected = (labels.provenance["counts"] for labels in (found, whole))
+    assert counts["pairs"] == expected["pairs"] == 8
+    bias = "position_bias_logits"
+    assert counts[bias] == pytest.approx(expected[bias], rel=1e-6)
+    assert counts[bias] != 0
     assert len(list((tmp_path / "a").glob("*.parquet"))) == 2
 
 

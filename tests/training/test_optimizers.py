@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +10,6 @@ import pytest
 
 from distill_jax.ir.errors import UserError
 from distill_jax.training import optimizers
-
-
-@pytest.fixture(scope="module")
-def cases(shared):
-    cases = json.loads((shared / "cases" / "loss_cases.json").read_text())
-    return {case["name"]: case for case in cases["cases"]}
 
 
 def test_linear_schedule(cases):
