@@ -45,20 +45,32 @@ def not_finite(
     )
 
 
+class OutOfMemory(UserError):
+    """A step does not fit on a device.
+
+    Attributes:
+        at_once: queries at a time to try next, or None when there is nothing smaller.
+    """
+
+    def __init__(self, what: str, todo: str, *, at_once: int | None):
+        super().__init__(what, todo)
+        self.at_once = at_once
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device's allocator gave up."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 @contextlib.contextmanager
-def memory_told(chunk: int | None) -> Iterator[None]:
+def memory_told(made: Callable[[], OutOfMemory]) -> Iterator[None]:
     """Turns an exhausted device into what to change."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"a training step does not fit on the device: {reason}",
-            f"use a GradCache chunk below {chunk or 'the batch size'}, a smaller "
-            "batch, shorter texts, or a mesh with fsdp",
-        ) from error
+        raise made() from error
 
 
 class CollapseWatch:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +14,14 @@ from typing import Any
 import jax
 
 from distill_jax.ir.errors import UserError
+from distill_jax.models.processes import loss_told
+from distill_jax.training.failures import OutOfMemory
 from distill_jax.training.interrupt import Interrupt
 from distill_jax.training.options import Evaluate, FitOptions, FitResult
 from distill_jax.training.run import Run
 from distill_jax.training.runfiles import Lock
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["Fit", "FitResult", "use_compile_cache"]
 
@@ -42,6 +48,7 @@ class Fit(FitOptions):
             evaluate: ``(params on the mesh, step) -> {measure: value}``.
 
         Raises:
+            OutOfMemory: a step of one query a device does not fit.
             UserError: a loss that is not finite, a checkpoint of another
                 configuration, a directory in use, a save that failed.
         """
@@ -52,8 +59,23 @@ class Fit(FitOptions):
             if jax.process_index() == 0:
                 stack.enter_context(Lock(self.directory))
             interrupt = stack.enter_context(Interrupt())
-            run = Run(self, interrupt, stack, params, evaluate)
-            return run.fit(graphdef, objective, feed)
+            at_once: int | None = None
+            while True:
+                try:
+                    with contextlib.ExitStack() as files:
+                        files.enter_context(loss_told())
+                        run = Run(self, interrupt, files, params, evaluate, at_once)
+                        return run.fit(graphdef, objective, feed)
+                except OutOfMemory as error:
+                    # Other processes wait in a step that this one cannot take again.
+                    if error.at_once is None or jax.process_count() > 1:
+                        raise
+                    _log.warning("%s", error)
+                    at_once = error.at_once
+                # A failed step takes its state along: the run goes on from the disk.
+                # What is left of it on the devices goes first.
+                run = None
+                gc.collect()
 
 
 def use_compile_cache(folder: str, least_seconds: float = 0.5) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -86,10 +88,45 @@ def step_memory(
     options = quick if mesh.devices.flat[0].platform == "cpu" else None
     lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
     compiled = lowered.compile(compiler_options=options)
+    memory = planned(compiled)
+    assert memory is not None
+    return memory
+
+
+def planned(compiled: Any) -> StepMemory | None:
+    """What the compiler planned for a program; None where it does not say."""
     analysis: Any = compiled.memory_analysis()
+    if analysis is None:
+        return None
     return StepMemory(
         state=analysis.argument_size_in_bytes,
         temporary=analysis.temp_size_in_bytes
         + analysis.output_size_in_bytes
         - analysis.alias_size_in_bytes,
     )
+
+
+def limit_of(device: Any) -> int | None:
+    """Bytes that programs may take on a device; None where nobody knows.
+
+    An accelerator's allocator says it. For a CPU it is the machine's (or the
+    container's) memory, shared out over the devices that it plays: beyond it the
+    kernel kills the run without a word.
+    """
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit or device.platform != "cpu":
+        return limit
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        text = Path("/sys/fs/cgroup/memory.max").read_text()
+        machine = min(machine, int(text))
+    except (OSError, ValueError):  # no control group, or one without a limit ("max")
+        pass
+    return machine // len(device.client.local_devices())
+
+
+def gigabytes(number: int | None) -> str:
+    """``"1.50 GiB (1,610,612,736 bytes)"``, for messages."""
+    if number is None:
+        return "an unknown number of bytes"
+    return f"{number / 2**30:.2f} GiB ({number:,} bytes)"

@@ -28,6 +28,8 @@ class FitOptions:
         seed: of dropout.
         chunk: queries represented at once (GradCache); None for the whole batch.
         micro_batch: queries per forward and backward pass; None for the whole batch.
+        memory_limit_bytes: what a step may take of each device; a larger one is split
+            as with ``micro_batch`` (or ``chunk``). None asks the devices.
         checkpoint_period: steps between checkpoints; None saves at the end only.
         keep: how many of the newest checkpoints stay, besides the best.
         log_period: steps that one record of ``metrics.jsonl`` is the mean of.
@@ -50,6 +52,7 @@ class FitOptions:
     seed: int = 0
     chunk: int | None = None
     micro_batch: int | None = None
+    memory_limit_bytes: int | None = None
     checkpoint_period: int | None = 1000
     keep: int = 1
     log_period: int = 1
@@ -72,6 +75,12 @@ class FitOptions:
         """
         if self.steps < 1:
             raise UserError(f"{self.steps} training steps", "train at least one")
+        if self.chunk is not None and self.micro_batch is not None:
+            raise UserError(
+                f"both a chunk of {self.chunk} and a micro-batch of {self.micro_batch} "
+                "are set",
+                "set one: chunks serve every loss, micro-batches save a forward pass",
+            )
         if self.best_mode not in ("max", "min"):
             raise UserError(f"best_mode is {self.best_mode!r}", "use 'max' or 'min'")
         if (self.eval_period is None) != (evaluate is None):

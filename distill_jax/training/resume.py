@@ -50,10 +50,11 @@ def resume_or_start(
     found = _agreed(directory)
     if found is None:
         fresh = {"best": None, "bad_evals": 0, "evaluated": 0, "batch": None}
-        return Start(0, {**fresh, "meters": {}, "finished": None})
+        return Start(0, {**fresh, "meters": {}, "finished": None, "at_once": None})
     same_config(directory, found.meta["config"], config, may_change)
     keep = ("best", "bad_evals", "evaluated", "batch", "meters")
     notes = {name: found.meta[name] for name in keep}
+    notes["at_once"] = found.meta.get("at_once")
     if found.meta["processes"] != jax.process_count():
         # Each process keeps the checksum of its own rows.
         notes["batch"] = None

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax.ir.errors import UserError
 from distill_jax.models import sharding
@@ -27,11 +26,11 @@ from distill_jax.training.interrupt import Interrupt, Interrupted
 from distill_jax.training.meters import Goodput, Meters
 from distill_jax.training.options import Evaluate, FitOptions, FitResult
 from distill_jax.training.prefetch import Fed, Prefetch
+from distill_jax.training.programs import Programs
 from distill_jax.training.progress import Progress
 from distill_jax.training.resume import resume_or_start, same_feed
 from distill_jax.training.runfiles import MetricsLog
 from distill_jax.training.state import TrainState
-from distill_jax.training.step import make_gradient, train_step, uses_dropout
 
 
 class Run:
@@ -44,17 +43,19 @@ class Run:
         stack: contextlib.ExitStack,
         params: Any,
         evaluate: Evaluate | None,
+        at_once: int | None = None,
     ):
         """Decides where to go on from, and opens the files of the run.
 
         Args:
             stack: closes them.
+            at_once: at most so many queries at a time, whatever the run had before.
         """
         self.options, self.interrupt, self.evaluate = options, interrupt, evaluate
         self.goodput = Goodput()
         self.directory = Path(options.directory)
         self.mesh = options.mesh or sharding.make_mesh()
-        self.shapes: set[tuple] = set()
+        self.programs: Programs | None = None
         self.collapse = CollapseWatch(options.collapse_after)
         first = jax.process_index() == 0
         with self.goodput.spent_on("start"):
@@ -63,6 +64,7 @@ class Run:
                 folder, options.config, options.may_change, options.steps
             )
             self.step, self.notes = start.step, start.notes
+            self.notes["at_once"] = at_once or start.notes["at_once"]
             self.meters = Meters.from_json(start.notes["meters"])
             self.saver = Checkpoints(folder, keep=options.keep)
             stack.callback(self.saver.close)
@@ -108,6 +110,14 @@ class Run:
         behind = owed or self.step >= options.steps
         if behind and (stop := self.boundary()) is not _GO_ON:
             return stop
+        programs = self.programs = Programs(
+            graphdef,
+            objective,
+            options,
+            self.mesh,
+            at_once=self.notes["at_once"],
+            say=self.progress.say,
+        )
         with Prefetch(feed, known, self.mesh, stop=options.steps) as batches:
             source = iter(batches)
             while True:
@@ -123,9 +133,7 @@ class Run:
                     if jax.process_index() == 0:
                         same_feed(fed.digest, self.notes["batch"], fed.step)
                     continue
-                if not self.shapes:
-                    self.prepare(graphdef, objective, fed)
-                numbers = self.dispatch(fed)
+                numbers = self.dispatch(fed, programs)
                 if pending is not None:
                     self.settle(*pending)
                 pending = (numbers, fed)
@@ -136,55 +144,33 @@ class Run:
                     if (stop := self.boundary()) is not _GO_ON:
                         return stop
 
-    def prepare(self, graphdef: Any, objective: Any, fed: Fed) -> None:
-        """Prepares the jitted step; each new batch shape compiles at its first use."""
-        options = self.options
-        dropout = uses_dropout(graphdef, self.state.params, fed.device)
-        rows = NamedSharding(self.mesh, sharding.BATCH)
-        places = states.shardings(self.state, options.optimizer, self.mesh)
-        gradient = make_gradient(
-            graphdef,
-            objective,
-            chunk=options.chunk,
-            micro_batch=options.micro_batch,
-            rows=rows if self.mesh.size > 1 else None,
-        )
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        self.jitted = jax.jit(
-            functools.partial(
-                train_step,
-                gradient=gradient,
-                optimizer=options.optimizer,
-                dropout=dropout,
-            ),
-            donate_argnums=0,
-            out_shardings=(places, everywhere),
-        )
-
-    def dispatch(self, fed: Fed) -> Any:
+    def dispatch(self, fed: Fed, programs: Programs) -> Any:
         """Starts a step; returns its numbers, still on their way."""
-        options = self.options
-        if fed.shape in self.shapes:
-            with jax.transfer_guard("disallow"), self.goodput.spent_on("step"):
-                self.state, numbers = self.jitted(self.state, fed.device)
-        else:
+        if fed not in programs:
             began = time.perf_counter()
-            with self.goodput.spent_on("compile"), memory_told(options.chunk):
-                self.state, numbers = self.jitted(self.state, fed.device)
+            with self.goodput.spent_on("compile"):
+                programs.compile(self.state, fed)
             seconds = time.perf_counter() - began
-            self.shapes.add(fed.shape)
             self.progress.pause(seconds)
             lengths = "x".join(map(str, fed.shape[0][0]))
             self.progress.say(
                 f"compiled the step for {lengths} in {seconds:.1f} s "
-                f"(shape {len(self.shapes)})"
+                f"(shape {len(programs)})"
             )
+        with (
+            jax.transfer_guard("disallow"),
+            self.goodput.spent_on("step"),
+            memory_told(functools.partial(programs.out_of_memory, fed)),
+        ):
+            self.state, numbers = programs(self.state, fed)
         self.step += 1
         return numbers
 
     def settle(self, numbers: Any, fed: Fed) -> None:
         """Fetches a step's numbers, stops at what is not finite, and logs."""
-        with self.goodput.spent_on("step"), memory_told(self.options.chunk):
+        assert self.programs is not None
+        told = functools.partial(self.programs.out_of_memory, fed)
+        with self.goodput.spent_on("step"), memory_told(told):
             found = {k: float(v) for k, v in jax.device_get(numbers).items()}
         step = fed.step + 1
         if not found.pop("finite"):
@@ -313,11 +299,11 @@ class Run:
                 params = self.saver.restore_params(best["step"], target)
             best_step = best["step"]
         seconds = self.goodput.report()
-        if self.shapes:
+        compiled = len(self.programs or ())
+        if compiled:
             spent = ", ".join(f"{k} {v:.1f} s" for k, v in self.goodput.seconds.items())
             self.progress.say(
-                f"{len(self.shapes)} compiled shapes; {spent}; "
-                f"goodput {seconds['goodput']:.0%}"
+                f"{compiled} compiled shapes; {spent}; goodput {seconds['goodput']:.0%}"
             )
         return FitResult(
             params=params,
@@ -327,7 +313,7 @@ class Run:
             signal=None if finished else self.interrupt.signal,
             finished=finished,
             seconds=seconds,
-            compiled=len(self.shapes),
+            compiled=compiled,
         )
 
 

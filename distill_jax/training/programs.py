@@ -1,0 +1,172 @@
+"""The compiled steps of a run: whole batches where they fit, else pieces of them.
+
+A step that needs more memory than a device has is compiled again for half as many
+queries at a time: micro-batches where the loss is a sum over queries, GradCache chunks
+where it is not. Both are exact, so the run stays the same to rounding. The compiler's
+plan is asked before anything runs: it depends on shapes and devices alone, so a resumed
+run splits its batches as the unbroken one would have.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from distill_jax.ir.errors import UserError
+from distill_jax.models import sharding
+from distill_jax.training import state as states
+from distill_jax.training.failures import OutOfMemory, is_out_of_memory
+from distill_jax.training.memory import StepMemory, gigabytes, limit_of, planned
+from distill_jax.training.options import FitOptions
+from distill_jax.training.prefetch import Fed
+from distill_jax.training.state import TrainState
+from distill_jax.training.step import make_gradient, train_step, uses_dropout
+
+
+class Programs:
+    """Makes and keeps the compiled step of each batch shape.
+
+    Args:
+        at_once: at most so many queries at a time, learnt from a device that ran out
+            of memory in spite of the plan.
+        say: takes a line for the user.
+    """
+
+    def __init__(
+        self,
+        graphdef: Any,
+        objective: Any,
+        options: FitOptions,
+        mesh: Mesh,
+        *,
+        at_once: int | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ):
+        self.options, self.mesh = options, mesh
+        self.at_once = _least(options.chunk, options.micro_batch, at_once)
+        self.limit = options.memory_limit_bytes or limit_of(mesh.local_devices[0])
+        self._graphdef, self._objective, self._say = graphdef, objective, say
+        self._compiled: dict[tuple, Any] = {}
+        # What was tried last for each shape: queries at once, and the bytes planned.
+        self._tried: dict[tuple, tuple[int | None, StepMemory | None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._compiled)
+
+    def __contains__(self, fed: Fed) -> bool:
+        return fed.shape in self._compiled
+
+    def __call__(self, state: TrainState, fed: Fed) -> tuple[TrainState, Any]:
+        """Runs the step of a batch whose shape was compiled."""
+        return self._compiled[fed.shape](state, fed.device)
+
+    def compile(self, state: TrainState, fed: Fed) -> None:
+        """Compiles the step for a batch's shape, in pieces that fit on each device.
+
+        Raises:
+            OutOfMemory: not even one query at a time fits on a device.
+        """
+        rows = fed.queries
+        at_once = self.at_once
+        while True:
+            try:
+                compiled = self._lower(state, fed, at_once).compile()
+                memory = planned(compiled)
+            except jax.errors.JaxRuntimeError as error:
+                # Compilers try kernels out, and may run out of memory at that.
+                if not is_out_of_memory(error):
+                    raise
+                compiled, memory = None, None
+            self._tried[fed.shape] = at_once, memory
+            fits = not (memory and self.limit and memory.peak > self.limit)
+            if compiled is not None and fits:
+                self._compiled[fed.shape] = compiled
+                return
+            at_once = self.smaller(rows, at_once)
+            if at_once is None:
+                raise self.out_of_memory(fed)
+            self._say(
+                f"a step needs {gigabytes(memory and memory.peak)} a device, which has "
+                f"{gigabytes(self.limit)}: {at_once} of {rows} queries at a time, the "
+                f"same result; {self._flag(fed, at_once)} says so from the start"
+            )
+
+    def smaller(self, rows: int, at_once: int | None) -> int | None:
+        """The next number of queries at a time to try, or None.
+
+        It divides the batch, and each device gets a share of each piece where the
+        batch itself is shared out evenly.
+        """
+        ways = math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp"))
+        least = ways if rows % ways == 0 else 1
+        most = (at_once or rows) // 2
+        sizes = (n for n in range(most, 0, -1) if rows % n == 0 and n % least == 0)
+        return next(sizes, None)
+
+    def out_of_memory(self, fed: Fed) -> OutOfMemory:
+        """What is told, and tried next, when a step does not fit."""
+        rows = fed.queries
+        at_once, memory = self._tried[fed.shape]
+        smaller = self.smaller(rows, at_once)
+        if smaller is None:
+            todo = "lower --gin.LIST_SIZE or --gin.DOC_LENGTH, or spread the model: "
+            todo += "--gin.MESH='fsdp=...'"
+        else:
+            todo = f"set {self._flag(fed, smaller)}: the same result in less memory"
+        return OutOfMemory(
+            f"step {fed.step + 1} ({at_once or rows} of {rows} queries at a time) "
+            f"needs {gigabytes(memory and memory.peak)} a device, which has "
+            f"{gigabytes(self.limit)}",
+            todo,
+            at_once=smaller,
+        )
+
+    def _lower(self, state: TrainState, fed: Fed, at_once: int | None) -> Any:
+        options, whole = self.options, at_once is None or at_once >= fed.queries
+        micro = self._micro_batches(fed)
+        gradient = make_gradient(
+            self._graphdef,
+            self._objective,
+            chunk=None if whole or micro else at_once,
+            micro_batch=at_once if micro and not whole else None,
+            rows=NamedSharding(self.mesh, sharding.BATCH)
+            if self.mesh.size > 1
+            else None,
+        )
+        step = functools.partial(
+            train_step,
+            gradient=gradient,
+            optimizer=options.optimizer,
+            dropout=uses_dropout(self._graphdef, state.params, fed.device),
+        )
+        places = states.shardings(state, options.optimizer, self.mesh)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere))
+        return jitted.lower(state, fed.device)
+
+    def _micro_batches(self, fed: Fed) -> bool:
+        """Whether pieces are micro-batches; else they are GradCache chunks."""
+        options = self.options
+        if options.chunk is not None or options.micro_batch is not None:
+            return options.micro_batch is not None
+        counts = getattr(self._objective, "counts", None)
+        if counts is None:
+            return False
+        try:
+            jax.eval_shape(counts, fed.device)
+        except UserError:
+            return False  # a term that looks across queries
+        return True
+
+    def _flag(self, fed: Fed, at_once: int) -> str:
+        name = "MICRO_BATCH" if self._micro_batches(fed) else "CHUNK"
+        return f"--gin.{name}={at_once}"
+
+
+def _least(*sizes: int | None) -> int | None:
+    return min((size for size in sizes if size is not None), default=None)
