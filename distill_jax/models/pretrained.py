@@ -127,7 +127,7 @@ def initial_params(spec: Any, seed: int) -> dict:
 
 def abstract_params(spec: Any) -> dict:
     """Shapes and dtypes of a spec's parameters, as a plain nested dict."""
-    return nnx.to_pure_dict(_halves(spec)[1].filter(nnx.Param))
+    return nnx.to_pure_dict(nnx.filter_state(_halves(spec)[1], nnx.Param))
 
 
 def flatten(params: dict, prefix: str = "") -> dict[str, Any]:
