@@ -11,11 +11,32 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax.ir.errors import UserError
+
 # A token is a run of letters, digits and marks, or one other visible character, as in
 # DPR's SimpleTokenizer; in the standard library's words, after NFD: letters and digits
 # are \w without _, and marks follow their letter.
 _PUNCTUATION = frozenset(string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def accepted(queries: Any) -> dict[str, list[str]]:
+    """{query id: its answers} of the queries that have some.
+
+    Raises:
+        UserError: none has.
+    """
+    found = {
+        query_id: list(texts)
+        for query_id, texts in zip(queries.ids, queries.answers or ())
+        if texts
+    }
+    if not found:
+        raise UserError(
+            f"{queries.name or 'these queries'} have no answers to compare with",
+            'give questions with "answers": QUERIES=jsonl:FILE or tfds:NAME',
+        )
+    return found
 
 
 def tokens(text: str) -> list[str]:

@@ -291,8 +291,8 @@ def load_collection(
     """Loads ``scheme:where``: documents, the queries of a split and their judgements.
 
     Args:
-        spec: ``beir:PATH``, ``msmarco:PATH``, ``irds:NAME``, ``pydocs[:PACKAGES]`` or
-            ``tfds:NAME``.
+        spec: ``beir:PATH``, ``msmarco:PATH``, ``irds:NAME``, ``pydocs[:PACKAGES]``,
+            ``tfds:NAME`` or ``jsonl:PATH``.
         split: usually ``train``, ``dev`` or ``test``.
 
     Raises:

@@ -17,7 +17,8 @@ import numpy as np
 
 from distill_jax.ir.errors import UserError, clip
 
-_CHUNK = 1 << 20
+LONGEST_LINE = 64 << 20
+"""Bytes; a longer line is a file that is not made of lines."""
 
 
 @contextlib.contextmanager
@@ -138,32 +139,28 @@ def open_binary(path: str | Path) -> IO[bytes]:
         ) from None
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Yields ``(line number from 1, line without its end)`` of a UTF-8 file.
+def raw_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """Yields ``(line number from 1, bytes of the line without its end)``.
 
     A byte-order mark is dropped and ``\\r\\n`` ends are understood; no other character
-    ends a line.
+    ends a line. Of a line above ``LONGEST_LINE`` bytes the start is given, and no more
+    is held in memory.
 
     Raises:
-        UserError: with file:line, for bytes that are not UTF-8 and for a compressed
-            file that is cut short or damaged.
+        UserError: with file:line, for a compressed file that is cut short or damaged.
     """
     number = 0
-    with open_binary(path) as lines:
+    with open_binary(path) as file:
         try:
-            for raw in lines:
+            while raw := file.readline(LONGEST_LINE + 2):
                 number += 1
+                rest = raw
+                while len(rest) > LONGEST_LINE and not rest.endswith(b"\n"):
+                    rest = file.readline(LONGEST_LINE + 2)
                 if number == 1 and raw.startswith(b"\xef\xbb\xbf"):
                     raw = raw[3:]
                 raw = raw.rstrip(b"\n")
-                raw = raw[:-1] if raw.endswith(b"\r") else raw
-                yield number, raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path}:{number}:{error.start + 1}: not UTF-8 "
-                f"(byte 0x{error.object[error.start]:02x})",
-                "convert the file to UTF-8, e.g. with iconv",
-            ) from None
+                yield number, raw[:-1] if raw.endswith(b"\r") else raw
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(
                 f"{path}:{number + 1}: the compressed file is cut or damaged ({error})",
@@ -171,6 +168,38 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
             ) from None
         except IsADirectoryError:
             raise UserError(f"{path}: is a folder", "name a file") from None
+
+
+def decoded(path: str | Path, number: int, raw: bytes) -> str:
+    """A line as text.
+
+    Raises:
+        UserError: with file:line, for bytes that are not UTF-8 and for a line that is
+            too long to be one.
+    """
+    if len(raw) > LONGEST_LINE:
+        raise UserError(
+            f"{path}:{number}: a line of more than {LONGEST_LINE >> 20} MiB",
+            "is it a text file with one record a line?",
+        )
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}:{number}:{error.start + 1}: not UTF-8 "
+            f"(byte 0x{error.object[error.start]:02x})",
+            "convert the file to UTF-8, e.g. with iconv",
+        ) from None
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Yields ``(line number from 1, line without its end)`` of a UTF-8 file.
+
+    Raises:
+        UserError: as ``raw_lines`` and ``decoded``.
+    """
+    for number, raw in raw_lines(path):
+        yield number, decoded(path, number, raw)
 
 
 @contextlib.contextmanager
@@ -190,23 +219,36 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
             object.
     """
     for number, line in read_lines(path):
-        if not line or line.isspace():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}:{number}:{error.colno}: malformed JSON ({error.msg})",
-                f"the line begins {clip(line)}; write one JSON object a line",
-            ) from None
-        except RecursionError:
-            raise UserError(f"{path}:{number}: JSON nested too deep") from None
-        if not isinstance(record, dict):
-            raise UserError(
-                f"{path}:{number}: a JSON {type(record).__name__}, not an object",
-                'write one JSON object a line, e.g. {"_id": "1", "text": "..."}',
-            )
-        yield number, record
+        record = json_object(path, number, line)
+        if record is not None:
+            yield number, record
+
+
+def json_object(path: str | Path, number: int, line: str) -> dict | None:
+    """The object that a line holds, None for a blank line.
+
+    Raises:
+        UserError: as ``read_jsonl``.
+    """
+    if not line or line.isspace():
+        return None
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}:{number}:{error.colno}: malformed JSON ({error.msg})",
+            f"the line begins {clip(line)}; write one JSON object a line",
+        ) from None
+    except (RecursionError, ValueError) as error:
+        # ValueError: a number of more digits than Python converts.
+        kind = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"{path}:{number}: JSON that cannot be read: {kind}") from None
+    if not isinstance(record, dict):
+        raise UserError(
+            f"{path}:{number}: a JSON {type(record).__name__}, not an object",
+            'write one JSON object a line, e.g. {"_id": "1", "text": "..."}',
+        )
+    return record
 
 
 def read_json(path: str | Path) -> Any:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distill_jax.ir.bad_lines import columns, parsed
 from distill_jax.ir.errors import UserError, clip
-from distill_jax.ir.files import atomic_write, digest, read_lines
+from distill_jax.ir.files import atomic_write, digest
 
 if TYPE_CHECKING:
     from distill_jax.ir.collection import Collection, Queries
@@ -163,35 +164,37 @@ class Qrels:
 
 
 def _read(path: str | Path) -> Iterator[tuple[int, str, str, int]]:
-    first = True
-    for number, line in read_lines(path):
+    fit, first = columns(path), True
+
+    def parse(number: int, line: str) -> tuple[int, str, str, int] | None:
+        nonlocal first
         if not line.strip():
-            continue
+            return None
         # Tabs win over blanks: BEIR ids may hold blanks.
         fields = line.split("\t")
         fields = fields if len(fields) in (3, 4) else line.split()
-        if len(fields) == 4:
-            query, _, doc, grade = fields
-        elif len(fields) == 3:
-            query, doc, grade = fields
-        else:
+        if len(fields) not in (3, 4):
             raise UserError(
                 f"{path}:{number}: {len(fields)} columns in {clip(line)}",
                 "write 'query-id<tab>corpus-id<tab>score' or 'qid 0 docid grade'",
             )
-        if first and not _is_number(grade):
-            first = False
-            continue
-        first = False
+        fit(number, fields)
+        head, first = first and not any(map(str.isdigit, line)), False
+        query, doc, grade = fields[0], *fields[-2:]
+        if head and not _is_number(grade):
+            return None
         if not _is_number(grade) or float(grade) != int(float(grade)):
             raise UserError(
                 f"{path}:{number}: grade {clip(grade)} of query {clip(query)}, "
                 f"document {clip(doc)} is not an integer",
                 "grades are integers, 0 for not relevant",
             )
-        if not query or not doc:
-            raise UserError(f"{path}:{number}: an empty id", "fill in or drop the line")
-        yield number, query, doc, int(float(grade))
+        if not query or not doc or "\0" in line:
+            what = "a NUL character" if "\0" in line else "an empty id"
+            raise UserError(f"{path}:{number}: {what}", "mend or drop the line")
+        return number, query, doc, int(float(grade))
+
+    return parsed(path, parse)
 
 
 def _is_number(text: str) -> bool:

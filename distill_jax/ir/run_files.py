@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from distill_jax.ir.bad_lines import columns, parsed
 from distill_jax.ir.errors import UserError, clip
 from distill_jax.ir.files import atomic_write, read_lines
 from distill_jax.ir.strings import int_list
@@ -216,9 +217,17 @@ def _arrow_blocks(path: str | Path) -> Iterator[tuple[Any, Any, np.ndarray, bool
             doc = batch.column("doc").dictionary_encode()
             if "" in query.dictionary.to_pylist()[:1]:
                 raise _NotPlain
+            if _holds_nul(query.dictionary) or _holds_nul(doc.dictionary):
+                raise _NotPlain
             yield query, doc, scores.astype(np.float32), decode
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise _NotPlain(str(error)) from None
+
+
+def _holds_nul(ids: Any) -> bool:
+    import pyarrow.compute as pc
+
+    return bool(pc.any(pc.match_substring(ids, "\0")).as_py())  # type: ignore[attr-defined]
 
 
 def _layout(line: str) -> tuple[list[str], str]:
@@ -238,7 +247,7 @@ def _line_blocks(path: str | Path) -> Iterator[tuple[Any, Any, np.ndarray, bool]
     queries: list[str] = []
     docs: list[str] = []
     scores: list[float] = []
-    decode = False
+    decode, fit = False, columns(path)
 
     def block():
         return (
@@ -248,20 +257,21 @@ def _line_blocks(path: str | Path) -> Iterator[tuple[Any, Any, np.ndarray, bool]
             decode,
         )
 
-    for number, line in read_lines(path):
+    def parse(number: int, line: str) -> tuple[str, str, float] | None:
+        nonlocal decode
         fields = line.split()
         if not fields:
-            continue
-        if len(fields) == 6:
-            query, _, doc, _, score, tag = fields
-            decode = tag.endswith(ENCODED)
-        elif len(fields) == 3:
-            query, doc, score = fields
-        else:
+            return None
+        if len(fields) not in (3, 6):
             raise UserError(
                 f"{path}:{number}: {len(fields)} columns in {clip(line)}",
                 "a run line is 'qid Q0 docid rank score tag' or 'qid<tab>pid<tab>rank'",
             )
+        if fit(number, fields) == 6:
+            query, _, doc, _, score, tag = fields
+            decode = tag.endswith(ENCODED)
+        else:
+            query, doc, score = fields
         try:
             value = float(score)
         except ValueError:
@@ -270,9 +280,14 @@ def _line_blocks(path: str | Path) -> Iterator[tuple[Any, Any, np.ndarray, bool]
                 f"(query {clip(query)}, document {clip(doc)})",
                 "a run line is 'qid Q0 docid rank score tag'",
             ) from None
+        if "\0" in line:
+            raise UserError(f"{path}:{number}: a NUL character", "is it damaged?")
+        return query, doc, -value if len(fields) == 3 else value
+
+    for query, doc, value in parsed(path, parse):
         queries.append(query)
         docs.append(doc)
-        scores.append(-value if len(fields) == 3 else value)
+        scores.append(value)
         if len(queries) >= 1 << 18:
             yield block()
             queries, docs, scores = [], [], []

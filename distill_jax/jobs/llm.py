@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,65 +142,118 @@ class Reader:
     Attributes:
         client: ``teaching.clients.Client`` or ``LocalModel``.
         top_k: documents that are read.
-        ks: depths of the hit rate, which needs no LLM.
+        most_failed: the share of questions without a reply that is borne; their answers
+            count as wrong.
     """
 
     client: Any
     top_k: int = 5
-    ks: tuple[int, ...] = (5, 10)
     prompt: str = "reader"
     words: int = 300
     max_tokens: int = 64
+    most_failed: float = dataclasses.field(default=0.2, repr=False)
 
-    def __call__(self, asked: Asked, run: Run) -> dict[str, dict[str, float]]:
-        """``{"EM": {query id: value}, "F1": ..., "HR@5": ...}``, and ``answers.json``.
+    def __call__(self, asked: Asked, run: Run) -> Reading:
+        """Reads for every question that has answers, and writes ``answers.json``.
 
         Raises:
-            UserError: the queries have no answers.
+            UserError: no question has answers, or too many have no reply.
+            Unfinished: the budget is at its end; what was answered is in the cache.
         """
         from distill_jax.teaching.reader import answer_questions
 
         queries, setting = asked.queries, asked.setting
-        if queries.answers is None:
-            raise UserError(
-                f"{queries.name or 'these queries'} have no answers to compare with",
-                'give questions with "answers": tfds: sets or JSON lines',
-            )
-        expected = {q: list(a) for q, a in zip(queries.ids, queries.answers)}
+        expected = answers.accepted(queries)
         client = self.client.at(setting.directory / "llm", **_loader(self, asked))
+        run = run.select([query for query in run.query_ids if query in expected])
         with Counter("reading", len(run), "questions") as counter:
-            said = answer_questions(
+            said, counts = answer_questions(
                 client,
                 queries,
                 setting.collection,
                 run,
-                top_k=self.top_k,
-                prompt=self.prompt,
-                words=self.words,
-                max_tokens=self.max_tokens,
                 progress=counter,
+                **self._method(),
             )
         failed = [query_id for query_id, text in said.items() if text is None]
-        if failed:
-            say(f"{len(failed)} questions without a reply count 0, e.g. {failed[0]!r}")
+        if len(failed) > self.most_failed * len(said):
+            raise UserError(
+                f"{len(failed)} of {len(said)} questions have no reply "
+                f"({counts['failures']})",
+                f"most_failed = {self.most_failed} is the share that is borne",
+            )
         given = {query_id: text for query_id, text in said.items() if text}
-        found = answers.evaluate_answers(given, expected)
-        found |= answers.hit_rates(run, expected, setting.collection, self.ks)
+        values = answers.evaluate_answers(given, expected)
+        means = {name: answers.mean(per) for name, per in values.items()}
         write_json(
             asked.directory / "answers.json",
             {
                 "model": client.model,
                 "top_k": self.top_k,
                 "answers": said,
+                "expected": expected,
                 "failed": len(failed),
-                "means": {name: answers.mean(per) for name, per in found.items()},
+                "means": means,
+                "counts": counts,
             },
         )
-        return found
+        return Reading(values=values, failed=len(failed), counts=counts)
 
-    def estimate(self, asked: Asked) -> str:
-        count = 0 if asked.queries is None else len(asked.queries)
-        return f"LLM: {count:,} calls to read the first {self.top_k} documents"
+    def estimate(self, asked: Asked, systems: int = 1) -> str:
+        """Calls, tokens and cost before the first call, for ``--plan``."""
+        from distill_jax.teaching.reader import estimate
+
+        queries = asked.queries
+        expected = answers.accepted(queries)
+        rows = [row for row, query in enumerate(queries.ids) if query in expected]
+        found = estimate(
+            self.client.cost,
+            queries.select(rows),
+            asked.setting.collection,
+            seed=asked.setting.seed,
+            **self._method(),
+        )
+        limit = getattr(self.client, "budget_calls", None)
+        budget = "" if limit is None else f" (budget {limit:,})"
+        total = {name: systems * value for name, value in found.items()}
+        return (
+            f"LLM: at most {total['calls']:,} calls{budget}, {systems} rankings of "
+            f"{len(rows):,} questions; about {total['prompt_tokens']:,} tokens in and "
+            f"at most {total['completion_tokens']:,} out, cost {total['cost']:.2f}"
+        )
+
+    def _method(self) -> dict[str, Any]:
+        names = ("top_k", "prompt", "words", "max_tokens")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a reader made of one ranking.
+
+    Attributes:
+        values: ``{"EM": {query id: value}, "F1": ...}``.
+        failed: questions without a reply; they count 0.
+        counts: calls, cached, tokens and cost, as the ledger has them.
+    """
+
+    values: dict[str, dict[str, float]]
+    failed: int
+    counts: dict[str, Any]
+
+
+def behind(
+    base_url: str | None, model: str | None, make: Callable[[], Any]
+) -> Any | None:
+    """What ``make`` makes, where an LLM is named; None where none is.
+
+    Raises:
+        UserError: its address is given without its model's name, or the reverse.
+    """
+    if (base_url is None) != (model is None):
+        given, missing = ("LLM_BASE_URL", "LLM_MODEL")[:: 1 if model is None else -1]
+        raise UserError(f"{given} without {missing}", f"add --gin.{missing}=...")
+    return None if base_url is None else make()
 
 
 def _loader(job: Any, asked: Asked) -> dict[str, Any]:

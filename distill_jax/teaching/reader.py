@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from distill_jax.ir.collection import Collection, Queries
 from distill_jax.ir.files import digest
+from distill_jax.ir.lists import generator
 from distill_jax.ir.run import Run
 from distill_jax.teaching import prompts
+from distill_jax.teaching.chat import estimated_tokens
 from distill_jax.teaching.clients import Request
+
+
+class Answered(NamedTuple):
+    """What a reader said.
+
+    Attributes:
+        said: {query id: the reply's first line}, None where the call failed.
+        counts: calls, cached, failed, tokens, cost; those of earlier starts included.
+    """
+
+    said: dict[str, str | None]
+    counts: dict[str, Any]
 
 
 def answer_questions(
@@ -24,13 +40,16 @@ def answer_questions(
     max_tokens: int = 64,
     at_once: int = 256,
     progress: Callable[[int, int], Any] | None = None,
-) -> dict[str, str | None]:
-    """{query id: the reply's first line}, None where the call failed.
+) -> Answered:
+    """Answers each question of a run.
 
     Args:
         client: an opened client; its cache makes a second run free.
         run: the documents found; the first ``top_k`` of each question are read.
         at_once: questions that are sent together.
+
+    Raises:
+        Unfinished: the budget is at its end; what was answered is in the cache.
     """
     said = prompts.load(prompt)
     run = run.on(collection).top(top_k)
@@ -41,21 +60,65 @@ def answer_questions(
         requests = []
         for line in lines:
             query_id = run.query_ids[line]
+            question = queries.texts[queries.row(query_id)]
             rows = run.rows[line][run.where[line]].tolist()
-            question = prompts.plain(queries.texts[queries.row(query_id)], words)
-            documents = prompts.passages(collection, rows, words)
+            messages = _messages(said, question, collection, rows, words)
             requests.append(
                 Request(
-                    id=f"{job}/{query_id}",
-                    messages=said.messages(question, documents),
-                    max_tokens=max_tokens,
+                    id=f"{job}/{query_id}", messages=messages, max_tokens=max_tokens
                 )
             )
         for line, reply in zip(lines, client.complete_all(requests), strict=True):
             found[run.query_ids[line]] = None if reply is None else _first_line(reply)
         if progress is not None:
             progress(lines.stop, len(run))
-    return found
+    return Answered(found, client.counts(job))
+
+
+def estimate(
+    cost: Callable[[tuple[int, int]], float],
+    queries: Queries,
+    collection: Collection,
+    *,
+    top_k: int = 5,
+    prompt: str = "reader",
+    words: int = 300,
+    max_tokens: int = 64,
+    sample: int = 50,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Calls, tokens and cost of reading for every query, before the first call.
+
+    Args:
+        cost: of (prompt, completion) tokens, e.g. ``Client.cost``.
+        sample: requests that are written out, with documents at random, and measured.
+    """
+    said, random = prompts.load(prompt), generator(seed, "estimate")
+    measured = []
+    for _ in range(sample if len(queries) and len(collection) else 0):
+        question = queries.texts[int(random.integers(0, len(queries)))]
+        rows = random.integers(0, len(collection), top_k).tolist()
+        messages = _messages(said, question, collection, rows, words)
+        measured.append(estimated_tokens(messages))
+    each = float(np.mean(measured)) if measured else 0.0
+    tokens = round(len(queries) * each), len(queries) * max_tokens
+    return {
+        "calls": len(queries),
+        "prompt_tokens": tokens[0],
+        "completion_tokens": tokens[1],
+        "cost": cost(tokens),
+    }
+
+
+def _messages(
+    prompt: prompts.Prompt,
+    question: str,
+    collection: Collection,
+    rows: list[int],
+    words: int,
+) -> list[dict[str, str]]:
+    documents = prompts.passages(collection, rows, words)
+    return prompt.messages(prompts.plain(question, words), documents)
 
 
 def _first_line(reply: str) -> str:

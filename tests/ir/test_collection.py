@@ -260,7 +260,7 @@ def test_qrels_survive_both_formats(tmp_path_factory, judgements):
     ("content", "message"),
     [
         ("q\td\t1\nq\td\t2\n", r"qrels\.tsv:2: .* has grade 2, but 1 on line 1"),
-        ("q 0 d 1\nq 0 d\n", r"qrels\.tsv:2: grade 'd'"),
+        ("q 0 d 1\nq 0 d\n", r"qrels\.tsv:2: 3 columns, but 4 on line 1"),
         ("q 0 d 1\nq d\n", r"qrels\.tsv:2: 2 columns"),
         ("q 0 d 1\nq 0 e 0.5\n", r"qrels\.tsv:2: grade '0.5'"),
         ("q\td\t1\nq\t\t1\n", r"qrels\.tsv:2: an empty id"),

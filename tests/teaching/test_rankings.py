@@ -357,8 +357,11 @@ def test_a_reader_answers(tmp_path, monkeypatch):
     collection, queries, run = world()
     with FakeLLM() as llm:
         client = Client(base_url=llm.base_url, model="m").at(tmp_path)
-        said = answer_questions(client, queries, collection, run, top_k=2)
-        assert answer_questions(client, queries, collection, run, top_k=2) == said
+        said, counts = answer_questions(client, queries, collection, run, top_k=2)
+        assert counts["calls"] == counts["succeeded"] == 6
+        again = answer_questions(client, queries, collection, run, top_k=2)
+        assert again.said == said
+        assert (again.counts["calls"], again.counts["cached"]) == (6, 6)
         assert len(llm.calls) == 6
     for line, query_id in enumerate(run.query_ids):
         first = collection.texts[run.rows[line, 0]].split()[:3]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from distill_jax.ir import bad_lines
 from distill_jax.ir.errors import UserError, clip, near
 
 if TYPE_CHECKING:
     from distill_jax.ir.collection import Collection, Queries
     from distill_jax.ir.qrels import Qrels
 
-SCHEMES = ("beir", "msmarco", "irds", "pydocs", "tfds")
+SCHEMES = ("beir", "msmarco", "irds", "pydocs", "tfds", "jsonl")
+QUESTIONS = ("tfds", "jsonl")
+"""Schemes that hold questions with answers, and no documents."""
 
 
 def load(spec: str, split: str) -> tuple[Collection, Queries, Qrels]:
@@ -20,6 +23,36 @@ def load(spec: str, split: str) -> tuple[Collection, Queries, Qrels]:
     Raises:
         UserError: an unknown scheme, or nothing after the colon where something is due.
     """
+    scheme, where = _parts(spec)
+    collection, queries, qrels = _module(scheme).load(where, split)
+    return _with_rejects(collection), queries, qrels
+
+
+def load_docs(spec: str) -> Collection:
+    """The documents of ``scheme:where`` alone: it needs no split, not even queries.
+
+    Raises:
+        UserError: as ``load``, and for schemes that hold none.
+    """
+    scheme, where = _parts(spec)
+    if scheme in QUESTIONS:
+        raise UserError(
+            f"COLLECTION {clip(str(spec))}: {scheme}: holds questions, no documents",
+            "give it as QUERIES, and documents as COLLECTION",
+        )
+    return _with_rejects(_module(scheme).docs(where))
+
+
+def _with_rejects(collection: Collection) -> Collection:
+    left_out = bad_lines.notices()
+    return collection.with_notices(*left_out) if left_out else collection
+
+
+def _module(scheme: str) -> Any:
+    return importlib.import_module(f"distill_jax.ir.sources.{scheme}")
+
+
+def _parts(spec: str) -> tuple[str, str]:
     scheme, _, where = str(spec).partition(":")
     if scheme not in SCHEMES:
         raise UserError(
@@ -32,5 +65,4 @@ def load(spec: str, split: str) -> tuple[Collection, Queries, Qrels]:
             f"COLLECTION {clip(str(spec))}: nothing after the scheme",
             f"write {scheme}:{'NAME' if scheme in ('irds', 'tfds') else 'PATH'}",
         )
-    module = importlib.import_module(f"distill_jax.ir.sources.{scheme}")
-    return module.load(where, split)
+    return scheme, where

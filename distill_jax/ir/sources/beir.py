@@ -5,41 +5,60 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from distill_jax.ir.bad_lines import parsed_jsonl
 from distill_jax.ir.collection import Collection, Queries
 from distill_jax.ir.errors import UserError, near
-from distill_jax.ir.files import read_jsonl
 from distill_jax.ir.qrels import Qrels
-from distill_jax.ir.sources.building import Item, collection_of, queries_of
+from distill_jax.ir.sources.building import Item, clean, collection_of, queries_of
+from distill_jax.ir.sources.jsonl import checked_answers, with_answers
 
 
 def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
     """Loads one split of a BEIR folder.
 
-    The queries are those the split's qrels judge, in the order of ``queries.jsonl``.
-    A line's ``metadata`` (SciFact's holds the answers) reaches no text.
+    The queries are those the split's qrels judge, in the order of ``queries.jsonl``,
+    with their ``answers`` where lines have that field. A line's ``metadata`` (SciFact's
+    holds the answers) reaches no text.
 
     Raises:
         UserError: a missing file or split, a malformed line, ids that do not fit.
     """
-    folder = Path(where).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder", "give the folder of a BEIR set")
-    corpus = _file(folder, "corpus.jsonl")
+    folder = _folder(where)
     query_path = _file(folder, "queries.jsonl")
     judgements = Qrels.read(_split(folder, split))
     name = f"{folder.resolve().name}/{split}"
-    collection = collection_of(
-        corpus, lambda: _items(corpus), folder.resolve().name, titles=True
-    )
-    every, notices = queries_of(query_path, _items(query_path), name)
-    if not len(collection):
-        raise UserError(f"{corpus}: no documents", "check the file")
+    collection = docs(where)
+    answers: dict[str, list[str]] = {}
+    every, notices = queries_of(query_path, _items(query_path, answers), name)
+    if answers:
+        every = with_answers(every, answers)
     qrels = judgements.restrict(every, collection)
     queries = every.select([r for r, i in enumerate(every.ids) if i in qrels])
     lost = len(set(judgements.query_ids) & set(every.ids)) - len(queries)
     if lost:
         notices.append(f"{lost} queries have no judged document left: left out")
     return collection.with_notices(*notices, *qrels.notices), queries, qrels
+
+
+def docs(where: str) -> Collection:
+    """The documents of a BEIR folder; queries and judgements may be absent.
+
+    Raises:
+        UserError: as ``load``, for the corpus.
+    """
+    folder = _folder(where)
+    corpus = _file(folder, "corpus.jsonl")
+    collection = collection_of(corpus, lambda: _items(corpus), folder.resolve().name)
+    if not len(collection):
+        raise UserError(f"{corpus}: no documents", "check the file")
+    return collection
+
+
+def _folder(where: str) -> Path:
+    folder = Path(where).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder", "give the folder of a BEIR set")
+    return folder
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -65,25 +84,35 @@ def _split(folder: Path, split: str) -> Path:
     return found[split]
 
 
-def _items(path: Path) -> Iterator[Item]:
-    for line, record in read_jsonl(path):
-        item_id = record.get("_id")
-        text = record.get("text")
-        title = record.get("title") or ""
-        for field, value in (("_id", item_id), ("text", text)):
-            if value is None:
-                raise UserError(
-                    f'{path}:{line}: no "{field}"{near(field, record)}',
-                    'each line is {"_id": ..., "title": ..., "text": ...}',
-                )
-        # Some sets write ids as numbers.
-        if isinstance(item_id, int) and not isinstance(item_id, bool):
-            item_id = str(item_id)
-        for field, value in (("_id", item_id), ("title", title), ("text", text)):
-            if not isinstance(value, str):
-                raise UserError(
-                    f'{path}:{line}: "{field}" is a {type(value).__name__}, '
-                    "not a string",
-                    "write it as a JSON string",
-                )
-        yield Item(line, item_id, title, text)  # type: ignore[arg-type]
+def _items(path: Path, answers: dict[str, list[str]] | None = None) -> Iterator[Item]:
+    """The items of a file; the answers that lines have go into ``answers``."""
+
+    def parse(line: int, record: dict) -> Item:
+        item = clean(_item(path, line, record), path)
+        found = None if answers is None else checked_answers(path, line, record)
+        if answers is not None and found is not None:
+            answers.setdefault(item.id, found)
+        return item
+
+    return parsed_jsonl(path, parse)
+
+
+def _item(path: Path, line: int, record: dict) -> Item:
+    item_id, text = record.get("_id"), record.get("text")
+    title = record.get("title") or ""
+    for field, value in (("_id", item_id), ("text", text)):
+        if value is None:
+            raise UserError(
+                f'{path}:{line}: no "{field}"{near(field, record)}',
+                'each line is {"_id": ..., "title": ..., "text": ...}',
+            )
+    # Some sets write ids as numbers.
+    if isinstance(item_id, int) and not isinstance(item_id, bool):
+        item_id = str(item_id)
+    for field, value in (("_id", item_id), ("title", title), ("text", text)):
+        if not isinstance(value, str):
+            raise UserError(
+                f'{path}:{line}: "{field}" is a {type(value).__name__}, not a string',
+                "write it as a JSON string",
+            )
+    return Item(line, item_id, title, text)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Rows of a file to a Collection or Queries: ids checked, oddities counted.
+"""Items of a file to a Collection or Queries: ids checked, oddities counted.
 
 Small files become lists. Large ones become string tables in the cache folder, made
 once for each state (path, size, change time) of the file.
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from distill_jax.ir import bad_lines
 from distill_jax.ir.cache import cache_dir
 from distill_jax.ir.collection import Collection, Queries, collection_digest
 from distill_jax.ir.errors import UserError, clip
@@ -44,12 +45,12 @@ def collection_of(
 
     Args:
         path: the file, for messages and the cache key.
-        items: reads it anew.
+        items: reads it anew; what it gives is ``clean``.
         name: of the collection.
         titles: False for formats that have none.
 
     Raises:
-        UserError: an id that cannot be used, or two documents under one id.
+        UserError: two documents under one id.
     """
     size = path.stat().st_size * (4 if path.suffix == ".gz" else 1)
     if size > LARGE_BYTES:
@@ -60,7 +61,7 @@ def collection_of(
 def in_memory(
     path: Path, items: Iterable[Item], name: str, titles: bool = True
 ) -> Collection:
-    """The documents of any source, as lists. See ``collection_of``."""
+    """The documents of any source, as lists, from clean items."""
     kept, notices = _unique(path, items, "document")
     titled = titles and any(item.title for item in kept)
     return Collection(
@@ -75,7 +76,7 @@ def in_memory(
 def queries_of(
     path: Path, items: Iterable[Item], name: str
 ) -> tuple[Queries, list[str]]:
-    """The queries of a file, and notices about them."""
+    """The queries of a source from clean items, and notices about them."""
     kept, notices = _unique(path, items, "query")
     empty = sum(1 for item in kept if not item.text.strip())
     if empty:
@@ -106,7 +107,6 @@ def _unique(
     kept: dict[str, Item] = {}
     same = 0
     for item in items:
-        item = clean(item, path)
         before = kept.setdefault(item.id, item)
         if before is not item:
             _require_same(path, what, before, item)
@@ -134,7 +134,7 @@ def _empty_notice(empty: int, total: int) -> list[str]:
 
 def _large(path, items, name, titles) -> Collection:
     folder = cache_dir() / "collections" / file_fingerprint(path)
-    if not (folder / "collection.json").exists():
+    if not _whole(folder):
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part."))
         try:
@@ -143,7 +143,7 @@ def _large(path, items, name, titles) -> Collection:
                 shutil.rmtree(folder)
             os.rename(aside, folder)
         except OSError as error:
-            if not (folder / "collection.json").exists():
+            if not _whole(folder):
                 raise UserError(
                     f"{folder}: the collection's cache cannot be written ({error})",
                     "free some space, or set DISTILL_JAX_CACHE to another disk",
@@ -151,9 +151,6 @@ def _large(path, items, name, titles) -> Collection:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     record = read_json(folder / "collection.json")
-    if record.get("format") != _FORMAT:
-        shutil.rmtree(folder)
-        return _large(path, items, name, titles)
     ids, texts = StringTable.read(folder, "ids"), StringTable.read(folder, "texts")
     return Collection(
         ids,
@@ -163,6 +160,18 @@ def _large(path, items, name, titles) -> Collection:
         tuple(record["notices"]),
         record["digest"],
     )
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a folder can stand for its file.
+
+    One without the file's bad lines cannot: they are to be told, or refused, each time.
+    """
+    record = folder / "collection.json"
+    if not record.exists():
+        return False
+    found = read_json(record)
+    return found.get("format") == _FORMAT and not found.get("rejected")
 
 
 def _write_large(folder: Path, path: Path, items, titles: bool) -> None:
@@ -196,6 +205,7 @@ def _write_large(folder: Path, path: Path, items, titles: bool) -> None:
             "documents": count,
             "titled": titled,
             "notices": notices,
+            "rejected": bad_lines.rejected(path),
             "digest": collection_digest(
                 columns["ids"], columns["titles"] if titled else None, columns["texts"]
             ),
@@ -210,7 +220,6 @@ def _write_tables(folder: Path, path: Path, items, skip: set[int]):
         for row, item in enumerate(items()):
             if row in skip:
                 continue
-            item = clean(item, path)
             for writer, value in zip(writers, item[1:]):
                 writer.append(value)
             lines.append(item.line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from distill_jax.ir.collection import Collection, Queries
 from distill_jax.ir.errors import UserError, near
 from distill_jax.ir.qrels import Qrels
-from distill_jax.ir.sources.building import Item, in_memory, queries_of
+from distill_jax.ir.sources.building import Item, clean, in_memory, queries_of
 
 
 def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
@@ -19,6 +20,38 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
         UserError: ir_datasets is not installed, an unknown name, no such split (those
             that exist are listed), or a failed download.
     """
+    dataset, name = _find(_library(), where, split)
+    with _told(name):
+        collection = in_memory(*_docs(dataset, where), where)
+        queries, notices = queries_of(*_queries(dataset, name), name)
+        judged: dict[str, dict[str, int]] = {}
+        for qrel in dataset.qrels_iter():
+            judged.setdefault(qrel.query_id, {})[qrel.doc_id] = int(qrel.relevance)
+    qrels = Qrels(judged).restrict(queries, collection)
+    queries = queries.select([r for r, i in enumerate(queries.ids) if i in qrels])
+    return collection.with_notices(*notices, *qrels.notices), queries, qrels
+
+
+def docs(where: str) -> Collection:
+    """The documents of a set, which needs neither queries nor judgements.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    ir_datasets, name = _library(), where.strip("/")
+    try:
+        dataset = ir_datasets.load(name)
+    except KeyError:
+        raise UserError(
+            f"irds:{name}: ir_datasets has no such set"
+            + near(name, _names(ir_datasets)),
+            "see https://ir-datasets.com for the names",
+        ) from None
+    with _told(name):
+        return in_memory(*_docs(dataset, name), name)
+
+
+def _library() -> Any:
     try:
         import ir_datasets
     except ImportError:
@@ -26,23 +59,21 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
             "irds: collections need the ir_datasets library",
             "pip install 'distill_jax[irds]'",
         ) from None
-    dataset, name = _find(ir_datasets, where, split)
+    return ir_datasets
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """ir_datasets raises what its downloads raise: told in two lines."""
     try:
-        collection = in_memory(Path(f"irds:{where}"), _docs(dataset), where)
-        queries, notices = queries_of(Path(f"irds:{name}"), _queries(dataset), name)
-        judged: dict[str, dict[str, int]] = {}
-        for qrel in dataset.qrels_iter():
-            judged.setdefault(qrel.query_id, {})[qrel.doc_id] = int(qrel.relevance)
+        yield
     except UserError:
         raise
-    except Exception as error:  # ir_datasets raises what its downloads raise
+    except Exception as error:
         raise UserError(
             f"irds:{name}: {type(error).__name__}: {error}",
             "check the network, or download the set and use beir: or msmarco:",
         ) from None
-    qrels = Qrels(judged).restrict(queries, collection)
-    queries = queries.select([r for r, i in enumerate(queries.ids) if i in qrels])
-    return collection.with_notices(*notices, *qrels.notices), queries, qrels
 
 
 def _find(ir_datasets: Any, where: str, split: str) -> tuple[Any, str]:
@@ -78,18 +109,28 @@ def _below(known: list[str], where: str) -> list[str]:
     return [n.removeprefix(f"{where}/") for n in known if n.startswith(f"{where}/")]
 
 
-def _docs(dataset: Any) -> Iterator[Item]:
-    for number, doc in enumerate(dataset.docs_iter(), 1):
-        title = getattr(doc, "title", "") or ""
-        text = getattr(doc, "text", None)
-        if text is None:
-            text, title = doc.default_text(), ""
-        yield Item(number, doc.doc_id, title, text)
+def _docs(dataset: Any, name: str) -> tuple[Path, Iterator[Item]]:
+    source = Path(f"irds:{name}")
+
+    def items() -> Iterator[Item]:
+        for number, doc in enumerate(dataset.docs_iter(), 1):
+            title = getattr(doc, "title", "") or ""
+            text = getattr(doc, "text", None)
+            if text is None:
+                text, title = doc.default_text(), ""
+            yield clean(Item(number, doc.doc_id, title, text), source)
+
+    return source, items()
 
 
-def _queries(dataset: Any) -> Iterator[Item]:
-    for number, query in enumerate(dataset.queries_iter(), 1):
-        text = getattr(query, "text", None)
-        if text is None:
-            text = query.default_text()
-        yield Item(number, query.query_id, "", text)
+def _queries(dataset: Any, name: str) -> tuple[Path, Iterator[Item]]:
+    source = Path(f"irds:{name}")
+
+    def items() -> Iterator[Item]:
+        for number, query in enumerate(dataset.queries_iter(), 1):
+            text = getattr(query, "text", None)
+            if text is None:
+                text = query.default_text()
+            yield clean(Item(number, query.query_id, "", text), source)
+
+    return source, items()

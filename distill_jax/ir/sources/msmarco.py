@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from distill_jax.ir.bad_lines import columns, parsed
 from distill_jax.ir.collection import Collection, Queries
 from distill_jax.ir.errors import UserError, clip, near
-from distill_jax.ir.files import read_lines
 from distill_jax.ir.qrels import Qrels
-from distill_jax.ir.sources.building import Item, collection_of, queries_of
+from distill_jax.ir.sources.building import Item, clean, collection_of, queries_of
 
 
 def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
@@ -23,9 +23,7 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
     Raises:
         UserError: a missing file or split, or a malformed line.
     """
-    folder = Path(where).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder", "give MS MARCO's folder")
+    folder = _folder(where)
     splits = _splits(folder)
     chosen = _choose(splits, split)
     if chosen is None:
@@ -34,6 +32,26 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
             f"the splits there are: {', '.join(splits) or 'none'} "
             "(each queries.SPLIT.tsv and qrels.SPLIT.tsv)",
         )
+    name = folder.resolve().name
+    collection = docs(where)
+    query_path, qrels_path = splits[chosen]
+    queries, notices = queries_of(
+        query_path, _items(query_path, titled=False), f"{name}/{chosen}"
+    )
+    qrels = Qrels.read(qrels_path).restrict(queries, collection)
+    unjudged = sum(1 for query in queries.ids if query not in qrels)
+    if unjudged:
+        notices.append(f"{unjudged} of {len(queries)} queries are not judged (kept)")
+    return collection.with_notices(*notices, *qrels.notices), queries, qrels
+
+
+def docs(where: str) -> Collection:
+    """The documents of an MS MARCO folder; queries and judgements may be absent.
+
+    Raises:
+        UserError: as ``load``, for the collection.
+    """
+    folder = _folder(where)
     path = next(
         (
             folder / n
@@ -44,19 +62,19 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
     )
     if path is None:
         raise UserError(f"{folder}: no collection.tsv[.gz]", "check the folder")
-    name = folder.resolve().name
-    collection = collection_of(path, lambda: _items(path, titled=True), name)
+    collection = collection_of(
+        path, lambda: _items(path, titled=True), folder.resolve().name
+    )
     if not len(collection):
         raise UserError(f"{path}: no documents", "check the file")
-    query_path, qrels_path = splits[chosen]
-    queries, notices = queries_of(
-        query_path, _items(query_path, titled=False), f"{name}/{chosen}"
-    )
-    qrels = Qrels.read(qrels_path).restrict(queries, collection)
-    unjudged = sum(1 for query in queries.ids if query not in qrels)
-    if unjudged:
-        notices.append(f"{unjudged} of {len(queries)} queries are not judged (kept)")
-    return collection.with_notices(*notices, *qrels.notices), queries, qrels
+    return collection
+
+
+def _folder(where: str) -> Path:
+    folder = Path(where).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder", "give MS MARCO's folder")
+    return folder
 
 
 def _splits(folder: Path) -> dict[str, tuple[Path, Path]]:
@@ -79,17 +97,24 @@ def _choose(splits: dict[str, tuple[Path, Path]], split: str) -> str | None:
 
 
 def _items(path: Path, titled: bool) -> Iterator[Item]:
-    for number, line in read_lines(path):
+    fit = columns(path)
+
+    def parse(number: int, line: str) -> Item | None:
         if not line.strip():
-            continue
+            return None
         fields = line.split("\t")
-        if len(fields) == 2:
-            yield Item(number, fields[0], "", fields[1])
-        elif len(fields) == 3 and titled:
-            yield Item(number, fields[0], fields[1], fields[2])
-        else:
+        if len(fields) not in ((2, 3) if titled else (2,)):
             raise UserError(
                 f"{path}:{number}: {len(fields)} columns in {clip(line)}",
                 "write 'id<tab>text'"
                 + (" or 'id<tab>title<tab>text'" if titled else ""),
             )
+        if "\0" in line:
+            raise UserError(
+                f"{path}:{number}:{line.index(chr(0)) + 1}: a NUL character",
+                "is the file damaged, or not UTF-8?",
+            )
+        title = fields[1] if fit(number, fields) == 3 else ""
+        return clean(Item(number, fields[0], title, fields[-1]), path)
+
+    return parsed(path, parse)

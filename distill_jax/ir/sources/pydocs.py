@@ -94,39 +94,51 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
             f"pydocs: no split {split!r}{near(split, SPLITS)}",
             f"the splits there are: {', '.join(SPLITS)}",
         )
-    names = tuple(name.strip() for name in where.split(",") if name.strip())
-    entries = _entries(names)
-    bodies: dict[str, Entry] = {}
-    for entry in entries:
-        # Inherited documentation is one document.
-        bodies.setdefault(entry.body, entry)
-    docs = list(bodies.values())
-    asked = Counter(entry.summary.lower() for entry in docs)
+    entries = _distinct(where)
+    asked = Counter(entry.summary.lower() for entry in entries)
     # A summary of several objects does not say which is meant.
-    clear = [entry for entry in docs if asked[entry.summary.lower()] == 1]
+    clear = [entry for entry in entries if asked[entry.summary.lower()] == 1]
     parts = _split(clear)
     if not parts[split]:
         raise UserError(
-            f"pydocs:{where}: no query in split {split!r} ({len(docs)} documents)",
+            f"pydocs:{where}: no query in split {split!r} ({len(entries)} documents)",
             "name more packages, or use pydocs alone",
         )
-    collection = Collection(
-        [entry.name for entry in docs],
-        [entry.body for entry in docs],
-        None,
-        f"pydocs:{where}" if names else "pydocs",
-        (
-            f"pydocs depends on the installed versions; this is Python "
-            f"{sys.version_info.major}.{sys.version_info.minor}",
-        ),
-    )
     chosen = parts[split]
     queries = Queries(
         [_query_id(entry) for entry in chosen],
         [entry.summary for entry in chosen],
         f"pydocs/{split}",
     )
-    return collection, queries, Qrels({_query_id(e): {e.name: 1} for e in chosen})
+    qrels = Qrels({_query_id(e): {e.name: 1} for e in chosen})
+    return _collection(entries, where), queries, qrels
+
+
+def docs(where: str) -> Collection:
+    """The documents of ``load``."""
+    return _collection(_distinct(where), where)
+
+
+def _distinct(where: str) -> list[Entry]:
+    names = tuple(name.strip() for name in where.split(",") if name.strip())
+    bodies: dict[str, Entry] = {}
+    for entry in _entries(names):
+        # Inherited documentation is one document.
+        bodies.setdefault(entry.body, entry)
+    return list(bodies.values())
+
+
+def _collection(entries: list[Entry], where: str) -> Collection:
+    return Collection(
+        [entry.name for entry in entries],
+        [entry.body for entry in entries],
+        None,
+        f"pydocs:{where}" if where.strip(" ,") else "pydocs",
+        (
+            f"pydocs depends on the installed versions; this is Python "
+            f"{sys.version_info.major}.{sys.version_info.minor}",
+        ),
+    )
 
 
 def _query_id(entry: Entry) -> str:

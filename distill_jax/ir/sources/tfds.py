@@ -15,7 +15,8 @@ from typing import Any
 from distill_jax.ir.collection import Collection, Queries
 from distill_jax.ir.errors import UserError, near
 from distill_jax.ir.qrels import Qrels
-from distill_jax.ir.sources.building import Item, queries_of
+from distill_jax.ir.sources.building import Item, clean, queries_of
+from distill_jax.ir.sources.jsonl import answers_of, with_answers
 
 _SPLITS = {"dev": "validation"}
 
@@ -73,13 +74,11 @@ def questions(
                     "use a question set, e.g. tfds:natural_questions_open",
                 )
             query_id = _string(record.get("question_id", "")) or f"{split}-{number}"
-            answers.setdefault(query_id, _answers(record))
-            yield Item(number, query_id, "", _string(question))
+            answers.setdefault(query_id, answers_of(record) or [])
+            yield clean(Item(number, query_id, "", _string(question)), source)
 
-    queries, notices = queries_of(Path(f"tfds:{where}"), items(), f"{where}/{split}")
-    queries = Queries(
-        queries.ids, queries.texts, queries.name, [answers[i] for i in queries.ids]
-    )
+    source = Path(f"tfds:{where}")
+    queries, notices = queries_of(source, items(), f"{where}/{split}")
     collection = Collection(
         [],
         [],
@@ -87,7 +86,7 @@ def questions(
         where,
         ("tfds: sets hold questions and answers, no documents", *notices),
     )
-    return collection, queries, Qrels({})
+    return collection, with_answers(queries, answers), Qrels({})
 
 
 def _builder(tfds: Any, where: str) -> Any:
@@ -103,19 +102,6 @@ def _builder(tfds: Any, where: str) -> Any:
             f"tfds:{where}: {reason[0]}",
             "check the name and the network, or give a prepared set's folder",
         ) from None
-
-
-def _answers(record: dict[str, Any]) -> list[str]:
-    answer = record.get("answer", record.get("answers"))
-    if isinstance(answer, dict):
-        # trivia_qa: a value and its aliases.
-        names = [answer.get("value", b""), *answer.get("aliases", ())]
-        answer = list(dict.fromkeys(_string(name) for name in names))
-    if answer is None:
-        return []
-    if isinstance(answer, (str, bytes)):
-        answer = [answer]
-    return [text for text in map(_string, answer) if text]
 
 
 def _string(value: Any) -> str:

@@ -1,0 +1,101 @@
+"""Finished folders side by side, in one page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax import report
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.files import read_json
+from distill_jax.models import weights
+from distill_jax.models.pretrained import flatten
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Two or more ``MODEL_DIR`` in one page.
+
+    Attributes:
+        model_dirs: folders of finished jobs on one collection and split.
+    """
+
+    directory: str
+    model_dirs: tuple[str, ...]
+
+    def __call__(self, *, config: str = "", command: str = "") -> int:
+        del config
+        if len(self.model_dirs) < 2:
+            raise UserError(
+                "a comparison needs two folders",
+                "--gin.MODEL_DIRS=\"('runs/a', 'runs/b')\"",
+            )
+        reports = {path: self._report(path) for path in self.model_dirs}
+        collections = {r.get("collection") for r in reports.values()}
+        if len(collections) > 1:
+            raise UserError(
+                f"different collections: {sorted(map(str, collections))}",
+                "compare models that were measured on the same one",
+            )
+        names = _short(self.model_dirs)
+        systems = {}
+        measure = next(iter(reports.values()))["primary"]
+        for path, found in reports.items():
+            values = found["queries"]["values"]
+            systems[names[path]] = {measure: values[found["system"]]}
+        data = report.compare_systems(
+            systems, measure, baseline=names[self.model_dirs[0]]
+        )
+        data |= {
+            "title": "comparison",
+            "collection": collections.pop(),
+            "systems": {names[path]: _facts(path) for path in self.model_dirs},
+            "again": command,
+        }
+        page = report.publish(self.directory, data)
+        print(report.summary(data))
+        print(json.dumps(data["systems"], indent=1))
+        print(f"report: {page}")
+        return 0
+
+    def plan(self) -> int:
+        print("compares", ", ".join(self.model_dirs))
+        return 0
+
+    def _report(self, path: str) -> dict:
+        file = Path(path) / "report.json"
+        if not file.is_file():
+            raise UserError(f"no report in {path}", "finish that job first")
+        found = read_json(file)
+        if "queries" not in found:
+            raise UserError(f"{file} has no values per query", "run that job again")
+        return found
+
+
+def _short(paths: tuple[str, ...]) -> dict[str, str]:
+    names = {path: Path(path).name for path in paths}
+    return names if len(set(names.values())) == len(paths) else {p: p for p in paths}
+
+
+def _facts(path: str) -> dict[str, Any]:
+    """Size and speed of a model, measured where its folder tells."""
+    folder, facts = Path(path), {}
+    if (folder / "student").is_dir():
+        model = weights.load(str(folder / "student"))
+        facts["parameters"] = int(
+            sum(np.size(leaf) for leaf in flatten(model.params).values())
+        )
+        facts["kind"] = model.spec.kind
+    vectors = folder / "vectors"
+    if vectors.is_dir():
+        newest = max(vectors.iterdir(), key=lambda p: p.stat().st_mtime, default=None)
+        if newest is not None:
+            files = [f for f in newest.rglob("*") if f.is_file()]
+            facts["index_bytes"] = sum(f.stat().st_size for f in files)
+    cost = read_json(folder / "report.json").get("cost", {})
+    facts["seconds"] = cost.get("seconds")
+    return facts
