@@ -11,6 +11,7 @@ datasets read the shards as they are.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -74,8 +75,15 @@ class LabelWriter:
             )
             self.done |= _query_ids(path, metadata, retry_failed)
 
-    def write(self, labels: Labels) -> Path | None:
-        """One more shard, on the disk when this returns; None for no queries."""
+    def write(
+        self, labels: Labels, counts: Mapping[str, float] | None = None
+    ) -> Path | None:
+        """One more shard, on the disk when this returns; None for no queries.
+
+        Args:
+          counts: what making it took. They lie in the shard, so that the sums over a
+            folder (``stored_counts``) are those of all runs that it took to fill it.
+        """
         if not len(labels):
             return None
         numbers = [_number(path) for path in shards(self.directory)]
@@ -84,7 +92,8 @@ class LabelWriter:
         path = self.directory / f"shard-{number:05d}.parquet"
         labels.check(str(path))
         (self.directory / _COMPLETE).unlink(missing_ok=True)
-        write_shard(path, replace(labels, provenance=self.provenance))
+        provenance = {**self.provenance, **({"counts": dict(counts)} if counts else {})}
+        write_shard(path, replace(labels, provenance=provenance))
         self.done |= set(labels.query_ids)
         return path
 
@@ -113,6 +122,15 @@ def shards(directory: str | Path) -> list[Path]:
     return sorted(
         (p for p in directory.iterdir() if _SHARD.fullmatch(p.name)), key=_number
     )
+
+
+def stored_counts(directory: str | Path) -> Counter:
+    """Sums of the counts of the shards that are there."""
+    total: Counter = Counter()
+    for path in shards(directory):
+        # Not +=, which would drop what is negative.
+        total.update(read_metadata(path)["provenance"].get("counts") or {})
+    return total
 
 
 def write_all(directory: str | Path, labels: Labels) -> Path:

@@ -36,7 +36,7 @@ class ScoreCache:
                 keys.append(file["keys"].astype(_KEY))
                 values.append(file["scores"])
         self._parts: list[_Sorted] = []
-        self._keep(np.concatenate(keys), np.concatenate(values))
+        self.remember(np.concatenate(keys), np.concatenate(values))
 
     def __len__(self) -> int:
         return sum(len(part.scores) for part in self._parts)
@@ -54,16 +54,22 @@ class ScoreCache:
         return found
 
     def add(self, keys: np.ndarray, scores: np.ndarray) -> None:
-        """Keeps scores: on the disk when this returns, under a name never reused."""
+        """Keeps scores: known, and on the disk, when this returns."""
+        self.remember(keys, scores)
+        self.save(keys, scores)
+
+    def save(self, keys: np.ndarray, scores: np.ndarray) -> None:
+        """Scores to the disk, under a name never reused; from any thread."""
         if not len(keys):
             return
         scores = np.asarray(scores, np.float32)
         name = hashlib.sha256(keys.tobytes() + scores.tobytes()).hexdigest()[:24]
         with atomic_write(self.directory / f"{name}.npz", "wb") as file:
             np.savez(file, keys=keys, scores=scores)
-        self._keep(keys, scores)
 
-    def _keep(self, keys: np.ndarray, scores: np.ndarray) -> None:
+    def remember(self, keys: np.ndarray, scores: np.ndarray) -> None:
+        """Makes scores known to this process."""
+        scores = np.asarray(scores, np.float32)
         # Parts at least double in size towards the front, so that a score is sorted
         # a few times only, however many shards there are.
         while self._parts and len(self._parts[-1].scores) < 2 * len(scores):

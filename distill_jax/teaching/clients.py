@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from distill_jax.ir.errors import UserError
-from distill_jax.teaching.ledger import Limit
+from distill_jax.teaching.ledger import Ledger, Limit
 from distill_jax.teaching.sessions import Session
 
 
@@ -166,8 +167,7 @@ class LocalModel:
         load: Callable[[str], Any] | None = None,
         decode: Callable[..., Any] | None = None,
     ) -> LocalSession:
-        """Loads the model; nothing is kept in the folder, since nothing is paid for."""
-        del folder
+        """Loads the model; the folder gets a ledger of what was asked."""
         if load is None:
             from distill_jax.models.weights import load as load
         pretrained = load(self.checkpoint)
@@ -177,7 +177,7 @@ class LocalModel:
                 f"{self.checkpoint}: a {pretrained.spec.kind} that cannot generate",
                 "give a T5 with its decoder",
             )
-        return LocalSession(self, pretrained, decode)
+        return LocalSession(self, pretrained, folder, decode)
 
     def cost(self, tokens: tuple[int, int]) -> float:
         del tokens
@@ -187,15 +187,23 @@ class LocalModel:
 class LocalSession:
     """A loaded T5 that completes chats: their turns joined by empty lines."""
 
-    def __init__(self, config: LocalModel, pretrained: Any, decode: Any = None):
+    def __init__(
+        self,
+        config: LocalModel,
+        pretrained: Any,
+        folder: str | Path,
+        decode: Any = None,
+    ):
         self.config, self.pretrained = config, pretrained
+        # Apart from what is paid for: budgets count the other one.
+        self.ledger = Ledger(Path(folder) / "local_ledger.sqlite")
         self.model = f"local:{pretrained.digest}"
         self._decode = decode
-        self._counts: dict[str, dict[str, int]] = {}
 
     def complete_all(self, requests: Sequence[Any]) -> list[str | None]:
         from distill_jax.ir.buckets import buckets_up_to, plan
 
+        began = time.time()
         tokenizer = self.pretrained.tokenizer
         texts = [
             "\n\n".join(turn["content"] for turn in request.messages)
@@ -231,17 +239,12 @@ class LocalSession:
                 for place, line in zip(mine, np.asarray(found)):
                     if place is not None:
                         replies[place] = self._text(line.tolist())
-        self._count(requests, replies, ids)
+        self._record(requests, replies, ids, time.time() - began)
         return replies
 
     def counts(self, job: str | None = None) -> dict[str, Any]:
-        from distill_jax.teaching.ledger import job_of
-
-        names = ("calls", "succeeded", "failed", "prompt_tokens", "completion_tokens")
-        jobs = [c for name, c in self._counts.items() if job in (None, job_of(name))]
-        sums = {name: sum(c[name] for c in jobs) for name in names}
-        failures = {"prompt too long": sums["failed"]} if sums["failed"] else {}
-        return {**sums, "cached": 0, "cost": 0.0, "failures": failures}
+        """Sums of the ledger; see ``Ledger.counts``."""
+        return self.ledger.counts(job)
 
     def _generate(self, tokens: np.ndarray, seeds: np.ndarray, **how: Any) -> Any:
         if self._decode is not None:
@@ -261,24 +264,18 @@ class LocalSession:
             ids = ids[: ids.index(tokenizer.eos_id)]
         return tokenizer.decode([i for i in ids if i != tokenizer.pad_id])
 
-    def _count(self, requests: Any, replies: list[str | None], ids: Any) -> None:
-        from distill_jax.teaching.ledger import job_of
-
+    def _record(
+        self, requests: Any, replies: list[str | None], ids: Any, seconds: float
+    ) -> None:
+        encode = self.pretrained.tokenizer.encode_batch
+        calls = []
         for request, reply, prompt in zip(requests, replies, ids):
-            name = f"{job_of(request.id)}/"
-            counts = self._counts.setdefault(
-                name,
-                dict.fromkeys(
-                    ("calls", "succeeded", "failed", "prompt_tokens",
-                     "completion_tokens"), 0,
-                ),
-            )  # fmt: skip
-            counts["calls"] += 1
-            counts["failed" if reply is None else "succeeded"] += 1
-            if reply is not None:
-                said = self.pretrained.tokenizer.encode_batch([reply])[0]
-                counts["prompt_tokens"] += len(prompt)
-                counts["completion_tokens"] += len(said)
+            if reply is None:
+                calls.append((request.id, "failed", "prompt too long", (0, 0)))
+            else:
+                tokens = (len(prompt), len(encode([reply])[0]))
+                calls.append((request.id, "succeeded", "", tokens))
+        self.ledger.record(calls, seconds)
 
 
 def _without_user(url: str) -> str:

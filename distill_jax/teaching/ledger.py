@@ -14,7 +14,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,30 @@ class Ledger:
                 "update calls set status = ?, reason = ?, prompt_tokens = ?,"
                 " completion_tokens = ?, cost = ?, seconds = ? where id = ?",
                 (status, reason, *tokens, cost, seconds, call),
+            )
+
+    def record(
+        self,
+        calls: Iterable[tuple[str, str, str, tuple[int, int]]],
+        seconds: float,
+    ) -> None:
+        """Writes down calls that are over and cost nothing, in one transaction.
+
+        Args:
+            calls: (request, status, reason, tokens) of each.
+            seconds: what all of them took.
+        """
+        rows = [
+            (time.time(), request, status, reason, *tokens, os.getpid())
+            for request, status, reason, tokens in calls
+        ]
+        rows = [(*row, seconds / len(rows)) for row in rows]
+        with self._database:
+            self._database.executemany(
+                "insert into calls (at, request, key, status, reason, prompt_tokens,"
+                " completion_tokens, cost, pid, seconds)"
+                " values (?, ?, '', ?, ?, ?, ?, 0, ?, ?)",
+                rows,
             )
 
     def count_cached(self, request: str, count: int = 1) -> None:

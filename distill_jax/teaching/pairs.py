@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.ir.collection import Queries
-from distill_jax.ir.label_files import LabelWriter
+from distill_jax.ir.label_files import LabelWriter, stored_counts
 from distill_jax.ir.labels import PairLabels, TeacherLabels
 from distill_jax.ir.lists import generator
 from distill_jax.ir.run import Run
@@ -102,8 +102,8 @@ def label_pairs(
     )
     query_rows = queries.rows(list(labels.query_ids))
     todo = [row for row, name in enumerate(labels.query_ids) if name not in writer.done]
-    started, bias = time.time(), []
     for start in range(0, len(todo), shard_queries):
+        started = time.time()
         rows = np.asarray(todo[start : start + shard_queries])
         where = first[rows] >= 0
         asked = np.repeat(query_rows[rows][:, None], pairs, axis=1)[where]
@@ -120,9 +120,10 @@ def label_pairs(
             )
 
         forward = logits(first[rows][where], second[rows][where])
+        counts: dict[str, float] = {"pairs": int(where.sum())}
         if both_orders:
             backward = logits(second[rows][where], first[rows][where])
-            bias.append((forward + backward) / 2)
+            counts["bias_sum"] = float(np.sum(forward + backward, dtype=np.float64)) / 2
             forward = (forward - backward) / 2
         probability = np.full(where.shape, np.nan, np.float32)
         probability[where] = sigmoid(forward)
@@ -133,14 +134,15 @@ def label_pairs(
                 second[rows],
                 probability,
                 labels.doc_ids,
-            )
+            ),
+            {**counts, "seconds": time.time() - started},
         )
         if progress is not None:
             progress(min(start + shard_queries, len(todo)), len(todo))
-    counts: dict[str, Any] = {"seconds": round(time.time() - started, 3)}
-    if sum(map(len, bias)):
-        counts["position_bias_logits"] = float(np.concatenate(bias).mean())
-    writer.finish(counts)
+    total = {"pairs": 0, **stored_counts(directory)}
+    if "bias_sum" in total:
+        total["position_bias_logits"] = total.pop("bias_sum") / max(total["pairs"], 1)
+    writer.finish(total)
     return PairLabels.read(directory)
 
 

@@ -19,8 +19,7 @@ import numpy as np
 from distill_jax.ir.collection import Collection, Queries
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.files import digest
-from distill_jax.ir.label_files import LabelWriter, shards
-from distill_jax.ir.label_shards import read_metadata
+from distill_jax.ir.label_files import LabelWriter, stored_counts
 from distill_jax.ir.labels import TeacherLabels
 from distill_jax.ir.lists import generator
 from distill_jax.ir.run import Run
@@ -84,7 +83,7 @@ def label_listwise(
     writer = LabelWriter(directory, certificate, retry_failed=retry_failed)
     job = f"rank-{digest(certificate)[:8]}"
     todo = [row for row, query in enumerate(run.query_ids) if query not in writer.done]
-    tally = _stored(directory)
+    tally = stored_counts(directory)
     asking = _Asking(client, how, prompt, queries, collection, run, job)
     for start in range(0, len(todo), shard_queries):
         rows = todo[start : start + shard_queries]
@@ -94,8 +93,7 @@ def label_listwise(
         # Not +=, which would drop what is negative.
         tally.update(counts)
         _refuse_failures(tally, len(run), most_failed)
-        writer.provenance["counts"] = dict(counts)
-        writer.write(labels)
+        writer.write(labels, counts)
         if progress is not None:
             progress(len(run) - len(todo) + start + len(rows), len(run))
     labels = TeacherLabels.read(directory, collection=collection)
@@ -217,14 +215,6 @@ def _agreement(usable: list[Sitting], counts: Any) -> None:
                     first.order, second.order
                 )
                 counts["pairs of passes"] += 1
-
-
-def _stored(directory: str | Path) -> Counter:
-    """The counts of the shards that are there."""
-    tally: Counter = Counter()
-    for path in shards(directory):
-        tally.update(read_metadata(path)["provenance"].get("counts") or {})
-    return tally
 
 
 def _refuse_failures(tally: Counter, queries: int, most: float) -> None:

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from distill_jax.ir.collection import Queries
-from distill_jax.ir.label_files import LabelWriter
+from distill_jax.ir.label_files import LabelWriter, stored_counts
 from distill_jax.ir.labels import TeacherLabels
 from distill_jax.ir.run import Run
 from distill_jax.ir.templates import Features
@@ -50,22 +50,25 @@ def label_run(
         shard_pairs: pairs of a shard, the most that a kill loses.
         progress: called with (pairs done, pairs in all).
 
+    Returns:
+        The labels. ``provenance["counts"]`` has the pairs, how many of them were
+        computed and how many cached, and the seconds, over all runs of the job.
+
     Raises:
         UserError: the folder holds labels of another teacher, template or run.
     """
     writer = LabelWriter(directory, certificate(model, run, provenance))
     total = int(run.where.sum())
     todo = [row for row, query in enumerate(run.query_ids) if query not in writer.done]
-    counts = {"pairs": total, "computed": 0, "cached": 0}
     done = total - int(run.where[todo].sum())
     store = None if cache is None else ScoreCache(cache, model.digest)
-    started = time.time()
     with ThreadPoolExecutor(1) as pool:
         waiting: Future | None = None
         for rows in _shards(run, todo, shard_pairs):
+            started = time.time()
             scores = np.full(run.rows[rows].shape, np.nan, np.float32)
             where = run.where[rows]
-            values, computed = _scores(
+            values, new = _scores(
                 model,
                 features,
                 queries.rows([run.query_ids[row] for row in rows]),
@@ -76,9 +79,7 @@ def label_run(
                 tokens_per_batch,
             )
             scores[where] = values
-            counts["computed"] += computed
-            counts["cached"] += int(where.sum()) - computed
-            done += int(where.sum())
+            done += len(values)
             if progress is not None:
                 progress(done, total)
             labels = TeacherLabels(
@@ -89,11 +90,41 @@ def label_run(
             )
             if waiting is not None:
                 waiting.result()
-            waiting = pool.submit(writer.write, labels)
+            counts = {
+                "pairs": len(values),
+                "computed": len(new.scores),
+                "cached": len(values) - len(new.scores),
+                "seconds": time.time() - started,
+            }
+            waiting = pool.submit(_keep, writer, labels, counts, store, new)
         if waiting is not None:
             waiting.result()
-    writer.finish({**counts, "seconds": round(time.time() - started, 3)})
+    writer.finish({"pairs": 0, "computed": 0, "cached": 0} | stored_counts(directory))
     return TeacherLabels.read(directory)
+
+
+class _New(NamedTuple):
+    """Scores that were computed, under their keys in the cache (if there is one)."""
+
+    keys: np.ndarray
+    scores: np.ndarray
+
+
+def _keep(
+    writer: LabelWriter,
+    labels: TeacherLabels,
+    counts: Mapping[str, float],
+    store: ScoreCache | None,
+    new: _New,
+) -> None:
+    """One shard and its new scores to the disk.
+
+    The shard first: its counts say what was computed for it. Scores that are in the
+    cache already would be counted as another job's by the run that goes on.
+    """
+    writer.write(labels, counts)
+    if store is not None:
+        store.save(new.keys, new.scores)
 
 
 def certificate(
@@ -129,8 +160,8 @@ def _shards(run: Run, todo: list[int], pairs: int):
 
 def _scores(
     model, features, query_rows, doc_rows, where, store, mesh, tokens_per_batch
-) -> tuple[np.ndarray, int]:
-    """Scores of the pairs that exist, and how many of them were computed."""
+) -> tuple[np.ndarray, _New]:
+    """Scores of the pairs that exist, and those of them that were computed."""
     pair_queries = np.repeat(query_rows[:, None], where.shape[1], axis=1)[where]
     pair_docs = doc_rows[where]
 
@@ -145,12 +176,13 @@ def _scores(
         )
 
     if store is None:
-        return compute(np.arange(len(pair_docs))), len(pair_docs)
+        values = compute(np.arange(len(pair_docs)))
+        return values, _New(np.zeros(0), values)
     stores = dict(zip(features.template.fields, features.stores))
     keys = pair_keys((stores["query"], pair_queries), (stores["document"], pair_docs))
     values = store.find(keys)
     missing = np.flatnonzero(np.isnan(values))
     if len(missing):
         values[missing] = compute(missing)
-        store.add(keys[missing], values[missing])
-    return values, len(missing)
+        store.remember(keys[missing], values[missing])
+    return values, _New(keys[missing], values[missing])

@@ -65,6 +65,15 @@ def test_what_it_cannot_rank_is_a_failure(tmp_path):
     assert counts["calls"] == counts["replies"] == 2
 
 
+def test_what_was_asked_before_a_restart_is_counted(tmp_path):
+    for name in ("rank-0123abcd/a", "rank-0123abcd/b", "read/c"):
+        opened(tmp_path).complete_all([Request(id=name, messages=CHAT, max_tokens=4)])
+    counts = opened(tmp_path).counts("rank-0123abcd")
+    assert (counts["calls"], counts["succeeded"], counts["cost"]) == (2, 2, 0.0)
+    assert counts["prompt_tokens"] > 2
+    assert opened(tmp_path).counts()["calls"] == 3
+
+
 def test_an_encoder_cannot_generate(tmp_path):
     with pytest.raises(UserError, match="cannot generate"):
         LocalModel(checkpoint="x").at(tmp_path, load=lambda name: student("t5_linear"))

@@ -148,6 +148,35 @@ def test_an_interrupt_is_gone_on_from(tmp_path):
     )
 
 
+def test_counts_cover_the_whole_job_however_often_it_was_stopped(tmp_path):
+    """Also what was computed by runs that never came to the end."""
+    model, features, queries, run = world()
+    # Some pairs are paid for by another job.
+    known = run.select(run.query_ids[2:4])
+    label_run(
+        model, features, queries, known, tmp_path / "other", cache=tmp_path / "scores"
+    )
+
+    def stop(done, total):
+        if done >= 10:
+            raise KeyboardInterrupt
+
+    def again(progress=None):
+        return label_run(
+            model, features, queries, run, tmp_path / "x", shard_pairs=5,
+            cache=tmp_path / "scores", progress=progress,
+        )  # fmt: skip
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            again(stop)
+    counts = again().provenance["counts"]
+    assert (counts["pairs"], counts["computed"], counts["cached"]) == (30, 20, 10)
+    assert counts["seconds"] > 0
+    # And when there was nothing left to do.
+    assert again().provenance["counts"] == counts
+
+
 def test_the_cache_keeps_scores_through_many_small_additions(tmp_path):
     rng = np.random.default_rng(0)
     cache, known = ScoreCache(tmp_path, "m"), {}
