@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distill_jax.training import checkpoints
+
 SCRIPT = Path(__file__).parent / "train_toy.py"
 CLOCKS = {"time", "queries_per_second", "tokens_per_second"}
 
@@ -118,8 +120,8 @@ def test_killed_again_and_again_it_ends_the_same(unbroken):
     ended_alike(directory, unbroken)
 
 
-def two_processes(directory, steps):
-    """Runs two processes of one device each; returns what the first said."""
+def start_two(directory, steps, pause=0.0):
+    """Two processes of one device each, as one program."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -127,18 +129,24 @@ def two_processes(directory, steps):
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
         "PYTHONPATH": str(SCRIPT.parent.parent.parent),
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "2",
     }
     script = SCRIPT.with_name("two_processes.py")
-    both = [
+    return [
         subprocess.Popen(
-            [sys.executable, str(script), str(port), str(index), directory, str(steps)],
+            [sys.executable, str(script), str(directory), str(steps), str(pause)],
             stderr=subprocess.PIPE,
             text=True,
-            env=environment,
+            env={**environment, "JAX_PROCESS_ID": str(index)},
         )
         for index in range(2)
     ]
-    ends = [end(process) for process in both]
+
+
+def two_processes(directory, steps):
+    """Runs two processes to their end; returns what the first said."""
+    ends = [end(process) for process in start_two(directory, steps)]
     assert [code for code, _ in ends] == [0, 0], ends
     return ends[0][1]
 
@@ -152,6 +160,31 @@ def test_two_processes_train_as_one_and_resume(unbroken):
     assert "resumed at step 3 of 5" in said
     expected = [record["loss"] for record in records(unbroken)[:5]]
     np.testing.assert_allclose(np.load(directory / "losses.npy"), expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_lost_process_ends_the_other_and_both_go_on(unbroken, victim):
+    """R51: within a minute, with what to do; nothing is lost but unsaved steps."""
+    directory = unbroken.parent / f"lost{victim}"
+    both = start_two(directory, 500, pause=0.1)
+    wait_for_step(both[0], directory, 5)
+    both[victim].kill()
+    began = time.monotonic()
+    end(both[victim])
+    code, said = end(both[1 - victim], timeout=60)
+    assert time.monotonic() - began < 60
+    assert code not in (0, None)
+    if code == 2:  # it heard of it in a step, not from the runtime
+        assert f"process {1 - victim} of 2 lost another" in said
+        assert "start all processes again" in said
+    saved = max(checkpoints.steps(directory / "checkpoints"))
+    assert saved >= 2
+    said = two_processes(directory, saved + 2)
+    assert f"resumed at step {saved} of {saved + 2}" in said
+    expected = [record["loss"] for record in records(unbroken)[: saved + 2]]
+    found = np.load(directory / "losses.npy")[: len(expected)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.slow

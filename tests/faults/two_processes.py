@@ -1,31 +1,37 @@
-"""One of two training processes: python two_processes.py PORT INDEX DIRECTORY STEPS."""
+"""One of two training processes: python two_processes.py DIRECTORY STEPS [PAUSE].
+
+Which one it is, and where the other is, stands in the environment, as in real runs.
+``PAUSE`` makes each batch take so many seconds.
+"""
 
 from __future__ import annotations
 
 import sys
 
-import jax
+from distill_jax.models import processes
 
 if __name__ == "__main__":
-    port, index, directory, steps = sys.argv[1:]
-    jax.distributed.initialize(
-        f"127.0.0.1:{port}", num_processes=2, process_id=int(index)
-    )
+    processes.join()
 
+import time
+
+import jax
 import numpy as np
 from train_toy import load_toy
 
+from distill_jax.ir.errors import UserError
 from distill_jax.models import sharding
 from distill_jax.training import optimizers
 from distill_jax.training.loop import Fit
 
 
-def main(directory: str, steps: int) -> None:
+def main(directory: str, steps: int, pause: float) -> None:
     toy = load_toy()
     rank, count = jax.process_index(), jax.process_count()
 
     def feed(start):
         for step in range(start, steps):
+            time.sleep(pause)
             whole = toy.batch(step)
             rows = whole.targets.labels.shape[0] // count
             part = slice(rank * rows, (rank + 1) * rows)
@@ -45,4 +51,9 @@ def main(directory: str, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(directory, int(steps))
+    directory, steps, *pause = sys.argv[1:]
+    try:
+        main(directory, int(steps), float(*pause or (0.0,)))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.status)
