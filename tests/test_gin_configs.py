@@ -16,7 +16,10 @@ from distill_jax.jobs import recipes
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "gin_configs"
 FILES = sorted([*FOLDER.glob("*.gin"), *FOLDER.glob("parts/*.gin")])
-RECIPES = [path.stem for path in sorted(FOLDER.glob("*.gin")) if path.stem != "small"]
+OVERLAYS = ("small", "laptop")
+RECIPES = [
+    path.stem for path in sorted(FOLDER.glob("*.gin")) if path.stem not in OVERLAYS
+]
 TRAINING = [
     "rankt5_teacher",
     "monot5_teacher",
@@ -73,7 +76,7 @@ def names(path: Path) -> dict:
     flags = recipes.parse_flags([f"--gin_file={path}"])
     return {
         s.selector: s.value
-        for s in main.statements(path, flags)
+        for s in main.statements(path, [path.parent], flags)
         if hasattr(s, "arg_name") and not s.arg_name
     }
 
