@@ -15,8 +15,12 @@ from pathlib import Path
 import gin
 from gin import config_parser
 
+from distill_jax.ir.bad_lines import tolerated
 from distill_jax.ir.errors import UserError
-from distill_jax.jobs import recipes
+from distill_jax.jobs import recipes, trust
+
+# What gin can call by now, by name; it has no public form of this question.
+_REGISTRY = gin.config._REGISTRY
 
 # What gin raises at a name or a value that is wrong.
 _PARSING = (
@@ -40,9 +44,11 @@ def main(argv: list[str]) -> int:
             print(recipes.listing())
             return 0
         job = build_job(flags)
-        if flags.plan:
-            return job.plan() or 0
-        status = job(config=gin.config_str(), command=recipes.command_line(argv)) or 0
+        with bad_lines(flags):
+            if flags.plan:
+                return job.plan() or 0
+            command = recipes.command_line(argv)
+            status = job(config=gin.config_str(), command=command) or 0
         print(f"finished in {recipes.duration(time.time() - started)}")
         return status
     except UserError as error:
@@ -50,20 +56,41 @@ def main(argv: list[str]) -> int:
         return error.status
 
 
+@contextlib.contextmanager
+def bad_lines(flags: recipes.Flags):
+    """Bears bad lines where the user allows it, and tells what was left out."""
+    if not flags.skip_bad_lines:
+        yield
+        return
+    rejects = Path(gin.query_parameter("%MODEL_DIR")) / "rejects.jsonl"
+    with tolerated(rejects, flags.bad_line_rate) as tolerance:
+        yield
+    for notice in tolerance.notices():
+        print(notice)
+
+
 def build_job(flags: recipes.Flags):
     """Checks and parses the gin files and bindings, and builds the job they name."""
     logging.getLogger().setLevel(logging.WARNING)
     gin.clear_config()
     paths = [recipes.find(name, flags.search_paths) for name in flags.gin_files]
+    roots = [*(path.parent for path in paths), *flags.search_paths]
+    roots.append(recipes.directory())
+    for root in roots:
+        gin.add_config_file_search_path(str(root))
     try:
-        parsed = [s for path in paths for s in statements(path, flags)]
+        parsed = [s for path in paths for s in statements(path, roots, flags)]
+        trust.refuse_bomb(parsed)
         bindings = recipes.bindings(flags, parsed)
+        known = dict(_REGISTRY.items())
         with _quiet():
             gin.parse_config_files_and_bindings(
                 [str(path) for path in paths],
                 bindings,
                 print_includes_and_imports=False,
             )
+        named = {k: v.wrapped for k, v in _REGISTRY.items() if k not in known}
+        trust.refuse_foreign_names(named, flags.allowed_imports)
         return gin.get_configurable("distill_jax.jobs.run")()
     except UserError as error:
         # Gin's copy of an error has lines of its own behind ours.
@@ -74,19 +101,25 @@ def build_job(flags: recipes.Flags):
         raise recipes.explain(error, paths) from error
 
 
-def statements(path: Path, flags: recipes.Flags) -> list:
+def statements(
+    path: Path, roots: list[Path], flags: recipes.Flags, above: tuple[Path, ...] = ()
+) -> list:
     """Every statement of a file and of what it includes, refused if it is foreign."""
     found = []
-    gin.add_config_file_search_path(str(path.parent))
     with open(path, encoding="utf-8") as file:
         for statement in config_parser.ConfigParser(file, _Names()):
             found.append(statement)
             if isinstance(statement, config_parser.ImportStatement):
-                recipes.refuse_foreign_import(statement.module, path, flags)
+                trust.refuse_foreign_import(
+                    statement.module, path, flags.allowed_imports
+                )
             if isinstance(statement, config_parser.IncludeStatement):
-                roots = (path.parent, *flags.search_paths)
-                included = recipes.find(statement.filename, roots)
-                found += statements(included, flags)
+                # In gin's own sequence: the file that is checked is the one it reads.
+                included = recipes.find(
+                    statement.filename, [Path(p) for p in gin.config._LOCATION_PREFIXES]
+                )
+                trust.refuse_foreign_include(included, path, roots, (*above, path))
+                found += statements(included, roots, flags, (*above, path))
     return found
 
 

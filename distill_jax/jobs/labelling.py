@@ -189,9 +189,10 @@ def _publish(desk, setting, asked, command, *, run, labels=None, pairs=None) -> 
         systems = {"candidates": evaluate_queries(run, qrels, names)}
         if labels is not None and not labels.failed.all():
             systems["teacher"] = evaluate_queries(labels.to_run(), qrels, names)
-        data |= report.compare_systems(
+        measured = report.compare_systems(
             systems, baseline="candidates", system=list(systems)[-1]
         )
+        data |= measured | {"notices": [*measured["notices"], *data["notices"]]}
     if labels is not None:
         found = diagnostics.teacher_report(
             labels,

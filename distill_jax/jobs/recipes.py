@@ -12,7 +12,10 @@ from pathlib import Path
 from distill_jax.ir.errors import UserError, near
 
 REQUIRED = "%gin.REQUIRED"
-_FLAGS = ("--gin_file", "--gin_search_paths", "--allow_import", "--gin.NAME")
+_FLAGS = (
+    "--gin_file", "--gin_search_paths", "--allow_import", "--gin.NAME",
+    "--on-bad-line", "--bad-line-rate",
+)  # fmt: skip
 _SWITCHES = ("--list", "--plan", "--debug", "--help")
 _ALLOWED_IMPORTS = ("__gin__", "distill_jax")
 
@@ -23,6 +26,9 @@ python -m distill_jax.main --gin_file=RECIPE.gin [--gin_file=...] [--gin.NAME=VA
   --gin.NAME=VALUE         sets a name of the recipe, e.g. --gin.MODEL_DIR=runs/teacher
   --gin_search_paths=A,B   more folders to look for gin files in
   --allow_import=PACKAGE   lets a gin file import a package of yours
+  --on-bad-line=skip       leaves out lines that cannot be read, and writes them to
+                           MODEL_DIR/rejects.jsonl; the default, stop, names the first
+  --bad-line-rate=0.01     the share of a file's lines that may be left out
   --list                   the shipped recipes, one line each
   --plan                   sizes, steps, memory and cost, without training
   --debug                  a traceback where a mistake is explained in two lines"""
@@ -36,6 +42,8 @@ class Flags:
     bindings: tuple[tuple[str, str], ...] = ()
     search_paths: tuple[Path, ...] = ()
     allowed_imports: tuple[str, ...] = _ALLOWED_IMPORTS
+    skip_bad_lines: bool = False
+    bad_line_rate: float = 0.01
     list: bool = False
     plan: bool = False
     debug: bool = False
@@ -49,6 +57,7 @@ def parse_flags(argv: Sequence[str]) -> Flags:
     """
     files, bindings, paths = [], [], []
     imports: list[str] = list(_ALLOWED_IMPORTS)
+    skip, rate = False, 0.01
     switches = dict.fromkeys(_SWITCHES, False)
     words = list(argv)
     while words:
@@ -72,6 +81,10 @@ def parse_flags(argv: Sequence[str]) -> Flags:
             paths += [Path(part) for part in value.split(",") if part]
         elif name == "--allow_import":
             imports.append(value)
+        elif name == "--on-bad-line":
+            skip = _choice(name, value, ("stop", "skip")) == "skip"
+        elif name == "--bad-line-rate":
+            rate = _share(name, value)
         else:
             bindings.append((name.removeprefix("--gin."), value))
     if switches["--help"]:
@@ -87,10 +100,30 @@ def parse_flags(argv: Sequence[str]) -> Flags:
         bindings=tuple(bindings),
         search_paths=tuple(paths),
         allowed_imports=tuple(imports),
+        skip_bad_lines=skip,
+        bad_line_rate=rate,
         list=switches["--list"],
         plan=switches["--plan"],
         debug=switches["--debug"],
     )
+
+
+def _choice(name: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise UserError(
+            f"{name}={value}{near(value, choices)}", f"write {' or '.join(choices)}"
+        )
+    return value
+
+
+def _share(name: str, value: str) -> float:
+    try:
+        share = float(value)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UserError(f"{name}={value} is no share", "write 0.05 for 5 %")
+    return share
 
 
 def resources(name: str) -> Path:
@@ -130,15 +163,6 @@ def listing() -> str:
         lines.append((path.name, first.lstrip("# ").strip()))
     width = max((len(name) for name, _ in lines), default=0)
     return "\n".join(f"{name:{width}}  {what}" for name, what in lines)
-
-
-def refuse_foreign_import(module: str, path: Path, flags: Flags) -> None:
-    """A gin file is code: it may import this package and what the user allows."""
-    if module.split(".")[0] not in flags.allowed_imports:
-        raise UserError(
-            f"{path} imports {module!r}, which a recipe may not",
-            f"if you trust it: --allow_import={module.split('.')[0]}",
-        )
 
 
 def bindings(flags: Flags, parsed: Sequence) -> list[str]:
