@@ -7,7 +7,9 @@ very objects; here its statements are checked, parsed, and the job they make is 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,7 +19,10 @@ from gin import config_parser
 
 from distill_jax.ir.bad_lines import tolerated
 from distill_jax.ir.errors import UserError
+from distill_jax.ir.files import is_full, unwritable
 from distill_jax.jobs import recipes, trust
+from distill_jax.models import processes
+from distill_jax.training.runfiles import Lock
 
 # What gin can call by now, by name; it has no public form of this question.
 _REGISTRY = gin.config._REGISTRY
@@ -48,12 +53,42 @@ def main(argv: list[str]) -> int:
             if flags.plan:
                 return job.plan() or 0
             command = recipes.command_line(argv)
-            status = job(config=gin.config_str(), command=command) or 0
+            with alone():
+                status = job(config=gin.config_str(), command=command) or 0
         print(f"finished in {recipes.duration(time.time() - started)}")
         return status
     except UserError as error:
         print(error, file=sys.stderr)
         return error.status
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except OSError as error:
+        # Of files that are written line by line, such as logs.
+        if not is_full(error):
+            raise
+        print(unwritable(Path(error.filename or "a file"), error), file=sys.stderr)
+        return 2
+
+
+@contextlib.contextmanager
+def alone():
+    """Joins the processes of one run, and keeps every other run out of its folder."""
+    processes.join()
+    with contextlib.ExitStack() as stack:
+        if processes.is_first():
+            stack.enter_context(Lock(model_dir(), ".job.lock"))
+        yield
+
+
+def model_dir() -> Path:
+    """The folder that the job writes to."""
+    try:
+        return Path(gin.query_parameter("%MODEL_DIR"))
+    except ValueError:
+        raise UserError(
+            "the recipe has no name MODEL_DIR", "add a line MODEL_DIR = 'runs/...'"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -62,7 +97,7 @@ def bad_lines(flags: recipes.Flags):
     if not flags.skip_bad_lines:
         yield
         return
-    rejects = Path(gin.query_parameter("%MODEL_DIR")) / "rejects.jsonl"
+    rejects = model_dir() / "rejects.jsonl"
     with tolerated(rejects, flags.bad_line_rate) as tolerance:
         yield
     for notice in tolerance.notices():
@@ -145,4 +180,8 @@ class _Names(config_parser.ParserDelegate):
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show an id ends no job.
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(main(sys.argv[1:]))

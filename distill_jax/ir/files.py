@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -16,6 +18,9 @@ from typing import IO, Any
 import numpy as np
 
 from distill_jax.ir.errors import UserError, clip
+
+# A full disk, a quota, and a limit on the size of files (ulimit -f).
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 LONGEST_LINE = 64 << 20
 """Bytes; a longer line is a file that is not made of lines."""
@@ -31,10 +36,16 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
     Args:
         path: the final name; its folder is created.
         mode: ``"w"`` (UTF-8 text, ``\\n`` line ends) or ``"wb"``.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
+    except OSError as error:
+        raise unwritable(path, error) from error
     try:
         with os.fdopen(handle, "wb") as raw:
             with contextlib.ExitStack() as stack:
@@ -51,10 +62,53 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
         # mkstemp makes files private; give what an ordinary open would have given.
         os.chmod(aside, 0o666 & ~_umask())
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as error:
+        written = 0
         with contextlib.suppress(OSError):
+            written = os.path.getsize(aside)
             os.unlink(aside)
+        if isinstance(error, OSError) and is_full(error):
+            raise unwritable(path, error, written) from error
         raise
+
+
+@contextlib.contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Names the file or folder that a full disk has no room for.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise unwritable(path, error) from error
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a write failed for lack of room; numpy does not say so by number."""
+    return error.errno in _FULL or (
+        error.errno is None and "requested and" in str(error)
+    )
+
+
+def unwritable(path: Path, error: OSError, written: int | None = None) -> UserError:
+    """A file that cannot be written, with the bytes that there was room for."""
+    reason = error.strerror or str(error)
+    if not is_full(error):
+        return UserError(
+            f"{path}: cannot be written ({reason})",
+            "check the permissions, or choose another folder",
+        )
+    after = "" if written is None else f" after {written:,} bytes"
+    with contextlib.suppress(OSError):
+        reason += f"; {shutil.disk_usage(path.parent).free:,} bytes are free"
+    return UserError(
+        f"{path}: no room for it{after} ({reason})",
+        "make room and run the same command: what is finished is kept",
+    )
 
 
 @contextlib.contextmanager

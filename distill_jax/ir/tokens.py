@@ -12,7 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import digest, digest_texts, read_json, write_json
+from distill_jax.ir.files import (
+    digest,
+    digest_texts,
+    read_json,
+    room_for,
+    write_json,
+)
 from distill_jax.ir.tokenizer import Tokenizer
 
 _CHUNK_TEXTS = 8192
@@ -100,7 +106,7 @@ class TokenStore:
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         try:
             lengths, truncated = [], 0
-            with open(aside / "ids.bin", "wb") as out:
+            with room_for(folder), open(aside / "ids.bin", "wb") as out:
                 for ids, counts, cut in _chunks(texts, tokenizer, limit, progress):
                     ids.tofile(out)
                     lengths.append(counts)

@@ -11,8 +11,6 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 
-import jax
-
 from distill_jax.ir.errors import UserError
 
 LOST_AFTER = 30
@@ -47,6 +45,8 @@ def join(environment: Mapping[str, str] | None = None) -> bool:
             f"JAX_PROCESS_ID is {index!r} and JAX_NUM_PROCESSES {count!r}",
             "give the number of processes, and to each its own number below that",
         )
+    import jax
+
     jax.distributed.initialize(
         address,
         num_processes=int(count),
@@ -58,9 +58,17 @@ def join(environment: Mapping[str, str] | None = None) -> bool:
     return True
 
 
+def is_first(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether this process is the one that writes, without starting a backend."""
+    environment = os.environ if environment is None else environment
+    return environment.get(_NAMES[2], "0") in ("", "0")
+
+
 @contextlib.contextmanager
 def loss_told() -> Iterator[None]:
     """Turns what the runtime says about a dead process into what to do."""
+    import jax
+
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

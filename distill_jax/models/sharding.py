@@ -75,7 +75,7 @@ def make_mesh(spec: str | None = None, devices: Any = None) -> Mesh:
     Raises:
         UserError: a name or a size that does not fit.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = list(_devices() if devices is None else devices)
     sizes: dict[str, int] = {}
     for part in filter(None, (spec or "").replace(" ", "").split(",")):
         name, _, size = part.partition("=")
@@ -100,6 +100,19 @@ def make_mesh(spec: str | None = None, devices: Any = None) -> Mesh:
     grid = np.asarray(devices[:total]).reshape(shape)
     # Auto: the compiler places what lies between; explicit axes break nnx.Embed.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _devices() -> list:
+    try:
+        return jax.devices()
+    except RuntimeError as error:
+        asked = jax.config.jax_platforms or "an accelerator"
+        raise UserError(
+            f"no device of the kind that is asked for ({asked}): "
+            f"{str(error).splitlines()[0][:200]}",
+            "pip install 'jax[cuda12]' on a machine with a GPU, or run with "
+            "JAX_PLATFORMS=cpu",
+        ) from error
 
 
 def fitting(

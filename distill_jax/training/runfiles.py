@@ -12,24 +12,31 @@ from pathlib import Path
 from typing import IO, Any
 
 from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import atomic_write
+from distill_jax.ir.files import atomic_write, unwritable
 
 
 class Lock:
-    """Holds ``<directory>/.lock`` as long as this process lives.
+    """Holds a file of a folder as long as this process lives.
 
     The kernel drops the lock with its holder, so a killed run leaves nothing stale.
 
+    Args:
+        name: of the file. A job holds another one than the trainings in its folder.
+
     Raises:
-        UserError: another process holds it; its pid and host are named.
+        UserError: another process holds it; its pid and host are named. Or the folder
+            cannot be written.
     """
 
-    def __init__(self, directory: str | Path):
-        self.path = Path(directory) / ".lock"
+    def __init__(self, directory: str | Path, name: str = ".lock"):
+        self.path = Path(directory) / name
 
     def __enter__(self) -> Lock:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a+", encoding="utf-8")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+", encoding="utf-8")
+        except OSError as error:
+            raise unwritable(self.path.parent, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -187,7 +187,7 @@ def _entries(names: tuple[str, ...]) -> list[Entry]:
             found.setdefault(entry.name, entry)
     entries = list(found.values())
     if cached is not None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(UserError):
             write_json(cached, [dataclasses.astuple(entry) for entry in entries])
     return entries
 
