@@ -21,8 +21,8 @@ from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.jobs.candidates import BM25, Asked
 from distill_jax.jobs.examples import Judged
 from distill_jax.jobs.setting import open_setting
-from distill_jax.jobs.stage import make_featurizer
 from distill_jax.jobs.students import Student
+from distill_jax.jobs.training import make_featurizer
 from distill_jax.losses import Listwise, softmax_cross_entropy
 from distill_jax.models.sharding import make_mesh
 from distill_jax.training.loop import Fit

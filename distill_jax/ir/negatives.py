@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax.ir.draws import generator
 from distill_jax.ir.errors import UserError, near
 from distill_jax.ir.files import digest
-from distill_jax.ir.lists import generator
 from distill_jax.ir.run import Run
 
 REASONS = (

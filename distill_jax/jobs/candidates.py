@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from distill_jax.ir.collection import Queries
+from distill_jax.ir.draws import share
 from distill_jax.ir.errors import UserError
-from distill_jax.ir.lists import share
 from distill_jax.ir.run import Run
 from distill_jax.jobs import ranking
 from distill_jax.jobs.setting import Setting

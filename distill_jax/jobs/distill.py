@@ -25,8 +25,9 @@ from distill_jax.jobs.describe import describe
 from distill_jax.jobs.export import AUTO, exported
 from distill_jax.jobs.parts import part
 from distill_jax.jobs.setting import Setting, Split, open_setting
-from distill_jax.jobs.stage import Stage, Stopped, Trip, run_stage
+from distill_jax.jobs.stage import Stage, Trip, run_stage
 from distill_jax.jobs.students import Student, load_model
+from distill_jax.jobs.training import Stopped
 from distill_jax.models import sharding
 from distill_jax.models.pretrained import Pretrained
 

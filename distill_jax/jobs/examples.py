@@ -10,13 +10,12 @@ import numpy as np
 from distill_jax.ir import normalise
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.files import write_json
-from distill_jax.ir.lists import (
-    Lists,
-    concatenate,
+from distill_jax.ir.listing import (
     lists_from_judgements,
     lists_from_labels,
     with_judged_pairs,
 )
+from distill_jax.ir.lists import Lists, concatenate
 from distill_jax.ir.negatives import filter_negatives
 from distill_jax.ir.run import Run
 from distill_jax.jobs.candidates import Asked

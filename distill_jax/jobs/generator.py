@@ -17,7 +17,7 @@ import numpy as np
 
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.files import digest, read_json, write_json
-from distill_jax.ir.lists import lists_from_judgements
+from distill_jax.ir.listing import lists_from_judgements
 from distill_jax.ir.run import Run
 from distill_jax.jobs.candidates import Asked
 from distill_jax.jobs.console import Counter, say
@@ -26,8 +26,8 @@ from distill_jax.jobs.export import AUTO, exported
 from distill_jax.jobs.parts import part
 from distill_jax.jobs.reporting import digest_versions, export_entry
 from distill_jax.jobs.setting import Setting, Split, open_setting
-from distill_jax.jobs.stage import Stopped, Training, train
 from distill_jax.jobs.students import Student
+from distill_jax.jobs.training import Stopped, Training, train
 from distill_jax.models import sharding
 from distill_jax.models.pretrained import Pretrained
 

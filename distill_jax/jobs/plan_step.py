@@ -16,8 +16,8 @@ from flax import nnx
 from distill_jax.batches import DualBatch, DuoBatch, PairBatch, Targets
 from distill_jax.ir.buckets import bucket_of
 from distill_jax.ir.errors import UserError
-from distill_jax.jobs.stage import Training
 from distill_jax.jobs.students import Student
+from distill_jax.jobs.training import Training
 from distill_jax.models import weights
 from distill_jax.models.pretrained import abstract_params, graphdef_of
 from distill_jax.models.weights.folders import locate

@@ -39,7 +39,7 @@ class Training:
             )
         if self.limit is None or self.limit >= len(train.queries):
             return train
-        from distill_jax.ir.lists import share
+        from distill_jax.ir.draws import share
 
         places = np.argsort([share(query, "limit") for query in train.queries.ids])
         where = np.zeros(len(train.queries), bool)
@@ -239,7 +239,7 @@ class Synthetic:
 
 
 def _first(made: Any, limit: int) -> np.ndarray:
-    from distill_jax.ir.lists import share
+    from distill_jax.ir.draws import share
 
     places = [share(made.doc_ids[row], "limit") for row in made.sources.tolist()]
     where = np.zeros(len(made), bool)

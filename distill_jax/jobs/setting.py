@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distill_jax.ir.collection import Collection, Queries
+from distill_jax.ir.draws import split_by_hash
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.files import digest
-from distill_jax.ir.lists import split_by_hash
 from distill_jax.ir.qrels import Qrels
 from distill_jax.ir.templates import Features
 from distill_jax.ir.tokenizer import Tokenizer
@@ -157,7 +158,10 @@ def open_setting(
         train = train.take(np.arange(len(train.queries)) < max_train_queries)
     if test is not None and max_test_queries is not None:
         test = test.take(np.arange(len(test.queries)) < max_test_queries)
-    refuse_leak(train, test)
+    train, leak = without_leaks(train, {"dev": dev, test_split: test})
+    if leak is not None:
+        say(f"note: {leak}")
+        docs = docs.with_notices(leak)
     counts = ", ".join(
         f"{len(split.queries)} {name} queries"
         for name, split in (("training", train), ("dev", dev), ("test", test))
@@ -175,20 +179,48 @@ def open_setting(
     )
 
 
-def refuse_leak(train: Split | None, test: Split | None) -> None:
-    """A test query that is trained on makes every figure a lie."""
-    if train is None or test is None:
-        return
-    both = sorted(set(train.queries.ids) & set(test.queries.ids))
-    if both:
+def without_leaks(
+    train: Split | None, held_out: Mapping[str, Split | None]
+) -> tuple[Split | None, str | None]:
+    """Training queries without those whose text a held-out split asks too.
+
+    A query that is trained on makes every figure about it a lie. Letter case and
+    spacing do not make another text.
+
+    Returns:
+        What is left, and a sentence about what is not; None where nothing was removed.
+
+    Raises:
+        UserError: a held-out query is in training by its id, or nothing is left.
+    """
+    if train is None:
+        return None, None
+    ids, asked = set(train.queries.ids), set()
+    for name, split in held_out.items():
+        if split is None or split is train:
+            continue
+        both = sorted(ids & set(split.queries.ids))
+        if both:
+            raise UserError(
+                f"{len(both)} {name} queries are also in training, e.g. {both[0]!r}",
+                "remove them from the training judgements",
+            )
+        asked |= {_plain(text) for text in split.queries.texts}
+    same = np.asarray([_plain(text) in asked for text in train.queries.texts], bool)
+    if not same.any():
+        return train, None
+    if same.all():
         raise UserError(
-            f"{len(both)} test queries are also in training, e.g. {both[0]!r}",
-            "remove them from qrels/train.tsv",
+            "every training query has the text of a held-out one",
+            "give other training queries",
         )
-    texts = {text.strip().casefold() for text in test.queries.texts}
-    same = [text for text in train.queries.texts if text.strip().casefold() in texts]
-    if same:
-        say(
-            f"note: {len(same)} training queries have the text of a test query, "
-            f"e.g. {same[0][:60]!r}"
-        )
+    example = train.queries.texts[int(np.argmax(same))][:60]
+    notice = (
+        f"{int(same.sum())} training queries have the text of a held-out one, "
+        f"e.g. {example!r}: left out"
+    )
+    return train.take(~same), notice
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())

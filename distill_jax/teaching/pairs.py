@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from distill_jax.ir.collection import Queries
+from distill_jax.ir.draws import generator
 from distill_jax.ir.label_files import LabelWriter, stored_counts
 from distill_jax.ir.labels import PairLabels, TeacherLabels
-from distill_jax.ir.lists import generator
 from distill_jax.ir.run import Run
 from distill_jax.ir.templates import Features
 from distill_jax.models.inference import score_features

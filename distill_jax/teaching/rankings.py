@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distill_jax.ir.collection import Collection, Queries
+from distill_jax.ir.draws import generator
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.files import digest
 from distill_jax.ir.label_files import LabelWriter, stored_counts
 from distill_jax.ir.labels import TeacherLabels
-from distill_jax.ir.lists import generator
 from distill_jax.ir.run import Run
 from distill_jax.teaching import parsing, prompts, windows
 from distill_jax.teaching.listwise import Method, Sitting, passes_over, wave

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distill_jax.ir.collection import Collection, Queries
+from distill_jax.ir.draws import generator
 from distill_jax.ir.files import digest
-from distill_jax.ir.lists import generator
 from distill_jax.ir.run import Run
 from distill_jax.teaching import prompts
 from distill_jax.teaching.chat import estimated_tokens

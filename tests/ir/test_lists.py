@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from distill_jax.ir import Collection, PairLabels, Qrels, Queries, Run, TeacherLabels
+from distill_jax.ir.draws import split_by_hash
 from distill_jax.ir.errors import UserError
-from distill_jax.ir.lists import (
-    Lists,
-    concatenate,
+from distill_jax.ir.listing import (
     lists_from_judgements,
     lists_from_labels,
-    split_by_hash,
     with_judged_pairs,
 )
+from distill_jax.ir.lists import Lists, concatenate
 
 DOCS = Collection([f"d{i}" for i in range(12)], [f"text {i}" for i in range(12)])
 QUERIES = Queries(["q0", "q1", "q2"], ["zero", "one", "two"])

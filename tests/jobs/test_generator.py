@@ -11,8 +11,8 @@ import pytest
 from distill_jax import losses
 from distill_jax.ir.errors import UserError
 from distill_jax.jobs.generator import SYSTEMS, TrainGenerator
-from distill_jax.jobs.stage import Training
 from distill_jax.jobs.students import Student
+from distill_jax.jobs.training import Training
 from distill_jax.models import weights
 
 WORDS = ["river", "stone", "bridge", "water", "cloud", "paper", "light", "engine"]

@@ -15,8 +15,9 @@ from distill_jax.ir.errors import UserError
 from distill_jax.jobs import examples, plan, plan_step, queries, teachers
 from distill_jax.jobs.distill import Distill
 from distill_jax.jobs.setting import Setting, Split
-from distill_jax.jobs.stage import Stage, Training
+from distill_jax.jobs.stage import Stage
 from distill_jax.jobs.students import Student
+from distill_jax.jobs.training import Training
 from distill_jax.models import sharding
 
 OBJECTIVE = losses.Listwise(loss=losses.softmax_cross_entropy)
