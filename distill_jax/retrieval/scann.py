@@ -4,18 +4,15 @@ The settings come from the size of the corpus; the width of the search comes fro
 measurement. After a build, sample queries are searched exactly, and the narrowest (by
 time) search that reaches the wanted recall is kept, or the shortfall is said.
 
-Facts of ScaNN 1.4 that the code works around: importing it loads TensorFlow unless that
-is masked; a saved index names absolute paths unless told otherwise; nan is accepted
-silently; a tree needs as many docs as leaves, and codes in a tree at least 16.
+Facts of ScaNN 1.4 that the code works around: a saved index names absolute paths unless
+told otherwise; nan is accepted silently; a tree needs as many docs as leaves, and codes
+in a tree at least 16.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +25,7 @@ from distill_jax.ir.run import Run
 from distill_jax.retrieval import folder
 from distill_jax.retrieval.exact import Exact
 from distill_jax.retrieval.postings import check_k
+from distill_jax.retrieval.scann_import import module
 from distill_jax.retrieval.vectors import (
     as_float32,
     check_docs,
@@ -39,47 +37,6 @@ from distill_jax.retrieval.vectors import (
 BRUTE_FORCE = 20_000
 _SAMPLE = 256
 _ASSETS = "scann"
-
-_PROBE = """
-import sys
-sys.modules["tensorflow"] = None
-import numpy, scann
-docs = numpy.eye(64, dtype=numpy.float32)
-build = scann.scann_ops_pybind.builder(docs, 1, "dot_product")
-build = build.tree(4, 4, training_sample_size=64, min_partition_size=1)
-index = build.score_ah(2).reorder(8).build()
-assert (index.search_batched_parallel(docs)[0][:, 0] == numpy.arange(64)).mean() > 0.5
-"""
-
-
-@functools.lru_cache(maxsize=1)
-def module() -> Any:
-    """``scann.scann_ops_pybind``, imported without TensorFlow.
-
-    The first time it is tried in another process: built for a newer CPU than this
-    one, it would end this process by an illegal instruction.
-
-    Raises:
-        UserError: not installed, or it does not run here.
-    """
-    tried = subprocess.run(
-        [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=300
-    )
-    if tried.returncode:
-        told = tried.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise UserError(
-            f"ScaNN does not run here (exit status {tried.returncode}: {told[0]})",
-            "pip install 'distill_jax[scann]', or search with Exact, which needs none",
-        )
-    masked = "tensorflow" not in sys.modules
-    if masked:
-        sys.modules["tensorflow"] = None  # type: ignore[assignment]
-    try:
-        from scann import scann_ops_pybind
-    finally:
-        if masked:
-            del sys.modules["tensorflow"]
-    return scann_ops_pybind
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distill_jax.ir.errors import UserError
-from distill_jax.retrieval import Exact, Scann, scann
+from distill_jax.retrieval import Exact, Scann, scann_import
 from distill_jax.retrieval.scann import Width, recall_of
 
 pytestmark = pytest.mark.skipif(
@@ -99,13 +99,13 @@ def test_bad_vectors_are_refused(index):
 
 
 def test_a_scann_that_cannot_run_is_an_error_with_a_way_out(monkeypatch):
-    scann.module.cache_clear()
-    monkeypatch.setattr(scann, "_PROBE", "import os; os.kill(os.getpid(), 4)")
+    scann_import.module.cache_clear()
+    monkeypatch.setattr(scann_import, "_PROBE", "import os; os.kill(os.getpid(), 4)")
     try:
         with pytest.raises(UserError, match="search with Exact"):
             Scann.build(clustered(30, 0))
     finally:
-        scann.module.cache_clear()
+        scann_import.module.cache_clear()
 
 
 def test_importing_scann_does_not_import_tensorflow():
