@@ -76,15 +76,17 @@ def alone():
     """Joins the processes of one run, and keeps every other run out of its folder."""
     processes.join()
     with contextlib.ExitStack() as stack:
-        if processes.is_first():
-            stack.enter_context(Lock(model_dir(), ".job.lock"))
+        folder = model_dir()
+        if folder is not None and processes.is_first():
+            stack.enter_context(Lock(folder, ".job.lock"))
         yield
 
 
-def model_dir() -> Path:
-    """The folder that the job writes to."""
+def model_dir() -> Path | None:
+    """The folder that the job writes to; None for a job that has none."""
     try:
-        return Path(gin.query_parameter("%MODEL_DIR"))
+        folder = gin.query_parameter("%MODEL_DIR")
+        return None if folder is None else Path(folder)
     except ValueError:
         raise UserError(
             "the recipe has no name MODEL_DIR", "add a line MODEL_DIR = 'runs/...'"
@@ -97,7 +99,7 @@ def bad_lines(flags: recipes.Flags):
     if not flags.skip_bad_lines:
         yield
         return
-    rejects = model_dir() / "rejects.jsonl"
+    rejects = (model_dir() or Path()) / "rejects.jsonl"
     with tolerated(rejects, flags.bad_line_rate) as tolerance:
         yield
     for notice in tolerance.notices():
