@@ -131,32 +131,35 @@ class BM25:
         Raises:
             UserError: the folder is damaged, or is of another collection.
         """
-        arrays, meta = folder.read(directory, "bm25")
-        if collection is None:
-            doc_ids = folder.unpack_strings("ids", arrays)
-        elif collection.digest == meta["corpus_digest"]:
-            doc_ids = collection.ids
-        else:
-            raise UserError(
-                f"the index in {directory} was built from another collection",
-                "build it again from this one",
+        with folder.described(directory):
+            arrays, meta = folder.read(directory, "bm25")
+            if collection is None:
+                doc_ids = folder.unpack_strings("ids", arrays)
+            elif collection.digest == meta["corpus_digest"]:
+                doc_ids = collection.ids
+            else:
+                raise UserError(
+                    f"the index in {directory} was built from another collection",
+                    "build it again from this one",
+                )
+            terms = list(folder.unpack_strings("terms", arrays))
+            ranks = np.array(arrays["ranks"])
+            postings = Postings(
+                arrays["indptr"], arrays["docs"], arrays["weights"], len(doc_ids)
             )
-        terms = list(folder.unpack_strings("terms", arrays))
-        ranks = np.array(arrays["ranks"])
-        postings = Postings(
-            arrays["indptr"], arrays["docs"], arrays["weights"], len(doc_ids)
-        )
-        return cls(
-            postings=postings.checked(max(len(terms), 1), ranks),
-            terms=terms,
-            doc_ids=doc_ids,
-            ranks=ranks,
-            corpus_digest=meta["corpus_digest"],
-            k1=meta["k1"],
-            b=meta["b"],
-            stop_words=tuple(meta["stop_words"]),
-            stemmer=meta["stemmer"],
-        )
+            index = cls(
+                postings=postings.checked(max(len(terms), 1), ranks),
+                terms=terms,
+                doc_ids=doc_ids,
+                ranks=ranks,
+                corpus_digest=meta["corpus_digest"],
+                k1=meta["k1"],
+                b=meta["b"],
+                stop_words=tuple(meta["stop_words"]),
+                stemmer=meta["stemmer"],
+            )
+            index.analyser.analyse(["a word that tries its stemmer"])
+            return index
 
 
 def _docs(collection: Any) -> tuple[Any, Sequence[str], str]:

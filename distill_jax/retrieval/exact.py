@@ -142,11 +142,12 @@ class Exact:
     @classmethod
     def load(cls, directory: str | Path, mesh: Any = None) -> Exact:
         """Reads a saved folder; the vectors stay on disk."""
-        arrays, meta = folder.read(directory, "exact")
-        doc_ids = folder.unpack_strings("ids", arrays)
-        return cls.build(
-            arrays["vectors"], doc_ids, similarity=meta["similarity"], mesh=mesh
-        )
+        with folder.described(directory):
+            arrays, meta = folder.read(directory, "exact")
+            doc_ids = folder.unpack_strings("ids", arrays)
+            return cls.build(
+                arrays["vectors"], doc_ids, similarity=meta["similarity"], mesh=mesh
+            )
 
 
 class _Devices:

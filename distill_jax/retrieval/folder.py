@@ -6,7 +6,8 @@ format, dtype, shape and file size were compared with the description.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,25 @@ from distill_jax.ir.strings import StringTable
 
 FORMAT = 1
 _INDEX = "index.json"
+
+
+@contextlib.contextmanager
+def described(directory: str | Path) -> Iterator[None]:
+    """Turns what a wrong description leads to, in reading an index, into its name.
+
+    Raises:
+        UserError: a value is missing, of another type, or out of every range.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+        raise UserError(
+            f"{Path(directory) / _INDEX} does not describe an index "
+            f"({type(e).__name__}: {str(e)[:120]})",
+            "build the index again",
+        ) from e
 
 
 def write(
@@ -55,7 +75,7 @@ def read(
             "build it again; an interrupted save leaves an index without this file",
         )
     meta = read_json(directory / _INDEX)
-    if meta.get("kind") != kind or meta.get("format", 0) > FORMAT:
+    if meta["kind"] != kind or meta["format"] > FORMAT:
         raise UserError(
             f"{directory} holds a {meta.get('kind')!r} index of format "
             f"{meta.get('format')}, not a {kind!r} one of format {FORMAT}",
@@ -101,9 +121,28 @@ def unpack_strings(name: str, arrays: dict[str, np.ndarray]) -> StringTable:
         UserError: the arrays do not fit together.
     """
     blob, offsets = arrays[name], arrays[f"{name}_offsets"]
-    if not len(offsets) or offsets[-1] != len(blob) or np.any(np.diff(offsets) < 0):
+    sound = (
+        blob.dtype == np.uint8
+        and offsets.dtype.kind in "iu"
+        and blob.ndim == offsets.ndim == 1
+        and len(offsets) > 0
+        and offsets[0] == 0
+        and offsets[-1] == len(blob)
+        and not np.any(offsets[1:] < offsets[:-1])
+    )
+    if not sound or not _is_text(blob, offsets):
         raise UserError("the index's strings are damaged", "build the index again")
     return StringTable(blob, offsets)
+
+
+def _is_text(blob: np.ndarray, offsets: np.ndarray) -> bool:
+    """Whether each string is UTF-8: the whole is, and none begins inside a letter."""
+    try:
+        blob.tobytes().decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return False
+    starts = offsets[offsets < len(blob)]
+    return not np.any((blob[starts] & 0xC0) == 0x80)
 
 
 def check_source(

@@ -249,30 +249,31 @@ class LateInteraction:
     @classmethod
     def load(cls, directory: str | Path, source: str | None = None) -> LateInteraction:
         """Reads a saved index; token vectors stay on disk."""
-        arrays, meta = folder.read(directory, "late")
-        folder.check_source(directory, meta, source)
-        if "packed" in arrays:
-            codec = Codec(
-                *(np.array(arrays[n]) for n in ("centroids", "cuts", "levels"))
+        with folder.described(directory):
+            arrays, meta = folder.read(directory, "late")
+            folder.check_source(directory, meta, source)
+            if "packed" in arrays:
+                codec = Codec(
+                    *(np.array(arrays[n]) for n in ("centroids", "cuts", "levels"))
+                )
+                values: Any = Codes(codec, arrays["token_ids"], arrays["packed"])
+            else:
+                values = arrays["values"]
+            doc_ids = folder.unpack_strings("ids", arrays)
+            kinds = {"Exact": Exact, "Scann": Scann}
+            if meta["index"] not in kinds:
+                raise UserError(f"{directory}: unknown index {meta['index']!r}")
+            return cls(
+                tokens=TokenVectors(values, np.array(arrays["offsets"])).checked(
+                    len(doc_ids)
+                ),
+                encoding=FixedDimensional(**meta["encoding"]),
+                index=kinds[meta["index"]].load(Path(directory) / "candidates"),
+                doc_ids=doc_ids,
+                ranks=tie_ranks(doc_ids),
+                report=meta["report"],
+                source=meta["source"],
             )
-            values: Any = Codes(codec, arrays["token_ids"], arrays["packed"])
-        else:
-            values = arrays["values"]
-        doc_ids = folder.unpack_strings("ids", arrays)
-        kinds = {"Exact": Exact, "Scann": Scann}
-        if meta["index"] not in kinds:
-            raise UserError(f"{directory}: unknown index {meta['index']!r}")
-        return cls(
-            tokens=TokenVectors(values, np.array(arrays["offsets"])).checked(
-                len(doc_ids)
-            ),
-            encoding=FixedDimensional(**meta["encoding"]),
-            index=kinds[meta["index"]].load(Path(directory) / "candidates"),
-            doc_ids=doc_ids,
-            ranks=tie_ranks(doc_ids),
-            report=meta["report"],
-            source=meta["source"],
-        )
 
 
 def _compress(

@@ -103,15 +103,16 @@ class Sparse:
     @classmethod
     def load(cls, directory: str | Path, source: str | None = None) -> Sparse:
         """Reads a saved index; with ``source`` only one that carries the same."""
-        arrays, meta = folder.read(directory, "sparse")
-        folder.check_source(directory, meta, source)
-        doc_ids = folder.unpack_strings("ids", arrays)
-        ranks = np.array(arrays["ranks"])
-        indptr = arrays["indptr"]
-        postings = Postings(indptr, arrays["docs"], arrays["weights"], len(doc_ids))
-        return cls(
-            postings.checked(len(indptr) - 1, ranks), doc_ids, ranks, meta["source"]
-        )
+        with folder.described(directory):
+            arrays, meta = folder.read(directory, "sparse")
+            folder.check_source(directory, meta, source)
+            doc_ids = folder.unpack_strings("ids", arrays)
+            ranks = np.array(arrays["ranks"])
+            indptr = arrays["indptr"]
+            postings = Postings(indptr, arrays["docs"], arrays["weights"], len(doc_ids))
+            return cls(
+                postings.checked(len(indptr) - 1, ranks), doc_ids, ranks, meta["source"]
+            )
 
 
 def _rows(vectors: Any, what: str, ids: Sequence[str] | None) -> Any:
