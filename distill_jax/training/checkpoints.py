@@ -18,8 +18,13 @@ import jax
 import numpy as np
 
 from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import read_json, write_json
-from distill_jax.training.manifest import damage, write_manifest
+from distill_jax.ir.files import read_json
+from distill_jax.training.manifest import (
+    damage,
+    read_sealed,
+    write_manifest,
+    write_sealed,
+)
 from distill_jax.training.state import TrainState
 
 FORMAT = 1
@@ -78,7 +83,7 @@ class Checkpoints:
         meta = {**meta, "format": FORMAT, "step": step}
         if step in steps(self.directory):
             if jax.process_index() == 0:
-                write_json(self.directory / str(step) / _LATER, meta)
+                write_sealed(self.directory / str(step) / _LATER, meta)
             return
         self._saving = step
         rest = {"step": state.step, "opt_state": state.opt_state}
@@ -258,8 +263,12 @@ def read_meta(folder: Path) -> dict:
     Raises:
         UserError: of a newer format.
     """
-    later = folder / _LATER
-    meta = read_json(later if later.exists() else folder / "meta" / "metadata")
+    meta = read_sealed(folder / _LATER)
+    if meta is None:
+        if (folder / _LATER).exists():
+            # What they told, such as an evaluation, is done once more.
+            _log.warning("%s: damaged notes are ignored", folder / _LATER)
+        meta = read_json(folder / "meta" / "metadata")
     if meta["format"] > FORMAT:
         raise UserError(
             f"{folder} has checkpoint format {meta['format']}, this version reads up "

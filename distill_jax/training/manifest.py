@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
+from typing import Any
 
-from distill_jax.ir.files import atomic_write
+from distill_jax.ir.files import atomic_write, write_json
 
 _MANIFEST = "manifest.json"
 # Orbax rewrites it while it renames the folder.
@@ -27,8 +28,9 @@ def write_manifest(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
-        sums = json.loads((folder / _MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        read = json.loads((folder / _MANIFEST).read_text())
+        sums = {name: (int(size), int(crc)) for name, (size, crc) in read.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         return f"{folder / _MANIFEST}: {error}"
     for name, (size, crc) in sums.items():
         path = folder / name
@@ -37,6 +39,24 @@ def damage(folder: Path) -> str | None:
         if path.stat().st_size != size or _crc(path) != crc:
             return f"{path}: its checksum differs from the manifest's"
     return None
+
+
+def write_sealed(path: Path, value: Any) -> None:
+    """JSON with a checksum of its own, for what is added when the manifest is made."""
+    write_json(path, {"crc": _crc_of(value), "value": value})
+
+
+def read_sealed(path: Path) -> Any:
+    """What ``write_sealed`` wrote; None when it is not there or was altered since."""
+    try:
+        record = json.loads(path.read_bytes())
+        return record["value"] if record["crc"] == _crc_of(record["value"]) else None
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
+
+
+def _crc_of(value: Any) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def _crc(path: Path) -> int:
