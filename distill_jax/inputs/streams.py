@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +24,12 @@ from pathlib import Path
 import numpy as np
 
 from distill_jax.ir.errors import UserError
+from distill_jax.ir.files import read_json, write_json
 from distill_jax.ir.lists import FIELDS, Lists
 
 Example = dict[str, np.ndarray]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,18 +127,31 @@ def _quiet():
 
 
 def write_records(lists: Lists, directory: Path) -> Path:
-    """The lists as one TFRecord file, named by their digest, written aside."""
+    """The lists as one TFRecord file, named by their digest, written aside.
+
+    A file that is there is read through first: one that was cut between two records
+    would pass for a shorter epoch.
+    """
     _, tf = _tensorflow()
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"lists-{lists.digest}.tfrecord"
-    if path.exists():
-        return path
+    record = path.with_suffix(".json")
+    if path.exists() and record.exists():
+        if read_json(record).get("sha256") == _sha256(path):
+            return path
+        _log.warning("%s is damaged: it is written again", path)
     aside = directory / f".{path.name}.{os.getpid()}.part"
     with tf.io.TFRecordWriter(str(aside)) as writer:
         for row in range(len(lists)):
             writer.write(_example(tf, lists, row))
+    write_json(record, {"lists": len(lists), "sha256": _sha256(aside)})
     aside.replace(path)
     return path
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _example(tf, lists: Lists, row: int) -> bytes:

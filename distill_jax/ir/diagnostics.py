@@ -150,10 +150,15 @@ def teacher_report(
     if failed > 0.05:
         warnings.append(f"{failed:.0%} of the lists failed")
     if labels.kind == "score" and report.get("one_hot_lists", 0) > 0.5:
+        better = report["suggested_temperature"]
+        remedy = (
+            "no list has two docs that differ"
+            if better is None
+            else f"raise it, e.g. to {better:.3g}"
+        )
         warnings.append(
             f"{report['one_hot_lists']:.0%} of the lists put their mass on one doc at"
-            f" temperature {temperature:g}: raise it, e.g. to"
-            f" {report['suggested_temperature']:.3g}"
+            f" temperature {temperature:g}: {remedy}"
         )
     if report.get("tied_pairs", 0) > 0.01:
         warnings.append(f"{report['tied_pairs']:.1%} of the pairs are tied")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class Evaluate:
             so many documents; measured wherever queries have answers.
         reader: ``jobs.llm.Reader``, which answers from what each system found, for
             exact match and F1; None for none.
+        count_missing: a judged query that a run lacks counts 0, as by trec_eval's -c;
+            False leaves it out.
         without_own: leave out documents whose id is the query's (ArguAna, Quora).
         groups: a prefix of query ids ends at this character, and means are also given
             as the mean over groups (CQADupStack); None for none.
@@ -53,6 +56,7 @@ class Evaluate:
     measures: tuple[str, ...] = ("nDCG@10", "RR@10", "R@100")
     hits: tuple[int, ...] = (5, 10)
     reader: Any = None
+    count_missing: bool = True
     without_own: bool = False
     groups: str | None = None
     index: str = "exact"
@@ -72,7 +76,7 @@ class Evaluate:
             asked = self._asked(setting, directory)
             readings = answering.read_all(self.reader, asked, found)
             for name, reading in readings.items():
-                systems[name] |= reading.values
+                systems[name] |= self._counted(reading.values, found[name])
         last = list(systems)[-1]
         data = report.compare_systems(
             systems, self.measures[0], baseline=next(iter(systems)), system=last
@@ -81,7 +85,11 @@ class Evaluate:
             "title": f"{self.collection}: evaluation",
             "collection": self.collection,
             "again": command,
-            "notices": [*data["notices"], *setting.collection.notices],
+            "notices": [
+                *data["notices"],
+                *self._unmatched(found, setting),
+                *setting.collection.notices,
+            ],
         }
         qrels = setting.judged.qrels
         if len(qrels):
@@ -150,7 +158,34 @@ class Evaluate:
             values |= answers.hit_rates(
                 run, answers.accepted(queries), setting.collection, self.hits
             )
-        return values
+        return self._counted(values, run)
+
+    def _counted(self, values: dict, run: Run) -> dict[str, dict[str, float]]:
+        if self.count_missing:
+            return values
+        ranked = set(run.query_ids)
+        return {m: {q: v for q, v in per.items() if q in ranked}
+                for m, per in values.items()}  # fmt: skip
+
+    def _unmatched(self, runs: dict[str, Run], setting: Setting) -> list[str]:
+        """Queries that only a run has, or only the split: counted, with an example."""
+        asked = set(setting.judged.qrels) or set(setting.judged.queries.ids)
+        notices = []
+        for name, run in runs.items():
+            ranked = set(run.query_ids)
+            missing, unknown = sorted(asked - ranked), sorted(ranked - asked)
+            if missing:
+                fate = "count 0" if self.count_missing else "are left out"
+                notices.append(
+                    f"{name} has no ranking of {len(missing)} of {len(asked)} queries, "
+                    f"e.g. {missing[0]!r}: they {fate}"
+                )
+            if unknown:
+                notices.append(
+                    f"{name} ranks {len(unknown)} queries that are not of this split, "
+                    f"e.g. {unknown[0]!r}: not measured"
+                )
+        return notices
 
     def _systems(self, setting: Setting, directory: Path) -> dict[str, Run]:
         found = {}
@@ -209,8 +244,10 @@ def without_own(run: Run) -> Run:
 
 
 def _name(path: str, taken: dict) -> str:
+    """A system's name, which is a file's name too: nothing in it leads elsewhere."""
     name = Path(path).stem if path.endswith((".trec", ".txt", ".gz")) else path
     name = Path(name).name.removesuffix(".trec") or path
+    name = re.sub(r"[^\w.:+-]+", "_", name).strip(".")[:80] or "system"
     number = 2
     unique = name
     while unique in taken:

@@ -76,7 +76,12 @@ class Pretrained:
         self.tokenizer.save(directory / "tokenizer")
         write_json(
             directory / "student.json",
-            {"spec": to_json(self.spec), "source": self.source, "format": 1},
+            {
+                "spec": to_json(self.spec),
+                "source": self.source,
+                "tokenizer": self.tokenizer.digest,
+                "format": 1,
+            },
         )
 
     @classmethod
@@ -84,7 +89,8 @@ class Pretrained:
         """Reads what ``save`` wrote.
 
         Raises:
-            UserError: the folder was written by a newer version, or lacks a file.
+            UserError: the folder was written by a newer version, lacks a file, or has
+                another tokenizer than the weights were saved with.
         """
         from safetensors.numpy import load_file
 
@@ -96,10 +102,17 @@ class Pretrained:
                 "this version reads up to 1",
                 "upgrade distill_jax, or export the model from the newer version",
             )
+        tokenizer = Tokenizer.load(directory / "tokenizer")
+        if record.get("tokenizer", tokenizer.digest) != tokenizer.digest:
+            # Of the same size it would fit, and every id would mean something else.
+            raise UserError(
+                f"{directory}/tokenizer is another one than the weights' own",
+                "put the model's own tokenizer back",
+            )
         return cls(
             spec=from_json(record["spec"]),
             params=unflatten(load_file(str(directory / "params.safetensors"))),
-            tokenizer=Tokenizer.load(directory / "tokenizer"),
+            tokenizer=tokenizer,
             source=record.get("source", str(directory)),
         )
 

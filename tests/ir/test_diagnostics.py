@@ -83,6 +83,12 @@ def test_a_teacher_that_is_no_better_is_warned_of():
     assert good["warnings"] == []
 
 
+def test_lists_of_one_document_are_said_to_teach_nothing():
+    report = teacher_report(labels([[("a", 1.0)], [("b", 2.0)]]))
+    (warning,) = report["warnings"]
+    assert "no list has two docs that differ" in warning
+
+
 def test_disagreement_with_pairs_and_with_lists():
     one = labels([[("a", 3.0), ("b", 2.0), ("c", 1.0), ("d", 1.0)]])
     pairs = PairLabels(
