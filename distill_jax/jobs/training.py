@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from distill_jax.inputs.feed import Featurizer, Feed
 from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.ir.draws import split_by_hash
-from distill_jax.ir.errors import UserError
+from distill_jax.ir.errors import UserError, near
 from distill_jax.ir.files import digest, read_json, write_json
 from distill_jax.ir.lists import FIELDS, Lists
 from distill_jax.jobs import ranking
@@ -25,6 +26,9 @@ from distill_jax.models.pretrained import Pretrained
 from distill_jax.training import optimizers
 from distill_jax.training.loop import Fit, FitResult
 from distill_jax.training.validation import validation
+
+# What changes neither the steps nor, but for rounding, what they learn.
+_FREE = ("chunk", "micro_batch", "checkpoint_period", "keep")
 
 STREAMS = {"seqio": SeqioStream, "arrays": ArrayStream}
 
@@ -50,6 +54,8 @@ class Training:
         query_length, doc_length: tokens read in training, where fewer than the student
             reads when it is used; None trains on what it reads.
         lengths: allowed sequence lengths; few, since each is compiled.
+        may_change: names of these settings that may differ from the training that
+            MODEL_DIR holds: it is gone on with all the same.
     """
 
     objective: Any
@@ -75,6 +81,7 @@ class Training:
     query_length: int | None = None
     doc_length: int | None = None
     lengths: tuple[int, ...] = (32, 64, 96, 128, 160, 192, 256, 384, 512)
+    may_change: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
     def total(self, lists: int) -> int:
         """Updates in all."""
@@ -127,7 +134,7 @@ def train(
     settings = describe(dataclasses.replace(training, objective=None))
     settings |= {"objective": describe(training.objective), "seed": asked.setting.seed}
     inputs = {"lists": lists.digest, "student": student.digest}
-    _refuse_other_settings(directory, inputs, settings)
+    _refuse_other_settings(directory, inputs, settings, training.may_change)
 
     def make(folder: Path) -> dict:
         write_json(folder / "settings.json", settings)
@@ -154,8 +161,19 @@ def train(
     return Pretrained.read(directory / "student"), made
 
 
-def _refuse_other_settings(directory: Path, inputs: dict, settings: dict) -> None:
-    """A run is not gone on with, nor taken for done, under other settings (R46)."""
+def _refuse_other_settings(
+    directory: Path, inputs: dict, settings: dict, may_change: tuple[str, ...]
+) -> None:
+    """A run is not gone on with, nor taken for done, under other settings.
+
+    Unless each of those that differ is named in ``may_change``.
+    """
+    for name in may_change:
+        if name not in settings:
+            raise UserError(
+                f"may_change names {name!r}{near(name, settings)}",
+                f"the settings are {', '.join(sorted(settings))}",
+            )
     record, before = (
         directory / "student/part.json",
         directory / "student/settings.json",
@@ -169,16 +187,22 @@ def _refuse_other_settings(directory: Path, inputs: dict, settings: dict) -> Non
         return  # made anew in any case, and the part says why
     old = read_json(before)
     changed = [
-        f"{name} {old.get(name)!r} -> {settings.get(name)!r}"
-        for name in sorted({*old, *settings})
+        name
+        for name in sorted({*old, *settings} - {*_FREE})
         if old.get(name) != settings.get(name)
     ]
-    if changed:
-        raise UserError(
-            f"{directory} holds a training with other settings: {'; '.join(changed)}",
-            "set --gin.MODEL_DIR to a new folder, or delete "
-            f"{directory}/student and {directory}/checkpoints to train again",
+    if not {*changed} <= {*may_change}:
+        told = "; ".join(
+            f"{name} {old.get(name)!r} -> {settings.get(name)!r}" for name in changed
         )
+        raise UserError(
+            f"{directory} holds a training with other settings: {told}",
+            "set --gin.MODEL_DIR to a new folder, or go on under these settings: "
+            f"--gin.MAY_CHANGE={json.dumps(changed, separators=(',', ':'))}",
+        )
+    if changed and read_json(record)["complete"]:
+        # Made under the old ones: there may be more to do under these.
+        write_json(record, {**read_json(record), "complete": False})
 
 
 def _fit(
@@ -228,6 +252,7 @@ def _fit(
         best_mode="min" if training.measure == "loss" else "max",
         patience=training.patience if evaluate else None,
         config=settings,
+        may_change=(*_FREE, *training.may_change),
         query_names=lambda rows: [ids[int(row)] for row in rows],
     )
     result = fit(student.graphdef(), student.params, training.objective, feed, evaluate)

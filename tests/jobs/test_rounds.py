@@ -212,6 +212,23 @@ def test_other_settings_are_refused(
     assert ours.digest == theirs.digest
 
 
+def test_settings_that_are_allowed_by_name_are_gone_on_with(
+    one_round, toy, tmp_path, capsys
+):
+    """R46. And what changes nothing that is learnt needs no permission."""
+    folder = tmp_path / "job"
+    shutil.copytree(one_round, folder)
+    assert main.main(command(folder, toy, CHECKPOINT_PERIOD=1)) == 0
+    capsys.readouterr()
+    assert main.main(command(folder, toy, TRAIN_STEPS=6, MAY_CHANGE='["stepps"]')) == 2
+    assert 'did you mean "steps"' in capsys.readouterr().err
+    assert main.main(command(folder, toy, TRAIN_STEPS=6)) == 2
+    assert '--gin.MAY_CHANGE=["steps"]' in capsys.readouterr().err
+    assert main.main(command(folder, toy, TRAIN_STEPS=6, MAY_CHANGE='["steps"]')) == 0
+    assert steps(folder) == [1, 2, 3, 4, 5, 6]
+    assert json.loads((folder / "student/part.json").read_text())["complete"]
+
+
 def test_an_initial_checkpoint_is_no_resume(one_round, toy, tmp_path, capsys):
     """It gives weights; steps, optimizer and data start at the beginning."""
     start = one_round / "student"
