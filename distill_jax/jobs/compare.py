@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,14 @@ import numpy as np
 from distill_jax import report
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.files import read_json
+from distill_jax.jobs import ranking
+from distill_jax.jobs.candidates import BM25, Asked
+from distill_jax.jobs.setting import Setting, open_setting
 from distill_jax.models import weights
-from distill_jax.models.pretrained import flatten
+from distill_jax.models.pretrained import Pretrained, flatten
+
+_TIMED = 64  # queries that speed is measured with
+_DEPTH = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,10 +57,12 @@ class Compare:
         data = report.compare_systems(
             systems, measure, baseline=names[self.model_dirs[0]]
         )
+        collection = str(collections.pop())
+        setting = open_setting(self.directory, collection, dev_share=0.0)
         data |= {
             "title": "comparison",
-            "collection": collections.pop(),
-            "systems": {names[path]: _facts(path) for path in self.model_dirs},
+            "collection": collection,
+            "systems": {names[path]: _facts(path, setting) for path in self.model_dirs},
             "again": command,
         }
         page = report.publish(self.directory, data)
@@ -81,15 +90,17 @@ def _short(paths: tuple[str, ...]) -> dict[str, str]:
     return names if len(set(names.values())) == len(paths) else {p: p for p in paths}
 
 
-def _facts(path: str) -> dict[str, Any]:
-    """Size and speed of a model, measured where its folder tells."""
+def _facts(path: str, setting: Setting) -> dict[str, Any]:
+    """Size and speed of a finished job's model; a folder of runs alone has neither."""
     folder, facts = Path(path), {}
     if (folder / "student").is_dir():
         model = weights.load(str(folder / "student"))
+        facts["kind"] = model.spec.kind
         facts["parameters"] = int(
             sum(np.size(leaf) for leaf in flatten(model.params).values())
         )
-        facts["kind"] = model.spec.kind
+        own = dataclasses.replace(setting, directory=folder)
+        facts["queries_per_second"] = _queries_per_second(model, own)
     vectors = folder / "vectors"
     if vectors.is_dir():
         newest = max(vectors.iterdir(), key=lambda p: p.stat().st_mtime, default=None)
@@ -99,3 +110,35 @@ def _facts(path: str) -> dict[str, Any]:
     cost = read_json(folder / "report.json").get("cost", {})
     facts["seconds"] = cost.get("seconds")
     return facts
+
+
+def _queries_per_second(model: Pretrained, setting: Setting) -> float:
+    """Queries that are answered in a second on this machine, text to ranking.
+
+    Rerankers reorder the first ``_DEPTH`` of BM25; encoders search all documents, whose
+    vectors are there or are made once. The first turn compiles, and is not counted.
+    """
+    queries = setting.judged.queries
+    queries = queries.select(np.arange(min(_TIMED, len(queries))))
+    asked = Asked(
+        setting=setting,
+        queries=queries,
+        student=model,
+        model=None,
+        directory=setting.directory,
+    )
+    encodes = model.spec.kind in ranking.ENCODERS
+    first = None if encodes else BM25(depth=_DEPTH)(asked)
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        ranking.rank(
+            model,
+            queries,
+            setting,
+            first_stage=first,
+            depth=_DEPTH,
+            directory=setting.directory / "vectors",
+        )
+        seconds = time.perf_counter() - started
+    return len(queries) / seconds

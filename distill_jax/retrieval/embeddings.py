@@ -53,7 +53,8 @@ def embed_docs(
         mesh: devices, as in ``models.inference.encode_features``.
         tokens_per_batch: padded tokens computed at once.
         shard_docs: docs between two points that a kill falls back to.
-        progress: called with the number of docs just encoded.
+        progress: called with the number of docs that are there already, then with
+            the number just encoded, time and again.
 
     Returns:
         A dual encoder's [N, D] memory map (``QuantisedVectors`` for int8), ColBERT's
@@ -71,6 +72,8 @@ def embed_docs(
     columns = Columns(folder, _dtypes(kind, dtype))
     shard_docs = _shard_docs(folder, kind, shard_docs)
     done = _agreed(len(columns.finished()))
+    if progress is not None:
+        progress(min(done * shard_docs, count))
     for shard, start in enumerate(range(0, count, shard_docs)):
         if shard < done:
             continue

@@ -159,7 +159,10 @@ def test_compare(model, tmp_path):
     found = report(tmp_path / "compare")
     values = list(found["measures"].values())
     assert values[0] == values[1]
-    assert found["systems"]["other"]["kind"] == "dual_encoder"
+    facts = found["systems"]["other"]
+    assert facts["kind"] == "dual_encoder"
+    assert facts["queries_per_second"] > 0
+    assert facts["index_bytes"] > 0
 
 
 def test_export(model, tmp_path):
