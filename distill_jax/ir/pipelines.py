@@ -80,9 +80,34 @@ def t5_backend(model: SentencePieceModel, extra_ids: int) -> Any:
     return backend
 
 
+def bert_normalizer(config: dict) -> Any:
+    """What BERT's tokenizer classes do to a text before they split it."""
+    from tokenizers import normalizers
+
+    return normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        strip_accents=config.get("strip_accents"),
+        lowercase=config.get("do_lower_case", True),
+    )
+
+
+def with_own_normalizer(backend: Any, config: dict) -> Any:
+    """A backend read from ``tokenizer.json``, as its class in transformers has it.
+
+    BERT's and ELECTRA's classes normalise as ``tokenizer_config.json`` says, whatever
+    ``tokenizer.json`` holds; classes of other names take the latter.
+    """
+    name = str(config.get("tokenizer_class", ""))
+    bert = type(backend.normalizer).__name__ == "BertNormalizer"
+    if bert and name.startswith(("BertTokenizer", "ElectraTokenizer")):
+        backend.normalizer = bert_normalizer(config)
+    return backend
+
+
 def bert_backend(path: Path, config: dict) -> Any:
     """BERT's pipeline as transformers 5 builds it from a ``vocab.txt``."""
-    from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers import AddedToken, decoders, pre_tokenizers, processors
     from tokenizers import Tokenizer as Backend
     from tokenizers.models import WordPiece
 
@@ -99,14 +124,8 @@ def bert_backend(path: Path, config: dict) -> Any:
             f"{path}: no {', '.join(absent)} in the vocabulary",
             "give the vocab.txt of a BERT or ELECTRA model",
         )
-    lowercase = config.get("do_lower_case", True)
     backend = Backend(WordPiece(vocab, unk_token=names["unk"]))
-    backend.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-        strip_accents=config.get("strip_accents"),
-        lowercase=lowercase,
-    )
+    backend.normalizer = bert_normalizer(config)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
     backend.add_special_tokens(

@@ -20,6 +20,7 @@ from distill_jax.ir.pipelines import (
     bert_backend,
     read_backend,
     t5_backend,
+    with_own_normalizer,
 )
 from distill_jax.ir.spiece import (
     parse_model,
@@ -92,7 +93,7 @@ class Tokenizer:
         if path.suffix == ".json":
             spiece = path.parent / "spiece.model"
             kept = spiece.read_bytes() if spiece.is_file() else None
-            return cls(read_backend(path), config, kept)
+            return cls(with_own_normalizer(read_backend(path), config), config, kept)
         if path.suffix == ".model":
             model = read_model(path)
             extra = config.get("extra_ids", EXTRA_IDS)
@@ -298,7 +299,7 @@ class Tokenizer:
             config.pop("extra_special_tokens", None)
             config["additional_special_tokens"] = sentinels
         if self.kind == "bert":
-            config.setdefault("do_lower_case", self._lowercases())
+            config |= self._normalisation()
         if max_length is not None:
             config["model_max_length"] = max_length
         write_json(directory / "tokenizer_config.json", config)
@@ -316,9 +317,14 @@ class Tokenizer:
         names = (f"<extra_id_{i}>" for i in range(EXTRA_IDS))
         return [name for name in names if self._id(name) is not None]
 
-    def _lowercases(self) -> bool:
+    def _normalisation(self) -> dict[str, Any]:
+        """The normaliser under the names of BERT's tokenizer classes."""
         normalizer = self._backend.normalizer
-        return bool(getattr(normalizer, "lowercase", True))
+        return {
+            "do_lower_case": bool(getattr(normalizer, "lowercase", True)),
+            "strip_accents": getattr(normalizer, "strip_accents", None),
+            "tokenize_chinese_chars": getattr(normalizer, "handle_chinese_chars", True),
+        }
 
     def __reduce__(self):
         return (_from_state, (self._backend.to_str(), self._config, self._spiece))

@@ -62,6 +62,7 @@ def _read(
 ) -> Pretrained:
     from distill_jax.models.weights import (
         hugging_face,
+        late_folders,
         own,
         sentence_folders,
         t5x_folders,
@@ -94,8 +95,8 @@ def _read(
     readers = {
         "dual_encoder": ("dual_encoder", sentence_folders.read_dual),
         "splade": ("splade", sentence_folders.read_splade),
-        "pylate": ("colbert", sentence_folders.read_pylate),
-        "stanford": ("colbert", sentence_folders.read_stanford),
+        "pylate": ("colbert", late_folders.read_pylate),
+        "stanford": ("colbert", late_folders.read_stanford),
         "cross_encoder": ("reranker", hugging_face.read_classifier),
     }
     own_kind, reader = readers[folder.form]

@@ -149,9 +149,9 @@ def sizes_of(
             "d_ff": int(config["intermediate_size"]),
             "heads": int(config["num_attention_heads"]),
             "layers": int(config["num_hidden_layers"]),
-            "embedding_size": int(config.get("embedding_size") or d_model)
-            if family == "electra"
-            else d_model,
+            "embedding_size": int(
+                (config.get("embedding_size") or d_model) if table is None else table[1]
+            ),
             "max_positions": int(config["max_position_embeddings"]),
             "type_vocab": int(config.get("type_vocab_size", 2)),
             "eps": float(config.get("layer_norm_eps", 1e-12)),

@@ -77,14 +77,17 @@ def read_classifier(
     sizes, params, _ = bert.read(config, tensors, head=head, source=str(path))
     flat = flatten({"head": params["head"]})
     base = Base(sizes, params["encoder"], tokenizer, str(path))
-    limit = read_json(path / "tokenizer_config.json", {}).get("model_max_length")
+    texts = read_json(path / "tokenizer_config.json", {})
+    limit = texts.get("model_max_length")
     most = min(int(limit or sizes.max_positions), sizes.max_positions)
     query = min(_QUERY_LENGTH, most // 4)
     found = {
         "head": head,
         "query_length": query,
         "doc_length": most - query - 3,
-        "token_types": True,
+        # What its tokenizer does not give, the model takes for zeros.
+        "token_types": "token_type_ids"
+        in texts.get("model_input_names", ["token_type_ids"]),
     }
     fields = {**found, **stated(folder), **fields}
     # A pairwise reranker has the same form; our export says so.

@@ -1,4 +1,4 @@
-"""The folders of sentence-transformers, PyLate and Stanford's ColBERT to students.
+"""The folders of sentence-transformers to dual encoders and SPLADE.
 
 Both layouts of sentence-transformers are read: the old one (flags of the pooling,
 ``max_seq_length``) and that of version 6 (``pooling_mode``, ``query_length``).
@@ -7,7 +7,6 @@ Both layouts of sentence-transformers are read: the old one (flags of the poolin
 from __future__ import annotations
 
 import dataclasses
-import string
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +55,16 @@ def read_dual(
         "pooling": _pooling(modules["Pooling"]),
         "normalise": "Normalize" in names,
         **_lengths(folder, modules["Transformer"], base),
-        **_prompts(folder),
+        **_prompts(folder, tokenizer, {**stated(folder), **fields}),
     }
     if found["query_prefix"] or found["doc_prefix"]:
         _includes_prompt(modules["Pooling"])
     given: dict[str, np.ndarray] = {}
     if "Dense" in names:
-        given, dense = _dense(modules["Dense"])
-        found |= dense
-    similarity = _top(folder).get("similarity_fn_name")
+        given, projection = dense(modules["Dense"])
+        found |= projection
+    _only(folder, truncate_dim=None)
+    similarity = top(folder).get("similarity_fn_name")
     if similarity in ("dot", "dot_score", "cosine"):
         found["similarity"] = similarity.removesuffix("_score")
     elif similarity is not None:
@@ -72,6 +72,9 @@ def read_dual(
             f"{folder.path}: similarity_fn_name is {similarity!r}",
             "only dot and cosine are read",
         )
+    elif not found["normalise"]:
+        # The library's own default; of unit vectors both are one.
+        found["similarity"] = "cosine"
     fields = {**found, **stated(folder), **fields}
     return assemble("dual_encoder", base, given, seed=seed, **fields)
 
@@ -90,106 +93,16 @@ def read_splade(
             f"{modules['SpladePooling']}: activation_function {activation!r}",
             f"one of {', '.join(_SPLADE)} is read",
         )
+    _only(folder, max_active_dims=None, similarity_fn_name="dot")
     found = {
         "pooling": config.get("pooling_strategy", "max"),
         "query_activation": _SPLADE[activation],
         "doc_activation": _SPLADE[activation],
         **_lengths(folder, root, base),
-        **_prompts(folder),
+        **_prompts(folder, tokenizer, {**stated(folder), **fields}),
     }
     fields = {**found, **stated(folder), **fields}
     return assemble("splade", base, seed=seed, **fields)
-
-
-def read_pylate(
-    folder: Folder, tokenizer: Tokenizer, seed: int, fields: dict
-) -> Pretrained:
-    """PyLate's ColBERT, or a MultiVectorEncoder of sentence-transformers 6."""
-    modules = dict(folder.modules)
-    if "Dense" not in modules:
-        raise UserError(f"{folder.path}/modules.json has no Dense projection")
-    root, top = folder.modules[0][1], _top(folder)
-    inner = read_json(root / "sentence_bert_config.json", {})
-    tokenizer = with_pad(tokenizer)
-    base = hugging_face.backbone(folder, tokenizer, root=root)
-    given, dense = _dense(modules["Dense"])
-    if dense["projection_bias"] or dense["projection_activation"] != "identity":
-        raise UserError(
-            f"{modules['Dense']}: a ColBERT's projection has no bias and no activation",
-            "train a new projection: load the folder of its Transformer",
-        )
-    prompts = top.get("prompts") or {}
-    expansion = inner.get("query_expansion", top.get("query_expansion", {}))
-    strategy = (expansion or {}).get("strategy", "fixed")
-    if strategy != "fixed":
-        raise UserError(
-            f"{folder.path}: query expansion of the strategy {strategy!r}",
-            'only "fixed" is read',
-        )
-    words = top.get("skiplist_words")
-    if words is None and "MultiVectorMask" in modules:
-        mask = read_json(modules["MultiVectorMask"] / "config.json", {})
-        words = mask.get("skiplist_words") or []
-    words = list(string.punctuation) if words is None else words
-    found = {
-        "dim": dense["projection"],
-        "query_length": top.get("query_length")
-        or (expansion or {}).get("length")
-        or inner.get("query_length")
-        or 32,
-        "doc_length": top.get("document_length") or inner.get("document_length") or 180,
-        "expand": expansion is not None and top.get("do_query_expansion", True),
-        "attend_to_expansion": bool(
-            top.get("attend_to_expansion_tokens", (expansion or {}).get("attend"))
-        ),
-    }
-    markers = (
-        top.get("query_prefix", prompts.get("query", "[Q] ")),
-        top.get("document_prefix", prompts.get("document", "[D] ")),
-    )
-    made = assemble(
-        "colbert", base, given, seed=seed, **{**found, **stated(folder), **fields}
-    )
-    return _marked(made, markers, words, folder.path)
-
-
-def read_stanford(
-    folder: Folder, tokenizer: Tokenizer, seed: int, fields: dict
-) -> Pretrained:
-    """Stanford's ColBERT: ``bert.*``, ``linear.weight`` and ``artifact.metadata``."""
-    meta = read_json(folder.path / "artifact.metadata", {})
-    tokenizer = with_pad(tokenizer)
-    tensors = safe.open_folder(folder.path)
-    if "linear.weight" not in tensors:
-        raise UserError(
-            f"{folder.path}: HF_ColBERT without linear.weight", "download it again"
-        )
-    kernel = np.ascontiguousarray(np.asarray(tensors["linear.weight"], np.float32).T)
-    base = hugging_face.backbone(folder, tokenizer)
-    if meta.get("similarity", "cosine") != "cosine":
-        raise UserError(
-            f"{folder.path}/artifact.metadata: similarity {meta['similarity']!r}",
-            "only cosine is read",
-        )
-    found = {
-        "dim": kernel.shape[1],
-        "query_length": meta.get("query_maxlen") or 32,
-        "doc_length": meta.get("doc_maxlen") or 180,
-        "attend_to_expansion": bool(meta.get("attend_to_mask_tokens", False)),
-    }
-    made = assemble(
-        "colbert",
-        base,
-        {"projection.kernel": kernel},
-        seed=seed,
-        **{**found, **stated(folder), **fields},
-    )
-    markers = (
-        meta.get("query_token_id") or "[unused0]",
-        meta.get("doc_token_id") or "[unused1]",
-    )
-    words = list(string.punctuation) if meta.get("mask_punctuation", True) else []
-    return _marked(made, markers, words, folder.path)
 
 
 def joined(towers: list[Pretrained]) -> Pretrained:
@@ -234,39 +147,21 @@ def stated(folder: Folder) -> dict[str, Any]:
     }
 
 
-def with_pad(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer padding with [PAD]: PyLate saves [MASK] as its padding."""
-    return tokenizer.with_special(pad="[PAD]")
-
-
-def _marked(
-    pretrained: Pretrained, markers: tuple[str, str], words: list[str], path: Path
-) -> Pretrained:
-    """The student with the markers and the skip list that the folder names."""
-    tokenizer = pretrained.tokenizer
-    ids = []
-    for text in markers:
-        found = [tokenizer.find(form) for form in (text, text.strip())]
-        found = [token for token in found if token is not None]
-        if not found:
-            raise UserError(
-                f"{path}: the marker {text!r} is no token of the vocabulary",
-                "only ColBERT models whose markers are single tokens are read",
-            )
-        ids.append(found[0])
-    skipped = [tokenizer.find(word) for word in words]
-    skiplist = sorted({token for token in skipped if token is not None})
-    spec = dataclasses.replace(
-        pretrained.spec,
-        query_marker=ids[0],
-        doc_marker=ids[1],
-        skiplist=tuple(token for token in skiplist if token != tokenizer.unk_id),
-    )
-    return pretrained.replace(spec=spec)
-
-
-def _top(folder: Folder) -> dict:
+def top(folder: Folder) -> dict:
+    """What sentence-transformers and PyLate say of the whole model."""
     return folder.json("config_sentence_transformers.json")
+
+
+def _only(folder: Folder, **read: Any) -> None:
+    """Refuses a setting that changes scores and is read in one form, or None, only."""
+    for name, value in read.items():
+        found = top(folder).get(name)
+        if found not in (None, value):
+            raise UserError(
+                f"{folder.path}/config_sentence_transformers.json: {name} is {found!r}",
+                (f"only {value!r} is read" if value else "that is not read")
+                + "; take the entry out to go without it",
+            )
 
 
 def _pooling(path: Path) -> str:
@@ -292,7 +187,12 @@ def _includes_prompt(path: Path) -> None:
         )
 
 
-def _dense(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def dense(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A Dense module: parameters of the projection, and its fields in a spec.
+
+    Raises:
+        UserError: an activation that is not read, or a residual.
+    """
     config = read_json(path / "config.json", {})
     tensors = safe.open_folder(path)
     weight = np.asarray(tensors["linear.weight"], np.float32)
@@ -316,6 +216,12 @@ def _dense(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def _lengths(folder: Folder, root: Path, base: Any) -> dict[str, int]:
     """Tokens at most, special tokens included, as sentence-transformers counts."""
     inner = read_json(root / "sentence_bert_config.json", {})
+    cased = base.tokenizer.encode("A") != base.tokenizer.encode("a")
+    if inner.get("do_lower_case") and cased:
+        raise UserError(
+            f"{root}: texts are lowered before a tokenizer that tells cases apart",
+            'give tokenizer= one with "do_lower_case": true in tokenizer_config.json',
+        )
     config = read_json(root / "tokenizer_config.json", {})
     most = inner.get("max_seq_length") or config.get("model_max_length") or 512
     most = int(min(most, getattr(base.sizes, "max_positions", 1 << 20)))
@@ -326,9 +232,23 @@ def _lengths(folder: Folder, root: Path, base: Any) -> dict[str, int]:
     }
 
 
-def _prompts(folder: Folder) -> dict[str, str]:
-    top = _top(folder)
-    prompts = top.get("prompts") or {}
-    default = prompts.get(top.get("default_prompt_name") or "", "")
-    doc = next((prompts[n] for n in ("document", "passage") if n in prompts), default)
-    return {"query_prefix": prompts.get("query", default), "doc_prefix": doc}
+def _prompts(folder: Folder, tokenizer: Tokenizer, fields: dict) -> dict[str, str]:
+    prompts = top(folder).get("prompts") or {}
+    default = prompts.get(top(folder).get("default_prompt_name") or "", "")
+    names = ("document", "passage", "corpus")
+    doc = next((prompts[name] for name in names if prompts.get(name)), default)
+    found = {"query_prefix": prompts.get("query", default), "doc_prefix": doc}
+    for name, prompt in found.items():
+        if name not in fields:
+            _apart(prompt, tokenizer, folder.path)
+    return found
+
+
+def _apart(prompt: str, tokenizer: Tokenizer, path: Path) -> None:
+    """Refuses a prompt that would run into the text: a template has a blank there."""
+    ends = not prompt or prompt[-1].isspace()
+    if not ends and tokenizer.encode(f"{prompt}a") != tokenizer.encode(f"{prompt} a"):
+        raise UserError(
+            f"{path}: the prompt {prompt!r} has no blank at its end",
+            "give query_prefix= and doc_prefix=; a blank is put behind them",
+        )

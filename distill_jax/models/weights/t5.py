@@ -93,9 +93,7 @@ def sizes_of(
     decoder = any(name.startswith("decoder.block.") for name in tensors)
     layers = int(config["num_layers"])
     tied = not _own_head(tensors)
-    scaled = config.get(
-        "scale_decoder_outputs", config.get("tie_word_embeddings", True)
-    )
+    scaled = _scaled(config)
     vocab_size = int(config["vocab_size"])
     for name in ("shared.weight", "encoder.embed_tokens.weight"):
         if name in tensors:
@@ -112,7 +110,7 @@ def sizes_of(
         else 0,
         "gated": activation == "gated-gelu",
         "tied": tied,
-        "scale_logits": None if bool(scaled) == tied else bool(scaled),
+        "scale_logits": None if scaled == tied else scaled,
         "relative_buckets": int(config.get("relative_attention_num_buckets", 32)),
         "relative_max_distance": int(
             config.get("relative_attention_max_distance", 128)
@@ -121,6 +119,14 @@ def sizes_of(
         "eps": float(config.get("layer_norm_epsilon", 1e-6)),
     }
     return T5Sizes(**{**values, **overrides})
+
+
+def _scaled(config: Mapping[str, Any]) -> bool:
+    if config.get("model_type") == "mt5":
+        # Never, whatever transformers 5 writes about its ties.
+        return False
+    tied = config.get("tie_word_embeddings", True)
+    return bool(config.get("scale_decoder_outputs", tied))
 
 
 def _own_head(tensors: Mapping[str, np.ndarray]) -> bool:
