@@ -34,7 +34,7 @@ def open_questions(
     docs = sources.load_docs(collection)
     found, queries, _ = load_collection(questions, split)
     known = answers.accepted(queries)
-    notices = list(found.notices)
+    notices = [note for note in found.notices if note != sources.NO_DOCUMENTS]
     if len(known) < len(queries):
         rows = [row for row, query in enumerate(queries.ids) if query in known]
         lost = f"{len(queries) - len(rows)} of {len(queries)} questions have no answer"

@@ -16,6 +16,9 @@ SCHEMES = ("beir", "msmarco", "irds", "pydocs", "tfds", "jsonl")
 QUESTIONS = ("tfds", "jsonl")
 """Schemes that hold questions with answers, and no documents."""
 
+NO_DOCUMENTS = "questions and answers, no documents"
+"""A notice of what such schemes load."""
+
 
 def load(spec: str, split: str) -> tuple[Collection, Queries, Qrels]:
     """Loads ``scheme:where`` by the module of that scheme.

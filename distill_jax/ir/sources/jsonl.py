@@ -15,9 +15,8 @@ from distill_jax.ir.bad_lines import parsed_jsonl
 from distill_jax.ir.collection import Collection, Queries
 from distill_jax.ir.errors import UserError, near
 from distill_jax.ir.qrels import Qrels
+from distill_jax.ir.sources import NO_DOCUMENTS
 from distill_jax.ir.sources.building import Item, clean, queries_of
-
-_NO_DOCUMENTS = "questions and answers, no documents"
 
 
 def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
@@ -33,7 +32,7 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
     queries, notices = queries_of(path, _items(path, answers), path.stem)
     if not len(queries):
         raise UserError(f"{path}: no questions", "check the file")
-    collection = Collection([], [], None, path.stem, (_NO_DOCUMENTS, *notices))
+    collection = Collection([], [], None, path.stem, (NO_DOCUMENTS, *notices))
     return collection, with_answers(queries, answers), Qrels({})
 
 

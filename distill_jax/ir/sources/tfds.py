@@ -15,6 +15,7 @@ from typing import Any
 from distill_jax.ir.collection import Collection, Queries
 from distill_jax.ir.errors import UserError, near
 from distill_jax.ir.qrels import Qrels
+from distill_jax.ir.sources import NO_DOCUMENTS
 from distill_jax.ir.sources.building import Item, clean, queries_of
 from distill_jax.ir.sources.jsonl import answers_of, with_answers
 
@@ -84,7 +85,7 @@ def questions(
         [],
         None,
         where,
-        ("tfds: sets hold questions and answers, no documents", *notices),
+        (NO_DOCUMENTS, *notices),
     )
     return collection, with_answers(queries, answers), Qrels({})
 
