@@ -135,9 +135,11 @@ def _cross_scores(
     spec, tokenizer = pretrained.spec, pretrained.tokenizer
     if spec.kind == "generator":
         fields = ["query", "document"]
-        sides = zip(("query", "doc"), columns)
-        both = [_side_features(pretrained, side, texts) for side, (texts, _) in sides]
-        features: Any = SidedFeatures(*both, spec.query_length)
+        features: Any = SidedFeatures(
+            _side_features(pretrained, "query", columns[0][0]),
+            _side_features(pretrained, "doc", columns[1][0]),
+            spec.query_length,
+        )
     else:
         fields = tuple_fields(spec.template.fields)
         stores = {
