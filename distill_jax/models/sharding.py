@@ -105,11 +105,11 @@ def make_mesh(spec: str | None = None, devices: Any = None) -> Mesh:
 def _devices() -> list:
     try:
         return jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # without a plug-in it asserts
         asked = jax.config.jax_platforms or "an accelerator"
+        reason = (str(error).splitlines() or ["JAX has no plug-in for it"])[0]
         raise UserError(
-            f"no device of the kind that is asked for ({asked}): "
-            f"{str(error).splitlines()[0][:200]}",
+            f"no device of the kind that is asked for ({asked}): {reason[:200]}",
             "pip install 'jax[cuda12]' on a machine with a GPU, or run with "
             "JAX_PLATFORMS=cpu",
         ) from error

@@ -64,6 +64,8 @@ class Client:
         model: its name there; part of every cache key.
         budget_calls, budget_tokens, budget_money: the most that may ever be spent in
             one folder. A call is made only if what it may take at most is still there.
+        budget_seconds: no call is made after so many seconds of one run; those in
+            flight end. The same command goes on, with as many again.
         price_in, price_out: of a million prompt and completion tokens.
         concurrency: requests in flight; less while the endpoint says 429.
         requests_per_minute, tokens_per_minute: None for no limit.
@@ -82,6 +84,7 @@ class Client:
     budget_calls: int | None = _operational(None)
     budget_tokens: int | None = _operational(None)
     budget_money: float | None = _operational(None)
+    budget_seconds: float | None = _operational(None)
     price_in: float = _operational(0.0)
     price_out: float = _operational(0.0)
     concurrency: int = _operational(8)

@@ -59,6 +59,7 @@ class Session:
         self._tokens = Rate(config.tokens_per_minute)
         self._backoff = Backoff()
         self._worked = False
+        self._opened = clock()
 
     def complete_all(self, requests: Sequence[Any]) -> list[str | None]:
         """One reply a request, in order; None where it failed for good.
@@ -87,6 +88,11 @@ class Session:
     def counts(self, job: str | None = None) -> dict[str, Any]:
         """Sums of the ledger; see ``Ledger.counts``."""
         return self.ledger.counts(job)
+
+    def seconds_left(self, now: float) -> float:
+        """Seconds in which calls may still be made."""
+        budget = self.config.budget_seconds
+        return float("inf") if budget is None else self._opened + budget - now
 
     def close(self) -> None:
         self.ledger.close()
@@ -169,6 +175,11 @@ class _Work:
         s = self.s
         while self.waiting and self.stop is None:
             now = s._clock()
+            left = s.seconds_left(now)
+            if left <= 0:
+                if not self.in_flight:
+                    self._out_of_time()
+                return None
             ready = self.waiting[0][0]
             wait = max(
                 ready - now,
@@ -177,7 +188,7 @@ class _Work:
                 s._tokens.wait(now),
             )
             if wait > 0:
-                return wait
+                return min(wait, left)
             if not s._gate.has_room():
                 return None
             request = self.waiting[0][-1]
@@ -258,14 +269,21 @@ class _Work:
         )
         s._gate.in_flight -= 1
 
+    def _out_of_time(self) -> None:
+        s = self.s
+        self.stop = self._unfinished("seconds", f"{s.config.budget_seconds:,} s")
+
     def _out_of_budget(self, which: str) -> None:
         s = self.s
         spent, limit = getattr(s._spent, which), getattr(s.config.limit, which)
         amounts = f"{spent:,.2f} of {limit:,.2f}" if which == "money" else (
             f"{spent:,} of {limit:,}"
         )  # fmt: skip
-        self.stop = Unfinished(
-            f"{s.model}: the budget of {which} is at its end ({amounts} spent),"
+        self.stop = self._unfinished(which, amounts)
+
+    def _unfinished(self, which: str, amounts: str) -> Unfinished:
+        return Unfinished(
+            f"{self.s.model}: the budget of {which} is at its end ({amounts} spent),"
             f" {len(self.waiting):,} requests of this shard are left",
             f"raise budget_{which} and run the same command: it goes on, and what was"
             " answered is not asked again",

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,6 @@ class Fast:
     """A clock that runs a thousand times as fast."""
 
     def __call__(self):
-        import time
-
         return time.monotonic() * 1000
 
 
@@ -222,6 +221,30 @@ def test_the_budget_of_money(tmp_path):
         assert 0 < counts["cost"] <= 0.001
 
 
+def test_the_budget_of_seconds_is_of_one_run(tmp_path):
+    fields = {"concurrency": 1, "no_wait": False}
+    with FakeLLM("late", late=0.1) as llm:
+        session = open_session(llm, tmp_path, budget_seconds=0.45, **fields)
+        with pytest.raises(Unfinished, match=r"budget of seconds .*0\.45 s") as caught:
+            session.complete_all(requests(12))
+        assert caught.value.status == 3
+        # Calls in flight end, and are kept.
+        assert 0 < adds_up(session)["succeeded"] <= 5
+        session.close()
+        more = open_session(llm, tmp_path, budget_seconds=60.0, **fields)
+        assert more.complete_all(requests(12)) == [f"number {i}" for i in range(12)]
+        assert adds_up(more)["succeeded"] == 12
+
+
+def test_an_endpoint_that_lets_one_wait_does_not_stretch_the_time(tmp_path):
+    with FakeLLM("busy", retry_after="30") as llm:
+        session = open_session(llm, tmp_path, no_wait=False, budget_seconds=0.3)
+        began = time.monotonic()
+        with pytest.raises(Unfinished, match="budget of seconds"):
+            session.complete_all(requests(3))
+        assert time.monotonic() - began < 5
+
+
 def test_calls_of_a_killed_job_stay_spent(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.reserve("test-00000000/1", "k", (70, 30), 0.5)
@@ -254,8 +277,6 @@ def test_concurrency_falls_with_429_and_comes_back(tmp_path):
 def test_rates_are_kept(tmp_path):
     with FakeLLM() as llm:
         session = open_session(llm, tmp_path, no_wait=False, requests_per_minute=1200)
-        import time
-
         began = time.monotonic()
         session.complete_all(requests(10))
         assert time.monotonic() - began >= 9 * 60 / 1200

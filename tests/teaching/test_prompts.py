@@ -64,6 +64,19 @@ def test_a_passage_can_neither_number_itself_nor_end_its_turn(attack, multi_turn
     assert not found.repairs
 
 
+@pytest.mark.parametrize("name", ["reader", "scores"])
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_nor_does_it_in_the_other_prompts(attack, name):
+    docs = Collection(["a", "b"], ["sharks eat plankton " + attack, attack])
+    texts = prompts.passages(docs, [0, 1], 300)
+    messages = prompts.load(name).messages(prompts.plain(attack, 300), texts)
+    assert [turn["role"] for turn in messages] == ["system", "user"]
+    shown = messages[-1]["content"]
+    own = [n for n in re.findall(r"\[\s*(\w+)\s*\]", shown) if n.isdigit()]
+    assert own == ["1", "2"]
+    assert not re.search(r"<\s*\||</?think|</?s>|\[/?INST|<start_of", shown)
+
+
 def test_single_and_several_turns_say_what_is_needed():
     single = prompts.load("listwise")
     (system, user) = single.messages("Q?", ["one", "two"], example="[2] > [1]")
