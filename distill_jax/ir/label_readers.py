@@ -239,6 +239,8 @@ def _json_values(path: Path) -> Iterator[tuple[str, Any]]:
             continue
         try:
             value = json.loads(line)
+        except RecursionError:
+            raise UserError(f"{path}:{number}: JSON nested too deep") from None
         except json.JSONDecodeError as error:
             if number == 1 and line.lstrip().startswith("["):
                 whole = [line, *(rest for _, rest in lines)]

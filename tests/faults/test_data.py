@@ -124,6 +124,12 @@ def test_a_held_out_query_in_training_ends_the_job(tmp_path, split):
         open_setting(tmp_path, spec)
 
 
+def test_the_training_split_itself_may_be_measured(tmp_path):
+    spec = beir(tmp_path / "set", {"a": "one", "b": "two"}, train={"a": "d1"})
+    setting = open_setting(tmp_path, spec, test_split="train", dev_share=0.0)
+    assert setting.judged.queries.ids == ["a"]
+
+
 def test_nothing_but_leaks_is_no_training_set(tmp_path):
     spec = beir(
         tmp_path / "set",
