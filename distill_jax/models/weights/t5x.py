@@ -21,6 +21,13 @@ from distill_jax.models.t5 import T5Sizes
 from distill_jax.models.weights import tables
 from distill_jax.models.weights.tables import SAME, TRANSPOSED, Rule
 
+# What reading a file that is none leads to, besides what msgpack says itself.
+_MALFORMED = (
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
+)  # fmt: skip
+# No gzip stream grows by more than this; an array that claims more lacks its chunks.
+_DEFLATED = 1032
+
 _CHUNKED = "__msgpack_chunked_array__"
 
 
@@ -110,12 +117,17 @@ def _legacy(file: Path) -> dict[str, np.ndarray]:
         tree = msgpack.unpackb(
             file.read_bytes(), ext_hook=_extension, raw=False, strict_map_key=False
         )
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise UserError(f"{file}: not a T5X checkpoint: {error}") from error
-    return {
-        name: np.asarray(_array(leaf, file.parent, name), np.float32)
-        for name, leaf in _leaves(_target(tree, file))
-    }
+        return {
+            name: np.asarray(_array(leaf, file.parent, name), np.float32)
+            for name, leaf in _leaves(_target(tree, file))
+        }
+    except UserError:
+        raise
+    except (msgpack.exceptions.UnpackException, *_MALFORMED) as error:
+        raise UserError(
+            f"{file}: not a sound T5X checkpoint: {str(error)[:200]}",
+            "copy or download it again",
+        ) from error
 
 
 def _extension(code: int, data: bytes) -> Any:
@@ -164,7 +176,15 @@ def _zarr(folder: Path, inside: str, name: str) -> np.ndarray:
             f"{place}: the array of {name} is missing", "copy the checkpoint again"
         )
     spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(place)}}
-    return tensorstore.open(spec, open=True, read=True).result().read().result()
+    array = tensorstore.open(spec, open=True, read=True).result()
+    held = sum(path.stat().st_size for path in place.iterdir() if path.is_file())
+    claimed = array.size * array.dtype.numpy_dtype.itemsize
+    if claimed > _DEFLATED * held:
+        raise UserError(
+            f"{place}: claims {claimed:,} bytes, and holds {held:,}",
+            "chunks are missing: copy the checkpoint again",
+        )
+    return array.read().result()
 
 
 def _orbax(folder: Path) -> dict[str, np.ndarray]:
