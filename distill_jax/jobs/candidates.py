@@ -158,3 +158,28 @@ class Shared:
         return Run.from_lists(
             ids, [lists[query] for query in ids], asked.setting.collection.ids
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WithoutKnown:
+    """A filter of a stage: leaves out the documents that are known for their query.
+
+    A cropped sentence stands word for word in its own document. Any retriever finds
+    that, and a list that holds it teaches to match strings; the order of the other
+    documents is what there is to learn.
+    """
+
+    def __call__(self, asked: Asked, run: Run) -> Run:
+        if asked.qrels is None:
+            return run
+        run = run.on(asked.setting.collection)
+        ids = asked.setting.collection.ids
+        known = np.zeros(run.rows.shape, bool)
+        for place, query in enumerate(run.query_ids):
+            grades = asked.qrels.of(query)
+            known[place] = [
+                row >= 0 and grades.get(ids[row], 0) > 0 for row in run.rows[place]
+            ]
+        rows = np.where(known, -1, run.rows)
+        scores = np.where(known, -np.inf, run.scores)
+        return Run(run.query_ids, rows, scores, run.doc_ids)
