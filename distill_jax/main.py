@@ -80,6 +80,8 @@ def alone():
         if folder is not None and processes.is_first():
             stack.enter_context(Lock(folder, ".job.lock"))
         yield
+        # Who ends first waits: the runtime takes a process that has left for lost.
+        processes.meet("the job ends")
 
 
 def model_dir() -> Path | None:

@@ -6,6 +6,9 @@ done while its inputs (digests by name) are unchanged. The policy, in one place:
 1. complete, same inputs: used as it is;
 2. incomplete, same inputs: its maker is called again and goes on where it was;
 3. other inputs: moved aside (``NAME.old``), made anew, and what changed is named.
+
+With several processes the first decides and keeps the record; all make the part, which
+may take all of their devices, and none goes on before its files are there.
 """
 
 from __future__ import annotations
@@ -16,9 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distill_jax.ir.errors import UserError
 from distill_jax.ir.files import digest, read_json, write_json
 from distill_jax.jobs.console import say
 from distill_jax.jobs.recipes import duration
+from distill_jax.models import processes
+
+_RECORD = "part.json"
 
 
 def part(
@@ -41,6 +48,31 @@ def part(
     """
     directory = Path(directory)
     wanted = {name: digest(value) for name, value in inputs.items()}
+    done = processes.is_first() and _is_done(directory, wanted, what, also)
+    if processes.agreed(done):
+        say(f"{what}: already there")
+        return read_json(directory / _RECORD)["made"]
+    record = _record(directory)
+    started = time.time()
+    spent = 0.0 if record is None else record.get("seconds", 0.0)
+    state = {"inputs": wanted, "complete": False, "made": {}, "seconds": spent}
+    if processes.is_first():
+        write_json(directory / _RECORD, state)
+    processes.meet(f"{what} begins")
+    made = make(directory) or {}
+    seconds = spent + time.time() - started
+    made = {**made, "seconds": round(seconds, 3)}
+    state = {"inputs": wanted, "complete": True, "made": made, "seconds": seconds}
+    processes.meet(f"{what} is made")
+    if processes.is_first():
+        write_json(directory / _RECORD, state)
+    processes.meet(f"{what} is recorded")
+    say(f"{what}: {duration(seconds)}")
+    return made
+
+
+def _is_done(directory: Path, wanted: dict, what: str, also: tuple[Path, ...]) -> bool:
+    """Whether a part is complete; one of other inputs is moved aside."""
     record = _record(directory)
     if record is not None and record["inputs"] != wanted:
         changed = sorted(
@@ -51,27 +83,21 @@ def part(
         say(f"{what}: made again, because {', '.join(changed)} changed")
         for path in (directory, *also):
             move_aside(path)
-        record = None
-    if record is not None and record["complete"]:
-        say(f"{what}: already there")
-        return record["made"]
-    directory.mkdir(parents=True, exist_ok=True)
-    started = time.time()
-    spent = 0.0 if record is None else record.get("seconds", 0.0)
-    state = {"inputs": wanted, "complete": False, "made": {}, "seconds": spent}
-    write_json(directory / "part.json", state)
-    made = make(directory) or {}
-    seconds = spent + time.time() - started
-    made = {**made, "seconds": round(seconds, 3)}
-    state = {"inputs": wanted, "complete": True, "made": made, "seconds": seconds}
-    write_json(directory / "part.json", state)
-    say(f"{what}: {duration(seconds)}")
-    return made
+        return False
+    return record is not None and record["complete"]
 
 
 def _record(directory: Path) -> dict | None:
-    path = directory / "part.json"
-    return read_json(path) if path.is_file() else None
+    path = directory / _RECORD
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict) or not {"inputs", "complete", "made"} <= {*record}:
+        raise UserError(
+            f"{path}: damaged, it does not say what it is of",
+            f"delete {path}: the part is gone on with, or made again",
+        )
+    return record
 
 
 def move_aside(path: Path) -> None:

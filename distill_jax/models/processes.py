@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from distill_jax.ir.errors import UserError
 
@@ -58,10 +60,41 @@ def join(environment: Mapping[str, str] | None = None) -> bool:
     return True
 
 
-def is_first(environment: Mapping[str, str] | None = None) -> bool:
-    """Whether this process is the one that writes, without starting a backend."""
-    environment = os.environ if environment is None else environment
-    return environment.get(_NAMES[2], "0") in ("", "0")
+def is_first() -> bool:
+    """Whether this process is the one that writes; no backend is started to know."""
+    state = _state()
+    return state is None or not state.process_id
+
+
+def several() -> bool:
+    """Whether there are others."""
+    state = _state()
+    return state is not None and state.num_processes > 1
+
+
+def agreed(value: bool) -> bool:
+    """What the first process says, in every process."""
+    if not several():
+        return value
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def meet(name: str) -> None:
+    """Waits until every process is here."""
+    if several():
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def _state() -> Any:
+    # There is no public form of this question that starts no backend.
+    jax = sys.modules.get("jax")
+    state = None if jax is None else jax._src.distributed.global_state
+    return state if state is not None and state.client is not None else None
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from distill_jax.ir.errors import UserError
+from distill_jax.models import processes
 from distill_jax.teaching.ledger import Ledger, Limit
 from distill_jax.teaching.sessions import Session
 
@@ -142,7 +143,15 @@ class Client:
 
         Args:
             clockwork: ``clock``, ``sleep`` and ``jitter``, for tests.
+
+        Raises:
+            UserError: several processes would each pay for every call.
         """
+        if processes.several():
+            raise UserError(
+                f"{self.model}: an LLM behind HTTP is asked by one process",
+                "run this recipe as one process first; its labels are then there",
+            )
         return Session(self, folder, **clockwork)
 
 

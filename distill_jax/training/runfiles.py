@@ -101,16 +101,17 @@ class MetricsLog:
 
 
 def read_records(path: Path, upto: int | None = None) -> list[dict]:
-    """The whole records of a log, up to a step; a torn last line is left out."""
+    """The whole records of a log, up to a step; torn and damaged lines are left out."""
     if not path.exists():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             record = json.loads(line)
         except ValueError:
             continue
-        if upto is None or record["step"] <= upto:
+        step = record.get("step") if isinstance(record, dict) else None
+        if isinstance(step, int) and (upto is None or step <= upto):
             records.append(record)
     return records
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from distill_jax.ir.errors import UserError
 from distill_jax.jobs.parts import move_aside, part
 
 
@@ -108,3 +109,13 @@ def test_time_of_interrupted_work_is_counted(tmp_path, monkeypatch):
     record["complete"] = False
     (tmp_path / "a/part.json").write_text(json.dumps(record))
     assert run(tmp_path / "a", Maker(), {"x": 1})["seconds"] == 15.0
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"inputs": {}, "complete": true}'])
+def test_a_damaged_record_is_told_and_nothing_is_thrown_away(tmp_path, text):
+    part(tmp_path / "p", {"a": 1}, lambda folder: None, what="p")
+    (tmp_path / "p" / "kept").write_text("work")
+    (tmp_path / "p" / "part.json").write_text(text)
+    with pytest.raises(UserError, match=r"part\.json"):
+        part(tmp_path / "p", {"a": 1}, lambda folder: None, what="p")
+    assert (tmp_path / "p" / "kept").read_text() == "work"

@@ -362,6 +362,15 @@ def test_a_torn_last_line_is_dropped(tmp_path):
     assert read_records(path) == [{"step": 1, "loss": 2.0}]
 
 
+@pytest.mark.parametrize(
+    "line", [b"\0\0\0", b"\xff{}", b"7", b'{"stfp": 2}', b'{"step": "2"}', b"[1]"]
+)
+def test_a_damaged_line_is_left_out(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    assert read_records(path) == [{"step": 1}, {"step": 3}]
+
+
 def test_a_compile_cache_that_others_can_write_is_refused(tmp_path):
     """R41."""
     (tmp_path / "cache").mkdir()
