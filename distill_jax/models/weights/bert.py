@@ -170,10 +170,10 @@ def sizes_of(
 
 
 def _family_of(config: Mapping[str, Any], tensors: Mapping[str, Any]) -> str:
-    kind = str(config.get("model_type", "bert")).lower()
-    # lightning-ir names its models after their use and keeps the backbone's names.
-    ours = kind in ("bert", "electra") or kind.startswith(("lir", "lightning", "mono"))
-    if not ours:
+    # lightning-ir names its models after their use, and the backbone beside.
+    kind = config.get("backbone_model_type") or config.get("model_type", "bert")
+    kind = str(kind).lower()
+    if kind not in ("bert", "electra"):
         raise UserError(
             f"config.json: model_type {kind!r} is no BERT or ELECTRA",
             "these are read: bert, electra, t5",

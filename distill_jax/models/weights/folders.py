@@ -23,7 +23,8 @@ LOOKED_FOR = {
     "two_towers": "query_encoder/ and doc_encoder/ with a modules.json each",
     "splade": "modules.json with SpladePooling",
     "pylate": "modules.json with a PyLate Dense or a MultiVectorMask",
-    "cross_encoder": "config.json of a ...ForSequenceClassification",
+    "cross_encoder": "config.json of a ...ForSequenceClassification or of "
+    "lightning-ir's mono",
     "stanford": "config.json of HF_ColBERT and artifact.metadata",
     "hugging_face": "config.json of T5, BERT or ELECTRA and model.safetensors",
     "t5x": "checkpoint (T5X), or target/ or state/ with Orbax metadata (T5X)",
@@ -226,11 +227,16 @@ def _inside(path: Path, name: str) -> Path:
     return path / name if name else path
 
 
+def is_mono(config: dict) -> bool:
+    """lightning-ir's pointwise cross-encoder, on a backbone that it names beside."""
+    return config.get("model_type") == "mono" and "backbone_model_type" in config
+
+
 def _plain(config: dict) -> str:
     architecture = (config.get("architectures") or [""])[0]
     if "HF_ColBERT" in architecture:
         return "stanford"
-    if architecture.endswith("ForSequenceClassification"):
+    if architecture.endswith("ForSequenceClassification") or is_mono(config):
         return "cross_encoder"
     return "hugging_face"
 

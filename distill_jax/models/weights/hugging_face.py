@@ -11,12 +11,18 @@ from distill_jax.ir.errors import UserError
 from distill_jax.ir.tokenizer import Tokenizer
 from distill_jax.models.pretrained import Pretrained, flatten
 from distill_jax.models.weights import bert, safe, t5
-from distill_jax.models.weights.folders import Folder, read_json
+from distill_jax.models.weights.folders import Folder, is_mono, read_json
 from distill_jax.models.weights.students import Base, assemble
 
 _T5 = ("t5", "mt5")
 _BERT = ("bert", "electra")
 _CLASSIFIERS = {"bert": "bert_classifier", "electra": "electra_classifier"}
+# The tensor of which the rows are a head's outputs.
+_LAST = {
+    "bert_classifier": "classifier.weight",
+    "electra_classifier": "classifier.out_proj.weight",
+    "linear": "linear.weight",
+}
 # Query tokens kept of a cross-encoder's pair where the folder does not say.
 _QUERY_LENGTH = 64
 
@@ -51,7 +57,7 @@ def backbone(folder: Folder, tokenizer: Tokenizer, root: Path | None = None) -> 
 def read_classifier(
     folder: Folder, tokenizer: Tokenizer, seed: int, fields: dict
 ) -> Pretrained:
-    """A ...ForSequenceClassification with one output: a cross-encoder.
+    """A ...ForSequenceClassification or a lightning-ir mono with one output.
 
     Raises:
         UserError: it has several outputs, or is no BERT or ELECTRA.
@@ -62,13 +68,19 @@ def read_classifier(
     family = _family(config, path)
     if family == "t5":
         raise UserError(
-            f"{path}: T5ForSequenceClassification is not read",
+            f"{path}: a classifier on a T5 is not read",
             "give a T5ForConditionalGeneration or a T5EncoderModel",
         )
-    head = _CLASSIFIERS[family]
+    head = "linear" if is_mono(config) else _CLASSIFIERS[family]
     tensors = safe.open_folder(path)
-    last = "classifier.weight" if family == "bert" else "classifier.out_proj.weight"
+    last = _LAST[head]
     outputs = tensors[last].shape[0] if last in tensors else 1
+    if config.get("pooling_strategy", "first") != "first" or "linear.bias" in tensors:
+        raise UserError(
+            f"{path}: a mono that pools by {config.get('pooling_strategy')!r}, or with "
+            "a bias",
+            "only a linear layer without bias on [CLS] is read",
+        )
     if outputs != 1:
         raise UserError(
             f"{path}: a classifier of {outputs} classes, a cross-encoder has one",
@@ -80,11 +92,11 @@ def read_classifier(
     texts = read_json(path / "tokenizer_config.json", {})
     limit = texts.get("model_max_length")
     most = min(int(limit or sizes.max_positions), sizes.max_positions)
-    query = min(_QUERY_LENGTH, most // 4)
+    query = min(config.get("query_length") or _QUERY_LENGTH, most // 4)
     found = {
         "head": head,
         "query_length": query,
-        "doc_length": most - query - 3,
+        "doc_length": min(config.get("doc_length") or most, most - query - 3),
         # What its tokenizer does not give, the model takes for zeros.
         "token_types": "token_type_ids"
         in texts.get("model_input_names", ["token_type_ids"]),
@@ -149,7 +161,8 @@ def _token_classifier(folder: Folder, base: Base) -> dict[str, np.ndarray]:
 
 
 def _family(config: dict, path: Path) -> str:
-    kind = str(config.get("model_type", "")).lower()
+    kind = config.get("backbone_model_type") or config.get("model_type", "")
+    kind = str(kind).lower()
     if kind in _T5:
         return "t5"
     architecture = (config.get("architectures") or [""])[0].lower()
@@ -158,8 +171,6 @@ def _family(config: dict, path: Path) -> str:
     # Stanford's HF_ColBERT and old files say bert, or nothing but their architecture.
     if kind.startswith("bert") or architecture.startswith(("bert", "hf_")):
         return "bert"
-    if kind.startswith(("lir", "mono")):  # lightning-ir
-        return "electra" if "electra" in kind else "bert"
     raise UserError(
         f"{path}/config.json: model_type {kind or 'absent'!r}",
         f"these are read: {', '.join((*_T5, *_BERT))}",

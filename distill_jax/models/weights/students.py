@@ -111,8 +111,9 @@ def assemble(
         pass
     elif isinstance(sizes, T5Sizes) and not sizes.decoder_layers and not encoder_only:
         fields.setdefault("head", "linear")
-    elif kind == "reranker" and not isinstance(sizes, T5Sizes):
-        fields.setdefault("head", "bert_classifier")
+    elif kind in WHOLE and not isinstance(sizes, T5Sizes):
+        # The head that transformers gives the family, so that it can be exported.
+        fields.setdefault("head", f"{sizes.family}_classifier")
     spec = cls(backbone=sizes, **fields).resolved(base.tokenizer)
     flat = _placed(spec, base, given or {})
     return filled(spec, flat, base.tokenizer, base.source, seed)

@@ -163,6 +163,70 @@ def test_the_width_of_embeddings_is_the_table_s(tmp_path):
     assert (sizes.width, sizes.d_model, sizes.family) == (8, 16, "electra")
 
 
+def mono_of_lightning_ir(to: Path, **values) -> tuple[Path, np.ndarray]:
+    """An ELECTRA and ``linear.weight`` under the names that lightning-ir gives them."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = copy("electra_cross", to)
+    tensors = load_file(folder / "model.safetensors")
+    weight = np.random.default_rng(1).normal(size=(1, 16)).astype(np.float32)
+    kept = {
+        name.removeprefix("electra."): array
+        for name, array in tensors.items()
+        if not name.startswith("classifier")
+    }
+    kept["linear.weight"] = weight
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    said = {
+        "architectures": ["MonoElectraModel"],
+        "model_type": "mono",
+        "backbone_model_type": "electra",
+        "query_length": 12,
+        "doc_length": 512,
+        "pooling_strategy": "first",
+        "scoring_strategy": "rank",
+    }
+    changed(folder / "config.json", **{**said, **values})
+    return folder, weight
+
+
+def test_lightning_irs_cross_encoder_keeps_its_head(tmp_path):
+    """Rank-DistiLLM's own models: [CLS] times ``linear.weight``."""
+    folder, weight = mono_of_lightning_ir(tmp_path)
+    model = distill_jax.load(folder)
+    spec = model.pretrained.spec
+    assert (model.kind, spec.head, model.pretrained.fresh) == ("reranker", "linear", ())
+    # The tokenizer of this folder says 59 tokens, fewer than there are positions.
+    assert (spec.query_length, spec.doc_length) == (12, 59 - 12 - 3)
+    backbone = exported("electra_cross")
+    theirs = transformers.ElectraModel.from_pretrained(backbone).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(backbone)
+    pairs = [(query, doc) for query in QUERIES for doc in DOCS]
+    inputs = tokenizer(*zip(*pairs), return_tensors="pt", padding=True)
+    with torch.no_grad():
+        first = theirs(**inputs).last_hidden_state[:, 0].numpy()
+    expected = first @ weight[0]
+    np.testing.assert_allclose(model.score(pairs), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"pooling_strategy": "mean"}])
+def test_another_mono_is_refused(change, tmp_path):
+    folder, _ = mono_of_lightning_ir(tmp_path, **change)
+    with pytest.raises(UserError, match="without bias"):
+        weights.load(folder)
+
+
+@pytest.mark.parametrize("kind", ["reranker", "duo"])
+def test_a_base_electra_becomes_what_can_be_exported(kind, tmp_path):
+    """Its narrow embeddings have no place in a BERT's classifier."""
+    folder = copy("electra_cross", tmp_path)
+    changed(folder / "config.json", architectures=["ElectraModel"])
+    model = weights.load(folder, kind, query_length=8, doc_length=20)
+    assert model.spec.head == "electra_classifier"
+    assert all(name.startswith("head.") for name in model.fresh)
+    export.write(model, tmp_path / "out", library=False)
+
+
 def saved_by_version_6(to: Path) -> Path:
     model = library.MultiVectorEncoder(str(exported("colbert")), device="cpu")
     model.save_pretrained(str(to / "model"))
