@@ -15,7 +15,7 @@ import pytest
 
 from distill_jax import main
 from distill_jax.ir import load_collection
-from distill_jax.jobs import stage
+from distill_jax.jobs import training
 from distill_jax.models.pretrained import Pretrained
 
 COLLECTION = "pydocs:json,email,logging,collections"
@@ -67,7 +67,7 @@ class Ran:
 @contextlib.contextmanager
 def noting_first_batches():
     """What ``Fit`` is given: its first batch, and how query rows are called."""
-    begun, fit = [], stage.Fit
+    begun, fit = [], training.Fit
 
     def noting(**options):
         made = fit(**options)
@@ -84,11 +84,11 @@ def noting_first_batches():
 
         return call
 
-    stage.Fit = noting
+    training.Fit = noting
     try:
         yield begun
     finally:
-        stage.Fit = fit
+        training.Fit = fit
 
 
 @pytest.fixture(scope="module")
