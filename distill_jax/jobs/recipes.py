@@ -31,7 +31,12 @@ python -m distill_jax.main --gin_file=RECIPE.gin [--gin_file=...] [--gin.NAME=VA
   --bad-line-rate=0.01     the share of a file's lines that may be left out
   --list                   the shipped recipes, one line each
   --plan                   sizes, steps, memory and cost, without training
-  --debug                  a traceback where a mistake is explained in two lines"""
+  --debug                  a traceback where a mistake is explained in two lines
+
+Exit status: 0 complete, 2 a mistake, 3 partial, 143 stopped by SIGTERM and saved.
+On several hosts the same command runs on each, as one program, with
+JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0) in
+its environment. A gin file is code of this package: read what you are given."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

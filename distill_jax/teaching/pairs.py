@@ -139,7 +139,7 @@ def label_pairs(
         )
         if progress is not None:
             progress(min(start + shard_queries, len(todo)), len(todo))
-    total = {"pairs": 0, **stored_counts(directory)}
+    total: dict[str, float] = {"pairs": 0, **stored_counts(directory)}
     if "bias_sum" in total:
         total["position_bias_logits"] = total.pop("bias_sum") / max(total["pairs"], 1)
     writer.finish(total)

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import heapq
 import random
+import sqlite3
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -48,7 +49,7 @@ class Session:
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ):
-        folder = Path(folder)
+        self._folder = folder = Path(folder)
         self.config, self.model = config, config.model
         self.ledger = Ledger(folder / "ledger.sqlite")
         self.replies = Replies(config.cache or folder / "replies.sqlite")
@@ -66,7 +67,8 @@ class Session:
 
         Raises:
             Unfinished: the budget is at its end; what was answered is in the cache.
-            UserError: the endpoint refuses the key or does not know the model.
+            UserError: the endpoint refuses the key or does not know the model, or the
+                disk is full.
         """
         keys = [self._key(request) for request in requests]
         found: dict[str, str | None] = {}
@@ -82,7 +84,14 @@ class Session:
                 found[key] = reply
                 self.ledger.count_cached(request.id)
         if todo:
-            found |= _run(self._complete(todo))
+            try:
+                found |= _run(self._complete(todo))
+            except sqlite3.OperationalError as error:
+                raise UserError(
+                    f"{self._folder}: the ledger or the cache of replies cannot be "
+                    f"written ({error})",
+                    "make room and run the same command: what was answered is kept",
+                ) from error
         return [found.get(key) for key in keys]
 
     def counts(self, job: str | None = None) -> dict[str, Any]:

@@ -25,8 +25,10 @@ from distill_jax.ir.tokens import TokenStore
 from distill_jax.models import sharding
 from distill_jax.retrieval import BM25
 from distill_jax.teaching.cache import ScoreCache
+from distill_jax.teaching.clients import Client, Request
 from distill_jax.training import checkpoints, optimizers
 from distill_jax.training.loop import Fit, use_compile_cache
+from tests.teaching.fake_llm import FakeLLM
 
 _toy = Path(__file__).parent.parent / "training" / "toy.py"
 _spec = importlib.util.spec_from_file_location("toy", _toy)
@@ -164,6 +166,29 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path, programs
     assert everything(tmp_path / "x" / "checkpoints" / "2") == before
     again = fit(tmp_path / "x", 4)
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+
+
+def test_replies_of_an_llm_are_paid_for_once(tmp_path, monkeypatch):
+    """What did not fit was not answered in vain: it is asked again, the rest is not."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    requests = [
+        Request(id=f"t/{n}", messages=[{"role": "user", "content": f"Text: {n} {n}."}])
+        for n in range(200)
+    ]
+    with FakeLLM() as llm:
+        client = Client(base_url=llm.base_url, model="m")
+        session = client.at(tmp_path)
+        with full_beyond(100_000), pytest.raises(UserError) as caught:
+            session.complete_all(requests)
+        assert str(tmp_path) in str(caught.value)
+        assert "make room" in str(caught.value)
+        paid = len(llm.calls)
+        assert 0 < paid < 200
+        again = client.at(tmp_path)
+        replies = again.complete_all(requests)
+        assert replies == [f"{n} {n}" for n in range(200)]
+        # Of what was asked, only calls in flight when the disk was full were lost.
+        assert len(llm.calls) <= 200 + client.concurrency
 
 
 def test_a_job_says_it_in_two_lines(tmp_path, capsys):
