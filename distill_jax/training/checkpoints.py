@@ -264,11 +264,10 @@ def read_meta(folder: Path) -> dict:
         UserError: of a newer format.
     """
     meta = read_sealed(folder / _LATER)
-    if meta is None:
-        if (folder / _LATER).exists():
-            # What they told, such as an evaluation, is done once more.
-            _log.warning("%s: damaged notes are ignored", folder / _LATER)
-        meta = read_json(folder / "meta" / "metadata")
+    if meta is None and (folder / _LATER).exists():
+        # What they told, such as an evaluation, is done once more.
+        _log.warning("%s: damaged notes are ignored", folder / _LATER)
+    meta = meta or read_json(folder / "meta" / "metadata")
     if meta["format"] > FORMAT:
         raise UserError(
             f"{folder} has checkpoint format {meta['format']}, this version reads up "
