@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import gin
+from gin import config as gin_config
 from gin import config_parser
 
 from distill_jax.ir.bad_lines import tolerated
@@ -25,7 +26,7 @@ from distill_jax.models import processes
 from distill_jax.training.runfiles import Lock
 
 # What gin can call by now, by name; it has no public form of this question.
-_REGISTRY = gin.config._REGISTRY
+_REGISTRY = gin_config._REGISTRY
 
 # What gin raises at a name or a value that is wrong.
 _PARSING = (
@@ -120,7 +121,7 @@ def build_job(flags: recipes.Flags):
     try:
         parsed = [s for path in paths for s in statements(path, roots, flags)]
         trust.refuse_bomb(parsed)
-        bindings = recipes.bindings(flags, parsed)
+        bindings = [*_imports(parsed), *recipes.bindings(flags, parsed)]
         known = dict(_REGISTRY.items())
         with _quiet():
             gin.parse_config_files_and_bindings(
@@ -140,6 +141,13 @@ def build_job(flags: recipes.Flags):
         raise recipes.explain(error, paths) from error
 
 
+def _imports(parsed: list) -> list[str]:
+    """The recipe's imports: a flag may name what the recipe could, used or not."""
+    wanted = (s for s in parsed if isinstance(s, config_parser.ImportStatement))
+    lines = dict.fromkeys(statement.format() for statement in wanted)
+    return sorted(lines, key=lambda line: "__gin__" not in line)
+
+
 def statements(
     path: Path, roots: list[Path], flags: recipes.Flags, above: tuple[Path, ...] = ()
 ) -> list:
@@ -155,7 +163,7 @@ def statements(
             if isinstance(statement, config_parser.IncludeStatement):
                 # In gin's own sequence: the file that is checked is the one it reads.
                 included = recipes.find(
-                    statement.filename, [Path(p) for p in gin.config._LOCATION_PREFIXES]
+                    statement.filename, [Path(p) for p in gin_config._LOCATION_PREFIXES]
                 )
                 trust.refuse_foreign_include(included, path, roots, (*above, path))
                 found += statements(included, roots, flags, (*above, path))

@@ -299,3 +299,14 @@ def test_help_ends_well():
     with pytest.raises(SystemExit) as stop:
         recipes.parse_flags(["--help"])
     assert not stop.value.code
+
+
+def test_a_flag_names_what_the_recipe_imports_but_does_not_use():
+    """Gin alone knows a name on the command line only once a file has used it."""
+    job = build(
+        "--gin_file=specialize.gin",
+        "--gin.COLLECTION=pydocs:json",
+        "--gin.FILTERS=(@candidates.WithoutKnown(),)",
+    )
+    (stage,) = job.stages
+    assert [type(step).__name__ for step in stage.filters] == ["WithoutKnown"]

@@ -153,22 +153,23 @@ class TrainGenerator:
         """Document rows that were not trained on, each with a query of people's."""
         from distill_jax.synthesis.crop import sampled
 
-        judged = setting.test or setting.dev
-        if judged is None:
+        held_out = [split for split in (setting.test, setting.dev) if split is not None]
+        if not held_out:
             raise UserError(
                 "there are no test or dev judgements, so no unseen documents to ask of",
                 "add qrels/test.tsv, or set DEV_SHARE above 0",
             )
         trained = _documents(setting.train)
         asked: dict[int, str] = {}
-        for query_id, text in zip(judged.queries.ids, judged.queries.texts):
-            for doc_id in judged.qrels.relevant(query_id):
-                (row,) = setting.collection.rows([doc_id]).tolist()
-                if row >= 0 and doc_id not in trained:
-                    asked.setdefault(row, text)
+        for judged in held_out:
+            for query_id, text in zip(judged.queries.ids, judged.queries.texts):
+                for doc_id in judged.qrels.relevant(query_id):
+                    (row,) = setting.collection.rows([doc_id]).tolist()
+                    if row >= 0 and doc_id not in trained:
+                        asked.setdefault(row, text)
         if not asked:
             raise UserError(
-                "every judged document of the test split is also in training",
+                "every judged document of the test and dev splits is also in training",
                 "split the judgements by documents",
             )
         rows = np.asarray(sorted(asked))

@@ -106,7 +106,7 @@ def _devices() -> list:
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # without a plug-in it asserts
-        asked = jax.config.jax_platforms or "an accelerator"
+        asked = getattr(jax.config, "jax_platforms", None) or "an accelerator"
         reason = (str(error).splitlines() or ["JAX has no plug-in for it"])[0]
         raise UserError(
             f"no device of the kind that is asked for ({asked}): {reason[:200]}",

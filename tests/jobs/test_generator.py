@@ -79,7 +79,8 @@ def test_pairs_are_the_judged_documents_alone(job):
 
 def test_unseen_documents_are_not_of_training(job):
     unseen = job.unseen_rows(job.setting())
-    assert sorted(unseen) == [20, 21, 22, 23]  # not d3, which a training query has
+    # Of test and dev; not d3, which a training query has.
+    assert sorted(unseen) == [16, 17, 18, 19, 20, 21, 22, 23]
     assert unseen[20].endswith("number20")
     assert len(dataclasses.replace(job, unseen=2).unseen_rows(job.setting())) == 2
 
@@ -99,9 +100,11 @@ def test_it_trains_asks_and_reports(job, capsys, tmp_path):
     assert rates["human"] == 1.0
     assert rates["cropped"] == 1.0
     assert 0.0 <= rates["generated"] <= 1.0
-    assert report["round_trip"]["documents"] == 4
+    assert report["round_trip"]["documents"] == 8
     assert report["measures"]["human"] == {"Success@2": 1.0}
-    assert {s["document"] for s in report["samples"]} == {"d20", "d21", "d22", "d23"}
+    assert {s["document"] for s in report["samples"]} == {
+        f"d{i}" for i in range(16, 24)
+    }
     assert all("human" in sample for sample in report["samples"])
     assert (tmp_path / "job/report.html").is_file()
 
