@@ -225,8 +225,12 @@ def random_batch(spec: DualEncoderSpec, b: int, n: int, lq: int, ld: int) -> Dua
     )
 
 
-def gradcache(b: int, n: int, rounds: int) -> None:
-    """Time and compiled peak memory of one gradient by chunk size, dropout on."""
+def gradcache(b: int, n: int, chunks: list[int], rounds: int) -> None:
+    """Time and compiled peak memory of one gradient by chunk size, dropout on.
+
+    Args:
+        chunks: queries at once; 0 is the whole batch.
+    """
     spec = DualEncoderSpec(backbone=bert_sizes("minilm-l6"))
     params = initial_params(spec, 0)
     batch = random_batch(spec, b, n, 32, 64)
@@ -234,7 +238,7 @@ def gradcache(b: int, n: int, rounds: int) -> None:
     print(f"GradCache, MiniLM, {b} queries of 32 tokens x {n} docs of 64, float32")
     print(f"{'chunk':>8} {'seconds':>9} {'overhead':>9} {'temporaries':>12}")
     base = None
-    for chunk in (None, b // 2, b // 4, b // 8):
+    for chunk in (chunk or None for chunk in chunks):
         gradient = step.make_gradient(graphdef_of(spec), objective(), chunk=chunk)
         compiled = jax.jit(gradient).lower(params, batch, keys).compile()
         analysis: Any = compiled.memory_analysis()
@@ -294,6 +298,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--docs", type=int, default=4, help="a query, for GradCache")
+    parser.add_argument("--chunks", help="e.g. 0,8,4,2; 0 is the whole batch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--models", default="bert-base,bert-large")
@@ -313,7 +318,9 @@ def main() -> None:
             if "train" in parts:
                 train(titles, texts, dtype, flags.batch, flags.rounds)
     if "gradcache" in parts:
-        gradcache(flags.batch, flags.docs, flags.rounds)
+        b = flags.batch
+        chunks = flags.chunks or f"0,{b // 2},{b // 4},{b // 8}"
+        gradcache(b, flags.docs, [int(c) for c in chunks.split(",")], flags.rounds)
     if "mfu" in parts:
         lengths = [int(length) for length in flags.lengths.split(",")]
         mfu(flags.models.split(","), lengths, flags.tokens, flags.rounds)

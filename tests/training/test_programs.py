@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -74,6 +76,14 @@ def compiled(tmp_path_factory):
     use_compile_cache(str(folder), least_seconds=0.0)
     yield
     jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def whole_batches():
+    """What fits is asked here, not what a CPU's cache likes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "_CACHED_TOKENS", 1 << 40)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +167,43 @@ def test_pieces_are_shared_out_over_the_devices():
     # A batch that the devices do not share evenly is copied to each.
     assert sized.smaller(6, None) == 3
     assert sized.smaller(1, None) is None
+
+
+@dataclasses.dataclass
+class Read:
+    """What a batch says of its size."""
+
+    query_tokens: np.ndarray
+    doc_tokens: np.ndarray
+
+
+@pytest.mark.parametrize(
+    ("shape", "devices", "objective", "at_once"),
+    [
+        ((8, 7, 96), 1, "LISTS", 2),  # 768 tokens a query with its own 96
+        ((8, 63, 96), 1, "LISTS", 1),
+        ((6, 3, 128), 1, "LISTS", 3),  # 4 would not divide the batch
+        ((8, 1, 128), 1, "LISTS", None),
+        ((8, 7, 96), 1, "GLOBAL", None),
+        ((8, 7, 96), 8, "LISTS", None),
+    ],
+)
+def test_a_cpu_takes_pieces_that_its_cache_holds(
+    monkeypatch, shape, devices, objective, at_once
+):
+    monkeypatch.setattr(programs, "_CACHED_TOKENS", 2048)
+    graphdef, _ = toy.student()
+    options = Fit(
+        steps=1, directory=".", optimizer=optimizers.adamw(learning_rate=1e-2)
+    )
+    mesh = sharding.make_mesh(f"data={devices}")
+    sized = programs.Programs(graphdef, getattr(toy, objective), options, mesh)
+    apart = objective == "LISTS"
+    monkeypatch.setattr(sized, "_micro_batches", lambda fed: apart)
+    b, n, length = shape
+    batch = Read(np.zeros((b, length)), np.zeros((b, n, length)))
+    fed = SimpleNamespace(queries=b, device=batch)
+    assert sized._cached(fed) == at_once  # type: ignore[arg-type]
 
 
 def test_a_limit_that_is_known_is_a_limit_of_this_machine():
