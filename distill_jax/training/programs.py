@@ -104,7 +104,7 @@ class Programs:
         """Queries at once whose activations stay in a CPU's cache; None for all.
 
         With a whole batch a CPU waits for its memory: in micro-batches of up to 2,048
-        tokens a step took 0.5 to 0.85 of the time on two cores. An accelerator wants
+        tokens a step took 0.73 to 0.85 of the time on two cores. An accelerator wants
         whole batches, and GradCache's second forward pass would eat the gain.
         """
         cpu = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
