@@ -22,7 +22,7 @@ import numpy as np
 
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.run import Run
-from distill_jax.retrieval import folder
+from distill_jax.retrieval import folder, scann_build
 from distill_jax.retrieval.exact import Exact
 from distill_jax.retrieval.postings import check_k
 from distill_jax.retrieval.scann_import import module
@@ -33,8 +33,6 @@ from distill_jax.retrieval.vectors import (
     normalise,
 )
 
-# Below this many docs all are scored: faster than a tree, and exact.
-BRUTE_FORCE = 20_000
 _SAMPLE = 256
 _ASSETS = "scann"
 
@@ -88,7 +86,7 @@ class Scann:
         queries: Any = None,
         leaves: int | None = None,
         block: int = 2,
-        soar: float | None = 1.5,
+        soar: float | None = None,
         anisotropic: float = 0.2,
         source: str = "",
         threads: int | None = None,
@@ -97,18 +95,20 @@ class Scann:
         """Builds an index and sets the width of its search.
 
         Args:
-            vectors: [N, D]; ScaNN holds a float32 copy in memory.
+            vectors: [N, D], in memory or mapped; ScaNN holds a float32 copy, which a
+                large corpus reaches by way of a temporary file of its size.
             doc_ids: "0", "1", ... for None.
             similarity: "dot" or "cosine".
             recall: wanted share of the exact k best, in the mean over queries.
             k: at which recall is measured; a search may ask for another k.
             queries: query vectors to measure with, [M, D]. None takes docs, each
                 mixed with another: real queries lie off the docs, and are harder.
-            leaves: of the tree; None chooses about 2 sqrt(N), and no tree below
+            leaves: of the tree; None chooses about sqrt(N), and no tree below
                 20,000 docs. A tree that would have under 4 docs a leaf is not made.
             block: dimensions that share a 4-bit code.
-            soar: strength of the second, orthogonal assignment of each doc to a leaf;
-                None for one leaf a doc.
+            soar: strength of the second, orthogonal assignment of each doc to a leaf
+                (1.5 is usual); None for one leaf a doc, which is faster to build and,
+                up to millions of docs, to search.
             anisotropic: threshold of anisotropic quantisation.
             source: digest of weights and corpus, which ``load`` can ask for.
             threads: None takes what the machine has.
@@ -120,32 +120,20 @@ class Scann:
         doc_ids = check_docs(vectors, doc_ids, similarity)
         threads = threads or os.cpu_count() or 1
         count, dimension = vectors.shape
-        docs = as_float32(vectors[:])
-        if similarity == "cosine":
-            docs = normalise(docs)
         started = time.perf_counter()
-        settings: dict[str, Any] = {"kind": "brute force"}
-        builder = module().builder(docs, min(k, count), "dot_product")
-        builder = builder.set_n_training_threads(threads)
-        few = count < BRUTE_FORCE if leaves is None else count < max(64, 4 * leaves)
-        if few:
-            builder = builder.score_brute_force()
+        few = count < scann_build.BRUTE_FORCE if leaves is None else count < 4 * leaves
+        if few or count < 64:
+            settings: dict[str, Any] = {"kind": "brute force"}
+            searcher = scann_build.brute_force(vectors, similarity, k, threads)
         else:
-            leaves = leaves or round(2 * count**0.5)
-            settings = {"kind": "tree", "leaves": leaves, "block": block, "soar": soar}
-            builder = builder.tree(
-                leaves,
-                max(1, leaves // 20),
-                training_sample_size=min(count, max(100_000, 64 * leaves)),
-                min_partition_size=min(50, max(1, count // leaves // 2)),
-                spherical=_one_length(docs),
-                soar_lambda=soar,
-                overretrieve_factor=2.0 if soar else None,
+            plan = scann_build.Tree(
+                leaves=leaves or round(count**0.5),
+                block=block,
+                soar=soar,
+                anisotropic=anisotropic,
             )
-            builder = builder.score_ah(
-                block, anisotropic_quantization_threshold=anisotropic
-            ).reorder(min(10 * k, count))
-        searcher = builder.build()
+            settings = {"kind": "tree", **dataclasses.asdict(plan)}
+            searcher = scann_build.tree(vectors, similarity, k, threads, plan)
         searcher.set_num_threads(threads)
         index = cls(
             searcher=searcher,
@@ -161,7 +149,7 @@ class Scann:
             source=source,
             threads=threads,
         )
-        return index.tuned(docs, queries, recall=recall, k=k) if tune else index
+        return index.tuned(vectors, queries, recall=recall, k=k) if tune else index
 
     def tuned(self, docs: Any, queries: Any, *, recall: float, k: int) -> Scann:
         """The same index with the fastest search that reaches ``recall`` at ``k``.
@@ -173,7 +161,10 @@ class Scann:
         if not 0 < recall <= 1:
             raise UserError(f"a recall of {recall}", "give one above 0, up to 1")
         if queries is None:
-            some = docs[:: max(1, len(docs) // _SAMPLE)][:_SAMPLE]
+            step = max(1, len(self.doc_ids) // _SAMPLE)
+            some = as_float32(docs[::step][:_SAMPLE])
+            if self.similarity == "cosine":
+                some = normalise(some)
             queries = 0.5 * (some + np.roll(some, 1, axis=0))
         queries, _ = check_queries(queries, self.dimension, None)
         queries = queries[:: max(1, len(queries) // _SAMPLE)][: 2 * _SAMPLE]
@@ -222,7 +213,7 @@ class Scann:
                 for share in 0.5 ** np.arange(10, -0.1, -0.5)
             }
         )
-        reorder = sorted({min(k * many, docs) for many in (2, 4, 8, 16, 32)})
+        reorder = sorted({min(k * many, docs) for many in (2, 4, 6, 8, 12, 16, 32)})
         return [Width(leaves=a, reorder=b) for a in steps for b in reorder]
 
     def search(
@@ -315,18 +306,6 @@ def recall_of(run: Run, truth: Run) -> float:
         for found, wanted in zip(run.rows, truth.rows, strict=True)
     ]
     return float(np.mean(hits)) if hits else 1.0
-
-
-def _one_length(docs: np.ndarray) -> bool:
-    """Whether all docs have about the same length, as unit vectors do.
-
-    Leaves are then centred on the sphere. A plain mean of two clusters is short, so its
-    inner products are small and its leaf is opened late: at 100K unit vectors recall@10
-    of 4 leaves was 0.87 with plain means and 0.98 with these.
-    """
-    some = docs[:: max(1, len(docs) // 4096)]
-    norms = np.sqrt(np.einsum("nd,nd->n", some, some))
-    return bool(norms.std() < 0.05 * norms.mean())
 
 
 def _wider(a: Width, b: Width) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -14,6 +14,24 @@ SIMILARITIES = ("dot", "cosine")
 # Rows are read about this many bytes at a time: large enough for a disk, small enough
 # to come and go beside an index.
 _BLOCK_BYTES = 64 << 20
+
+
+class RowNumbers(Sequence[str]):
+    """The ids "0", "1", ... of rows without any: a million of them take no memory."""
+
+    def __init__(self, count: int):
+        self._rows = range(count)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row):
+        found = self._rows[row]
+        return list(map(str, found)) if isinstance(row, slice) else str(found)
 
 
 def blocks(vectors: Any, block_bytes: int = _BLOCK_BYTES) -> Iterator[slice]:
@@ -49,7 +67,7 @@ def check_docs(
             f"unknown similarity {similarity!r}", f"choose one of {SIMILARITIES}"
         )
     if doc_ids is None:
-        doc_ids = [str(row) for row in range(shape[0])]
+        doc_ids = RowNumbers(shape[0])
     if len(doc_ids) != shape[0]:
         raise UserError(
             f"{shape[0]} doc vectors but {len(doc_ids)} doc ids",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distill_jax.ir.errors import UserError
-from distill_jax.retrieval import Exact, Scann, scann_import
+from distill_jax.retrieval import Exact, Scann, scann_build, scann_import
 from distill_jax.retrieval.scann import Width, recall_of
 
 pytestmark = pytest.mark.skipif(
@@ -61,6 +61,26 @@ def test_small_corpora(docs, leaves):
     if index.report["kind"] == "brute force":
         truth = Exact.build(clustered(docs, 0)).search(clustered(2, 1), docs)
         np.testing.assert_array_equal(run.rows, truth.rows)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_a_tree_learnt_from_a_sample_holds_all_docs(monkeypatch, similarity, tmp_path):
+    monkeypatch.setattr(scann_build.Tree, "trained_on", 1000)
+    docs = clustered(3000, 0) * np.linspace(1, 2, 3000)[:, None]
+    np.save(tmp_path / "docs.npy", docs)
+    mapped = np.load(tmp_path / "docs.npy", mmap_mode="r")
+    index = Scann.build(mapped, leaves=30, similarity=similarity, recall=0.95)
+    assert index.report["met"]
+    queries = clustered(100, 2)
+    truth = Exact.build(docs, similarity=similarity).search(queries, 10)
+    wide = Width(leaves=30, reorder=1500)
+    found = index.search(queries, 10, width=wide)
+    assert recall_of(found, truth) > 0.99
+    same = found.rows == truth.rows
+    np.testing.assert_allclose(found.scores[same], truth.scores[same], atol=1e-4)
+    index.save(tmp_path / "index")
+    again = Scann.load(tmp_path / "index").search(queries, 10, width=wide)
+    np.testing.assert_array_equal(again.rows, found.rows)
 
 
 def test_cosine_scores_are_cosines():
