@@ -16,7 +16,7 @@ from distill_jax.jobs import recipes
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "gin_configs"
 FILES = sorted([*FOLDER.glob("*.gin"), *FOLDER.glob("parts/*.gin")])
-OVERLAYS = ("small", "laptop")
+OVERLAYS = ("small", "laptop", "fused")
 RECIPES = [
     path.stem for path in sorted(FOLDER.glob("*.gin")) if path.stem not in OVERLAYS
 ]

@@ -57,16 +57,19 @@ class Search:
     Attributes:
         checkpoint: None is the student as it is at this moment (re-mining).
         index: "exact" or "scann".
+        doc_length: of a checkpoint's texts, as far as they are read; None reads as far
+            as it says itself.
     """
 
     depth: int = 100
     checkpoint: str | None = None
     index: str = "exact"
+    doc_length: int | None = None
 
     def __call__(self, asked: Asked) -> Run:
         model = asked.student
         if self.checkpoint is not None:
-            model = asked.model(self.checkpoint)
+            model = asked.model(self.checkpoint, doc_length=self.doc_length)
         if model.spec.kind not in ranking.ENCODERS:
             raise UserError(
                 f"a {model.spec.kind} cannot search a collection",

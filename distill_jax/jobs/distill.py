@@ -309,10 +309,16 @@ class Models:
         Args:
             overrides: what to make of it: ``kind`` and fields of its spec.
         """
+        given = any(value is not None for value in overrides.values())
         if name == "initial":
-            return Pretrained.read(Path(self.job.directory) / "initial")
-        if name.startswith("stage:"):
-            return self._stage(name)
+            path = Path(self.job.directory) / "initial"
+            if not given:
+                return Pretrained.read(path)
+            name = str(path)
+        elif name.startswith("stage:"):
+            if not given:
+                return self._stage(name)
+            name = self._path(name)
         key = repr((name, sorted(overrides.items())))
         if key not in self.loaded:
             self.loaded[key] = load_model(name, self.setting, **overrides)

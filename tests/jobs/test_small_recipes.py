@@ -29,22 +29,23 @@ TINY = {
     "VOCABULARY_SIZE": 600,
 }
 ASKS_LLM = ("twolar", "rank_distillm", "intermediate_distillation")
-SLOW = pytest.mark.slow
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 RECIPES = [
     "rankt5_teacher",
+    "monot5_teacher",
+    "duot5_teacher",
+    "cross_encoder_teacher",
     "twolar",
-    "pairdistill_dpr",
-    "specialize",
-    "intermediate_distillation",
+    "twolar+fused",
     "rank_distillm",
-    pytest.param("monot5_teacher", marks=SLOW),
-    pytest.param("duot5_teacher", marks=SLOW),
-    pytest.param("cross_encoder_teacher", marks=SLOW),
-    pytest.param("pairdistill_colbert", marks=SLOW),
-    pytest.param("pairdistill_zero_shot", marks=SLOW),
-    pytest.param("quickstart", marks=SLOW),
-    pytest.param("ladder", marks=SLOW),
+    "pairdistill_colbert",
+    "pairdistill_dpr",
+    "pairdistill_zero_shot",
+    "intermediate_distillation",
+    "specialize",
+    "specialize+laptop",
+    "quickstart",
+    "ladder",
 ]
 
 
@@ -93,7 +94,7 @@ def noting_first_batches():
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory, llm):
-    """Runs a recipe's small form, once."""
+    """Runs a recipe's small form, once; "recipe+overlay" has a file more."""
     done: dict[str, Ran] = {}
 
     def run(recipe: str) -> Ran:
@@ -103,7 +104,8 @@ def ran(tmp_path_factory, llm):
             if recipe in ASKS_LLM:
                 flags |= {"LLM_BASE_URL": llm.base_url, "LLM_MODEL": "fake"}
             words = [f"--gin.{name}={value}" for name, value in flags.items()]
-            files = [f"--gin_file={recipe}.gin", "--gin_file=small.gin"]
+            names = [*recipe.split("+"), "small"]
+            files = [f"--gin_file={name}.gin" for name in names]
             with noting_first_batches() as begun:
                 status = main.main([*files, *words])
             done[recipe] = Ran(directory, status, begun)
@@ -283,8 +285,9 @@ def test_rankt5_learns_by_softmax(ran):
     same(job.first_step(), softmax=value, loss=value)
 
 
-def test_twolar_learns_the_llm_s_order_by_ranknet(ran):
-    job = ran("twolar")
+@pytest.mark.parametrize("recipe", ["twolar", "twolar+fused"])
+def test_twolar_learns_an_order_by_ranknet(ran, recipe):
+    job = ran(recipe)
     targets = job.stage().batch.targets
     scores, _ = scores_of(job.directory / "initial", job.stage().batch)
     value = ranknet(scores, targets.labels, targets.where)
@@ -344,6 +347,16 @@ def test_specialize_adds_kl_and_a_masked_contrast(ran):
     assert_order_of_teacher(job.stage(), job.directory, clipped=True)
 
 
+def test_specialize_on_a_laptop_learns_an_order_alone(ran):
+    job = ran("specialize+laptop")
+    targets = job.stage().batch.targets
+    scores, _ = scores_of(job.directory / "initial", job.stage().batch)
+    listwise = kl(scores, targets.labels, targets.where, student=0.05)
+    same(job.first_step(), listwise=listwise, loss=listwise)
+    assert "contrastive" not in job.first_step()
+    assert_order_of_teacher(job.stage(), job.directory)
+
+
 def pairdistill_parts(job: Ran) -> tuple[float, float, float]:
     targets = job.stage().batch.targets
     assert targets.pair_where.sum() > 0
@@ -369,7 +382,6 @@ def test_pairdistill_of_a_dual_encoder_adds_three_losses(ran):
     assert_order_of_teacher(job.stage(), job.directory)
 
 
-@SLOW
 def test_pairdistill_of_colbert_weighs_pairs_by_three(ran):
     job = ran("pairdistill_colbert")
     listwise, pairs, contrast = pairdistill_parts(job)
@@ -383,7 +395,6 @@ def test_pairdistill_of_colbert_weighs_pairs_by_three(ran):
     )
 
 
-@SLOW
 def test_pairdistill_zero_shot_has_no_contrast(ran):
     job = ran("pairdistill_zero_shot")
     listwise, pairs, _ = pairdistill_parts(job)
