@@ -43,12 +43,14 @@ _PARSING = (
 
 def main(argv: list[str]) -> int:
     """Runs one job; returns the exit status: 0 complete, 2 a mistake, 3 partial."""
-    started = time.time()
+    started = time.monotonic()
     try:
         flags = recipes.parse_flags(argv)
         if flags.list:
             print(recipes.listing())
             return 0
+        if flags.deterministic:
+            processes.deterministic()
         job = build_job(flags)
         with bad_lines(flags):
             if flags.plan:
@@ -56,7 +58,7 @@ def main(argv: list[str]) -> int:
             command = recipes.command_line(argv)
             with alone():
                 status = job(config=gin.config_str(), command=command) or 0
-        print(f"finished in {recipes.duration(time.time() - started)}")
+        print(f"finished in {recipes.duration(time.monotonic() - started)}")
         return status
     except UserError as error:
         print(error, file=sys.stderr)

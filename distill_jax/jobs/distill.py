@@ -81,7 +81,7 @@ class Distill:
 
     def __call__(self, *, config: str = "", command: str = "") -> int:
         """Runs the job; returns the exit status (143 after SIGTERM)."""
-        started = time.time()
+        started = time.monotonic()
         directory = Path(self.directory)
         directory.mkdir(parents=True, exist_ok=True)
         setting = self.setting()

@@ -198,7 +198,7 @@ class Evaluate:
             if model.spec.kind not in ranking.ENCODERS and first is None:
                 first = self.first_stage(self._asked(setting, directory))
                 found = {"first_stage": first, **found}
-            started = time.time()
+            started = time.monotonic()
             run = ranking.rank(
                 model,
                 setting.judged.queries,
@@ -208,7 +208,7 @@ class Evaluate:
                 directory=directory / "vectors",
                 index=self.index,
             )
-            say(f"{path}: {len(run) / (time.time() - started):.1f} queries/s")
+            say(f"{path}: {len(run) / (time.monotonic() - started):.1f} queries/s")
             name = _name(path, found)
             run.write(directory / f"{name}.trec")
             found[name] = run

@@ -76,7 +76,7 @@ class TrainGenerator:
 
     def __call__(self, *, config: str = "", command: str = "") -> int:
         """Runs the job; returns the exit status (143 after SIGTERM)."""
-        started = time.time()
+        started = time.monotonic()
         directory = Path(self.directory)
         directory.mkdir(parents=True, exist_ok=True)
         if config and jax.process_index() == 0:
@@ -277,7 +277,7 @@ class TrainGenerator:
                 "rates": rates,
             },
             "samples": found["samples"],
-            "cost": {"seconds": round(time.time() - started, 1)},
+            "cost": {"seconds": round(time.monotonic() - started, 1)},
             "again": command,
             "provenance": {
                 "student": student.digest,

@@ -53,14 +53,14 @@ def part(
         say(f"{what}: already there")
         return read_json(directory / _RECORD)["made"]
     record = _record(directory)
-    started = time.time()
+    started = time.perf_counter()
     spent = 0.0 if record is None else record.get("seconds", 0.0)
     state = {"inputs": wanted, "complete": False, "made": {}, "seconds": spent}
     if processes.is_first():
         write_json(directory / _RECORD, state)
     processes.meet(f"{what} begins")
     made = make(directory) or {}
-    seconds = spent + time.time() - started
+    seconds = spent + time.perf_counter() - started
     made = {**made, "seconds": round(seconds, 3)}
     state = {"inputs": wanted, "complete": True, "made": made, "seconds": seconds}
     processes.meet(f"{what} is made")

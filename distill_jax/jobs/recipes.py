@@ -16,7 +16,7 @@ _FLAGS = (
     "--gin_file", "--gin_search_paths", "--allow_import", "--gin.NAME",
     "--on-bad-line", "--bad-line-rate",
 )  # fmt: skip
-_SWITCHES = ("--list", "--plan", "--debug", "--help")
+_SWITCHES = ("--list", "--plan", "--debug", "--deterministic", "--help")
 _ALLOWED_IMPORTS = ("__gin__", "distill_jax")
 
 USAGE = """\
@@ -31,6 +31,7 @@ python -m distill_jax.main --gin_file=RECIPE.gin [--gin_file=...] [--gin.NAME=VA
   --bad-line-rate=0.01     the share of a file's lines that may be left out
   --list                   the shipped recipes, one line each
   --plan                   sizes, steps, memory and cost, without training
+  --deterministic          the same bits again on a GPU too, at some cost in speed
   --debug                  a traceback where a mistake is explained in two lines
 
 Exit status: 0 complete, 2 a mistake, 3 partial, 143 stopped by SIGTERM and saved.
@@ -52,6 +53,7 @@ class Flags:
     list: bool = False
     plan: bool = False
     debug: bool = False
+    deterministic: bool = False
 
 
 def parse_flags(argv: Sequence[str]) -> Flags:
@@ -110,6 +112,7 @@ def parse_flags(argv: Sequence[str]) -> Flags:
         list=switches["--list"],
         plan=switches["--plan"],
         debug=switches["--debug"],
+        deterministic=switches["--deterministic"],
     )
 
 

@@ -143,7 +143,7 @@ class Table:
             prefix += f"{trip.name} " if len(self.job.stages) > 1 else ""
             for name, made in (*trip.made.items(), ("training", trip.fit)):
                 parts[prefix + name] = made.get("seconds", 0.0)
-        return {"seconds": round(time.time() - self.started, 1), "parts": parts}
+        return {"seconds": round(time.monotonic() - self.started, 1), "parts": parts}
 
     def _provenance(self, best: Any) -> dict[str, Any]:
         import jax

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from distill_jax.models.processes import is_deterministic
+
 # cuDNN's flash attention begins with Ampere. Hopper reads heads of 256; 128 is what
 # every card from there on does.
 CAPABILITY = 8.0
@@ -28,6 +30,7 @@ def implementation(
     mask: tuple[int, ...] | None = None,
     capability: float,
     devices: int = 1,
+    deterministic: bool = False,
 ) -> str:
     """ "cudnn" where the kernel takes these shapes, also for gradients; else "xla".
 
@@ -39,11 +42,14 @@ def implementation(
         capability: compute capability of the card, 0 for no CUDA.
         devices: in all. The kernel's partitioning over several raises at compile time
             where the bias is sharded otherwise than the heads; XLA never does.
+        deterministic: whether every run must give the same bits; the kernel's
+            gradients are summed in the order in which its blocks happen to end.
     """
     (_, queries, heads, width), keys = query, key[1]
     fits = (
         capability >= CAPABILITY
         and devices == 1
+        and not deterministic
         and dtype in ("bfloat16", "float16")
         and width % 8 == 0
         and width <= HEAD_DIM
@@ -92,6 +98,7 @@ def attend(
             mask=None if mask is None else mask.shape,
             capability=cuda_capability(),
             devices=jax.device_count(),
+            deterministic=is_deterministic(),
         )
     if chosen == "xla":
         if mask is not None and mask.ndim == 2:

@@ -20,6 +20,22 @@ LOST_AFTER = 30
 
 _NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+
+
+def deterministic() -> None:
+    """Asks XLA for the same bits in every run of the same command, on a GPU too.
+
+    Called before anything asks for a device. On a CPU they are the same anyway.
+    """
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys([*flags, _DETERMINISTIC]))
+
+
+def is_deterministic() -> bool:
+    """Whether ``deterministic`` was called, or the user's XLA_FLAGS ask for it."""
+    return _DETERMINISTIC in os.environ.get("XLA_FLAGS", "").split()
+
 
 def join(environment: Mapping[str, str] | None = None) -> bool:
     """Joins the program that the environment names; returns whether there is one.

@@ -215,7 +215,7 @@ class LocalSession:
     def complete_all(self, requests: Sequence[Any]) -> list[str | None]:
         from distill_jax.ir.buckets import buckets_up_to, plan
 
-        began = time.time()
+        began = time.monotonic()
         tokenizer = self.pretrained.tokenizer
         texts = [
             "\n\n".join(turn["content"] for turn in request.messages)
@@ -251,7 +251,7 @@ class LocalSession:
                 for place, line in zip(mine, np.asarray(found)):
                     if place is not None:
                         replies[place] = self._text(line.tolist())
-        self._record(requests, replies, ids, time.time() - began)
+        self._record(requests, replies, ids, time.monotonic() - began)
         return replies
 
     def counts(self, job: str | None = None) -> dict[str, Any]:

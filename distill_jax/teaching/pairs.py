@@ -103,7 +103,7 @@ def label_pairs(
     query_rows = queries.rows(list(labels.query_ids))
     todo = [row for row, name in enumerate(labels.query_ids) if name not in writer.done]
     for start in range(0, len(todo), shard_queries):
-        started = time.time()
+        started = time.monotonic()
         rows = np.asarray(todo[start : start + shard_queries])
         where = first[rows] >= 0
         asked = np.repeat(query_rows[rows][:, None], pairs, axis=1)[where]
@@ -135,7 +135,7 @@ def label_pairs(
                 probability,
                 labels.doc_ids,
             ),
-            {**counts, "seconds": time.time() - started},
+            {**counts, "seconds": time.monotonic() - started},
         )
         if progress is not None:
             progress(min(start + shard_queries, len(todo)), len(todo))

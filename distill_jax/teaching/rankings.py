@@ -87,9 +87,9 @@ def label_listwise(
     asking = _Asking(client, how, prompt, queries, collection, run, job)
     for start in range(0, len(todo), shard_queries):
         rows = todo[start : start + shard_queries]
-        began = time.time()
+        began = time.monotonic()
         labels, counts = _label(asking, rows)
-        counts["seconds"] = time.time() - began
+        counts["seconds"] = time.monotonic() - began
         # Not +=, which would drop what is negative.
         tally.update(counts)
         _refuse_failures(tally, len(run), most_failed)

@@ -65,7 +65,7 @@ def label_run(
     with ThreadPoolExecutor(1) as pool:
         waiting: Future | None = None
         for rows in _shards(run, todo, shard_pairs):
-            started = time.time()
+            started = time.monotonic()
             scores = np.full(run.rows[rows].shape, np.nan, np.float32)
             where = run.where[rows]
             values, new = _scores(
@@ -94,7 +94,7 @@ def label_run(
                 "pairs": len(values),
                 "computed": len(new.scores),
                 "cached": len(values) - len(new.scores),
-                "seconds": time.time() - started,
+                "seconds": time.monotonic() - started,
             }
             waiting = pool.submit(_keep, writer, labels, counts, store, new)
         if waiting is not None:

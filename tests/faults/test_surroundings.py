@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distill_jax import main
 from distill_jax.inputs.streams import SeqioStream
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.labels import TeacherLabels
@@ -69,6 +71,40 @@ def test_a_job_asks_nobody_outside(tmp_path):
     code, said = job(tmp_path, *argv)
     assert code == 0, said
     assert (tmp_path / "report.html").is_file()
+
+
+CLOCKS = """
+import random, sys, time
+real, draw = time.time, random.Random(int(sys.argv.pop(1)))
+time.time = lambda: real() + draw.uniform(-1e6, 1e6)
+from distill_jax import main
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path):
+    """R12: neither what is found nor how long it took hangs on the time of day."""
+    runs = []
+    for seed in ("1", "2"):
+        argv = (seed, "--gin_file=mine.gin", "--gin.COLLECTION=pydocs:json,csv,email")
+        code, said = job(tmp_path / seed, *argv, code=CLOCKS)
+        assert code == 0, said
+        runs.append((tmp_path / seed / "run.trec").read_bytes())
+        assert re.search(r"^finished in \d+ (s|min \d+ s)$", said, re.MULTILINE), said
+    assert runs[0] == runs[1]
+
+
+def test_deterministic_asks_xla_before_any_device(monkeypatch):
+    """R20: the same bits on a GPU too, also of attention."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    assert not processes.is_deterministic()
+    assert main.main(["--deterministic", "--list"]) == 0
+    assert not processes.is_deterministic()  # nothing was run
+    argv = ["--deterministic", "--plan", "--gin_file=rankt5_teacher.gin"]
+    assert main.main([*argv, "--gin.COLLECTION=pydocs:json"]) == 0
+    assert processes.is_deterministic()
+    flags = os.environ["XLA_FLAGS"].split()
+    assert flags[0] == "--xla_cpu_enable_fast_math=false"
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ def test_files_move_aside_too(tmp_path):
 
 def test_time_of_interrupted_work_is_counted(tmp_path, monkeypatch):
     clock = iter([0.0, 10.0, 100.0, 105.0])
-    monkeypatch.setattr("distill_jax.jobs.parts.time.time", lambda: next(clock))
+    monkeypatch.setattr("distill_jax.jobs.parts.time.perf_counter", lambda: next(clock))
     assert run(tmp_path / "a", Maker(), {"x": 1})["seconds"] == 10.0
     record = json.loads((tmp_path / "a/part.json").read_text())
     record["complete"] = False

@@ -35,6 +35,7 @@ def test_what_the_recipes_run_goes_to_the_kernel():
         {"capability": 7.5},
         {"capability": 0.0},
         {"devices": 8},
+        {"deterministic": True},
         {"query": (8, 179, 12, 64), "key": (8, 179, 12, 64)},
         {"query": (8, 180, 12, 60), "key": (8, 180, 12, 60)},
         {"query": (8, 180, 12, 256), "key": (8, 180, 12, 256)},
