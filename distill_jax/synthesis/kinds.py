@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from distill_jax.ir import prompt_files
 from distill_jax.ir.collection import Collection
-from distill_jax.ir.errors import UserError, near
-from distill_jax.ir.files import digest, read_json, read_jsonl
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.files import digest, read_jsonl
 from distill_jax.synthesis import seeds
 
 
@@ -54,7 +55,7 @@ class Kind:
 
 def shipped() -> list[str]:
     """Names of the kinds that come with the package."""
-    return sorted(path.stem for path in _folder().glob("*.json"))
+    return prompt_files.shipped(_folder())
 
 
 def load(name: str | Path) -> Kind:
@@ -68,21 +69,7 @@ def load(name: str | Path) -> Kind:
     Raises:
         UserError: no such kind (those that ship are listed), or a part is missing.
     """
-    path = Path(name)
-    if path.suffix not in (".json", ".txt"):
-        path = _folder() / f"{name}.json"
-        if not path.is_file():
-            names = shipped()
-            raise UserError(
-                f"no kind of query {str(name)!r}{near(str(name), names)}",
-                f"there are {', '.join(names)}; or give the path of a .json or .txt",
-            )
-    if path.suffix == ".txt":
-        if not path.is_file():
-            raise UserError(f"{path}: no such file", "check the path of the prompt")
-        record = {"user": path.read_text(encoding="utf-8")}
-    else:
-        record = read_json(path)
+    path, record = prompt_files.read_prompt(name, _folder(), "kind of query")
     return _kind(path, record)
 
 

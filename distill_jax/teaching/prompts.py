@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_jax.ir import prompt_files
 from distill_jax.ir.collection import Collection
-from distill_jax.ir.errors import UserError, near
-from distill_jax.ir.files import digest, read_json
+from distill_jax.ir.errors import UserError
+from distill_jax.ir.files import digest
 
 Turn = dict[str, str]
 
@@ -98,7 +99,7 @@ class Prompt:
 
 def shipped() -> list[str]:
     """Names of the prompts that come with the package."""
-    return sorted(path.stem for path in _folder().glob("*.json"))
+    return prompt_files.shipped(_folder())
 
 
 def load(name: str | Path, *, multi_turn: bool = False) -> Prompt:
@@ -107,21 +108,7 @@ def load(name: str | Path, *, multi_turn: bool = False) -> Prompt:
     Raises:
         UserError: no such prompt (those that ship are listed), or a part is missing.
     """
-    path = Path(name)
-    if path.suffix not in (".json", ".txt"):
-        path = _folder() / f"{name}.json"
-        if not path.is_file():
-            names = shipped()
-            raise UserError(
-                f"no prompt {str(name)!r}{near(str(name), names)}",
-                f"there are {', '.join(names)}; or give the path of a .json or .txt",
-            )
-    if path.suffix == ".txt":
-        if not path.is_file():
-            raise UserError(f"{path}: no such file", "check the path of the prompt")
-        record: Any = {"user": path.read_text(encoding="utf-8-sig")}
-    else:
-        record = read_json(path)
+    path, record = prompt_files.read_prompt(name, _folder(), "prompt")
     return _prompt(path, record, multi_turn)
 
 
