@@ -96,7 +96,7 @@ class Scann:
 
         Args:
             vectors: [N, D], in memory or mapped; ScaNN holds a float32 copy, which a
-                large corpus reaches by way of a temporary file of its size.
+                large corpus reaches by way of a file of its size, where TMPDIR says.
             doc_ids: "0", "1", ... for None.
             similarity: "dot" or "cosine".
             recall: wanted share of the exact k best, in the mean over queries.
@@ -115,7 +115,7 @@ class Scann:
             tune: False measures nothing; searches then name their own ``width``.
 
         Raises:
-            UserError: see ``vectors.check_docs`` and ``module``.
+            UserError: see ``vectors.check_docs`` and ``module``; no room for the file.
         """
         doc_ids = check_docs(vectors, doc_ids, similarity)
         threads = threads or os.cpu_count() or 1

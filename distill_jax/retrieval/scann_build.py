@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax.ir.files import room_for
 from distill_jax.retrieval.scann_import import module
 from distill_jax.retrieval.vectors import as_float32, blocks, normalise
 
@@ -128,7 +129,7 @@ def _forget_docs(folder: Path) -> None:
 
 def _write_docs(path: Path, docs: Any, similarity: str) -> None:
     header = {"descr": "<f4", "fortran_order": False, "shape": tuple(docs.shape)}
-    with open(path, "wb") as file:
+    with room_for(path), open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for block in blocks(docs):
             file.write(_rows(docs, block, similarity).data)

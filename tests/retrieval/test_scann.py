@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,17 @@ def test_a_tree_learnt_from_a_sample_holds_all_docs(monkeypatch, similarity, tmp
     index.save(tmp_path / "index")
     again = Scann.load(tmp_path / "index").search(queries, 10, width=wide)
     np.testing.assert_array_equal(again.rows, found.rows)
+
+
+def test_no_room_for_the_docs_is_told(monkeypatch):
+    monkeypatch.setattr(scann_build.Tree, "trained_on", 1000)
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    with pytest.raises(UserError, match="no room for it"):
+        Scann.build(clustered(3000, 0), leaves=30)
 
 
 def test_cosine_scores_are_cosines():
