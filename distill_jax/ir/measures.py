@@ -60,9 +60,11 @@ def evaluate_queries(
     judged = [q for q in qrels.query_ids if q in run._positions]
     for start in range(0, len(judged), _CHUNK_QUERIES):
         chunk = judged[start : start + _CHUNK_QUERIES]
-        # Cut to what is judged: the file may hold far more queries.
+        # Cut to what is judged: the file may hold far more queries. Ranks are given as
+        # scores, for the providers of ir_measures break ties in different ways.
         lists = {
-            query: dict(ranked) for query, ranked in run.select(chunk).lists().items()
+            query: {doc: -float(rank) for rank, (doc, _) in enumerate(ranked)}
+            for query, ranked in run.select(chunk).lists().items()
         }
         judgements = {query: qrels.of(query) for query in chunk}
         for metric in ir_measures.iter_calc(list(names), judgements, lists):

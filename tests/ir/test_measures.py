@@ -17,6 +17,8 @@ NAMES = {
     "R@100": "recall_100",
     "Success@5": "success_5",
     "RR": "recip_rank",
+    # ir_measures gives this one to another provider, with ties of its own.
+    "RR@1000": "recip_rank",
     "P@10": "P_10",
 }
 # nDCG@10 to four decimals, as published.
@@ -93,6 +95,13 @@ def test_ties_break_as_trec_eval_breaks_them(shared, name):
     names = ["map", "recip_rank", "recall_3", "ndcg_cut_3", "ndcg_cut_10"]
     for value, other in zip(got.values(), names):
         assert value == pytest.approx(expected["pytrec_eval"][other], abs=1e-9)
+
+
+def test_ties_at_a_cut_break_by_document_descending():
+    """Under the order c, b, a: RR@k and Judged@k have no cut in trec_eval."""
+    run = Run.from_lists(["q"], [[("a", 1.0), ("b", 1.0), ("c", 1.0)]])
+    found = evaluate(run, Qrels({"q": {"a": 1}}), ["RR@10", "RR@2", "Judged@2", "P@2"])
+    assert found == {"RR@10": 1 / 3, "RR@2": 0.0, "Judged@2": 0.0, "P@2": 0.0}
 
 
 def test_a_query_that_is_missing_counts_zero(cases):
