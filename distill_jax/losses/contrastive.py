@@ -21,13 +21,16 @@ def no_contrast(
     """The docs of a query's own list that are no negatives of it, wherever they occur.
 
     These are its positive (doc 0), every doc with the positive's id and, with a
-    threshold, every doc whose label is *more* than threshold times the positive's.
+    threshold, every doc whose label is *more* than ``p - (1 - threshold) |p|`` for the
+    positive's label p: threshold times p where p >= 0, and still below p where p < 0.
     Source: Tamber et al. 2025 (threshold 0.6 on labels normalised to [0, 1]).
     """
     _, labels, where = lists.read(labels, labels, where)
     alike = jnp.asarray(doc_ids) == jnp.asarray(doc_ids)[:, :1]
     if false_negative_threshold is not None:
-        alike = alike | (labels > false_negative_threshold * labels[:, :1])
+        positive, share = labels[:, :1], false_negative_threshold
+        # As a product in both cases: p - (1 - share) * p would round otherwise.
+        alike = alike | (labels > jnp.where(positive < 0, 2 - share, share) * positive)
     return alike & where
 
 

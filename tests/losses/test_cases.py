@@ -528,6 +528,14 @@ def test_false_negative_threshold_is_strict(cases, name):
     assert blocked[0, 1:].tolist() == (case["expected"]["masked_as_false_negative"][1:])
 
 
+def test_false_negative_threshold_of_negative_labels():
+    """Logits: a doc that the teacher puts above a negative positive is no negative."""
+    labels = np.asarray([[-2.0, -1.5, -2.7, -2.9, -6.0]])
+    blocked = no_contrast(np.arange(5)[None], labels, false_negative_threshold=0.6)
+    # The bound is -2 - 0.4 * 2 = -2.8.
+    assert blocked[0].tolist() == [True, True, True, False, False]
+
+
 def test_contrastive_with_one_hard_negative(cases):
     case = cases["infonce_in_batch_one_hard_negative"]
     matrix = np.asarray(case["inputs"]["score_matrix_queries_x_passages"])
