@@ -41,26 +41,33 @@ class Featurizer:
     doc: Features | None = None
     buckets: tuple[int, ...] = (32, 64, 96, 128, 192, 256, 384, 512)
 
-    def __call__(self, rows: dict[str, Any]) -> Batch:
-        targets = _targets(rows)
+    def __call__(self, rows: dict[str, Any], mine: slice = slice(None)) -> Batch:
+        """The lists ``mine`` of a batch, padded to the lengths of the whole batch.
+
+        Processes that share a batch all read the row numbers of all of it: each makes
+        its own part, and the parts have one shape.
+        """
         if self.kind == "duo":
-            return self._duo(rows, targets)
+            return self._duo(rows, mine)
+        targets = _targets(rows, mine)
         docs = rows["doc_rows"]
         if self.kind == "reranker":
             assert self.pair is not None
             queries = np.repeat(rows["query_rows"][:, None], docs.shape[1], axis=1)
-            tokens = self._join(self.pair, docs >= 0, query=queries, document=docs)
+            tokens = self._join(
+                self.pair, docs >= 0, mine, query=queries, document=docs
+            )
             return PairBatch(tokens=tokens, targets=targets)
         assert self.query is not None
         assert self.doc is not None
         query_rows = rows["query_rows"]
         return DualBatch(
-            query_tokens=self._join(self.query, query_rows >= 0, text=query_rows),
-            doc_tokens=self._join(self.doc, docs >= 0, text=docs),
+            query_tokens=self._join(self.query, query_rows >= 0, mine, text=query_rows),
+            doc_tokens=self._join(self.doc, docs >= 0, mine, text=docs),
             targets=targets,
         )
 
-    def _duo(self, rows: dict[str, Any], targets: Targets) -> DuoBatch:
+    def _duo(self, rows: dict[str, Any], mine: slice) -> DuoBatch:
         assert self.pair is not None
         first, second = rows["first"], rows["second"]
         where = (first >= 0) & (second >= 0)
@@ -68,6 +75,7 @@ class Featurizer:
         tokens = self._join(
             self.pair,
             where,
+            mine,
             query=np.repeat(rows["query_rows"][:, None], first.shape[1], axis=1),
             document0=np.take_along_axis(docs, np.maximum(first, 0), 1),
             document1=np.take_along_axis(docs, np.maximum(second, 0), 1),
@@ -75,25 +83,30 @@ class Featurizer:
         return DuoBatch(
             tokens=tokens,
             targets=Targets(
-                labels=rows["probability"].astype(np.float32),
-                where=where,
-                query_rows=targets.query_rows,
+                labels=rows["probability"][mine].astype(np.float32),
+                where=where[mine],
+                query_rows=rows["query_rows"][mine].astype(np.int32),
             ),
         )
 
-    def _join(self, features: Features, where: np.ndarray, **rows) -> Any:
-        """Tokens of every place of a rectangle; places that pad are all padding."""
+    def _join(self, features: Features, where: np.ndarray, mine: slice, **rows) -> Any:
+        """Tokens of the places ``mine`` of a rectangle; those that pad are padding."""
         # A row of -1 in any field is padding, and its own text is never looked at.
-        flat = {key: np.where(where, value, -1).ravel() for key, value in rows.items()}
-        lengths = features.lengths(**flat)
+        rows = {key: np.where(where, value, -1) for key, value in rows.items()}
+        lengths = features.lengths(
+            **{key: value.ravel() for key, value in rows.items()}
+        )
         longest = int(lengths[where.ravel()].max(initial=1))
         length = bucket_of(longest, self.buckets)
-        tokens = features.tokens(length, **flat)
-        tokens[~where.ravel()] = self.pad_id
-        return tokens.reshape(*where.shape, length)
+        there = where[mine]
+        taken = {key: value[mine].ravel() for key, value in rows.items()}
+        tokens = features.tokens(length, **taken)
+        tokens[~there.ravel()] = self.pad_id
+        return tokens.reshape(*there.shape, length)
 
 
-def _targets(rows: dict[str, Any]) -> Targets:
+def _targets(rows: dict[str, Any], mine: slice) -> Targets:
+    rows = {name: value[mine] for name, value in rows.items()}
     has_pairs = rows["first"].shape[1] > 0
     pair_where: Any = (rows["first"] >= 0) & (rows["second"] >= 0)
     return Targets(
@@ -115,14 +128,15 @@ class Feed:
 
     Attributes:
         lists: what is streamed.
-        featurizer: row numbers to tokens.
+        featurizer: the row numbers of a batch, and which lists of it are this host's,
+            to tokens.
         stream: ``SeqioStream`` or ``ArrayStream``: the order of the lists.
         batch_size: lists in a global batch (B).
         host, hosts: which share of each batch this process reads.
     """
 
     lists: Lists
-    featurizer: Callable[[dict[str, Any]], Any]
+    featurizer: Callable[[dict[str, Any], slice], Any]
     stream: SeqioStream | ArrayStream
     batch_size: int
     directory: Path
@@ -144,7 +158,10 @@ class Feed:
         )
         while True:
             batch = [next(examples) for _ in range(self.batch_size)]
-            mine = batch[self.host * share : (self.host + 1) * share]
             yield self.featurizer(
-                {name: np.stack([example[name] for example in mine]) for name in FIELDS}
+                {
+                    name: np.stack([example[name] for example in batch])
+                    for name in FIELDS
+                },
+                slice(self.host * share, (self.host + 1) * share),
             )

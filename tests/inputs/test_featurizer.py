@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
 from distill_jax.batches import DualBatch, DuoBatch, PairBatch
-from distill_jax.inputs.feed import Featurizer
+from distill_jax.inputs.feed import Featurizer, Feed
+from distill_jax.inputs.streams import ArrayStream
+from distill_jax.ir.lists import Lists
 from distill_jax.ir.templates import Features, Template
 from distill_jax.ir.tokenizer import Tokenizer
 from distill_jax.ir.tokens import TokenStore
@@ -161,3 +164,44 @@ def test_a_long_padded_place_does_not_lengthen_the_batch(tokenizer, stores):
     )
     batch = featurizer(rows_of([[1, -1], [1, -1]]))
     assert batch.doc_tokens.shape[2] == BUCKETS[0]
+
+
+@pytest.mark.parametrize("kind", ["reranker", "splade", "duo"])
+def test_hosts_agree_on_shapes_where_one_holds_the_longest(
+    tokenizer, stores, tmp_path, kind
+):
+    """Parts of other shapes are no global array: a program of many hosts hangs."""
+    text = Features(Template("{text}</s>"), tokenizer, text=stores[1])
+    featurizer = {
+        "reranker": pair_featurizer(tokenizer, stores, kind, MONOT5),
+        "duo": pair_featurizer(tokenizer, stores, kind, DUO),
+        "splade": Featurizer(kind=kind, query=text, doc=text, buckets=BUCKETS),
+    }[kind]
+    # The long document 2 is the last list's alone; its query is the longest too.
+    lists = rows_of(
+        [[3, 0], [3, -1], [0, 3], [2, 0]],
+        query_rows=np.asarray([3, 0, 3, 1] if kind == "splade" else [0, 0, 0, 1]),
+        first=np.asarray([[0], [-1], [0], [0]]),
+        second=np.asarray([[1], [-1], [1], [1]]),
+        probability=np.ones((4, 1), np.float32),
+    )
+
+    def part(host: int, hosts: int):
+        feed = Feed(
+            lists=Lists(**lists),
+            featurizer=featurizer,
+            stream=ArrayStream(shuffle=False),
+            batch_size=4,
+            directory=tmp_path,
+            host=host,
+            hosts=hosts,
+        )
+        return jax.tree.leaves(next(feed(0)))
+
+    whole, first, second = part(0, 1), part(0, 2), part(1, 2)
+    for leaf, ours, theirs in zip(whole, first, second, strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_array_equal(np.concatenate([ours, theirs]), leaf)
+    # Alone, the first half would be shorter.
+    half = featurizer({name: value[:2] for name, value in lists.items()})
+    assert [leaf.shape for leaf in jax.tree.leaves(half)] != [x.shape for x in first]

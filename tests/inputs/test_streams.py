@@ -89,8 +89,8 @@ def test_a_record_file_of_other_lists_is_not_read(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def numbers(rows: dict) -> np.ndarray:
-    return rows["query_rows"]
+def numbers(rows: dict, mine: slice) -> np.ndarray:
+    return rows["query_rows"][mine]
 
 
 def feed(stream, directory, *, host=0, hosts=1, batch_size=4) -> Feed:
