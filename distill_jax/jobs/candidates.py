@@ -121,8 +121,6 @@ class Fused:
     Attributes:
         normalise: None is reciprocal rank fusion (k = 60); "zscore" or "minmax" sums
             the normalised scores of each query.
-        rescore: documents that one source found and another did not are scored by the
-            latter as well, as far as it is a model; else they get its least score.
     """
 
     sources: tuple[Any, ...]
