@@ -23,13 +23,14 @@ class Asked:
 
     Attributes:
         qrels: what is known of the queries; None where nothing is.
-        student: the current student, for sources that search with it.
+        student: the current student, for sources that search with it; None where there
+            is none yet.
         model: from a checkpoint's name to a model (``stage:NAME`` included).
     """
 
     setting: Setting
     queries: Queries
-    student: Pretrained
+    student: Pretrained | None
     model: Any
     directory: Path
     qrels: Any = None
@@ -67,9 +68,7 @@ class Search:
     doc_length: int | None = None
 
     def __call__(self, asked: Asked) -> Run:
-        model = asked.student
-        if self.checkpoint is not None:
-            model = asked.model(self.checkpoint, doc_length=self.doc_length)
+        model = _model(self, asked, doc_length=self.doc_length)
         if model.spec.kind not in ranking.ENCODERS:
             raise UserError(
                 f"a {model.spec.kind} cannot search a collection",
@@ -94,11 +93,22 @@ class Reranked:
     depth: int = 100
 
     def __call__(self, asked: Asked) -> Run:
-        model = asked.student
-        if self.checkpoint is not None:
-            model = asked.model(self.checkpoint)
+        model = _model(self, asked)
         candidates = self.source(asked).top(self.depth)
         return ranking.rerank(model, asked.queries, candidates, asked.setting)
+
+
+def _model(source: Search | Reranked, asked: Asked, **overrides: Any) -> Pretrained:
+    """The source's checkpoint, or the student where it names none."""
+    if source.checkpoint is not None:
+        return asked.model(source.checkpoint, **overrides)
+    if asked.student is None:
+        name = f"candidates.{type(source).__name__}"
+        raise UserError(
+            f"{name} takes the student, and this job has none at this point",
+            f"name a model: {name}.checkpoint = 'PATH'",
+        )
+    return asked.student
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

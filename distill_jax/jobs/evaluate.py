@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import time
 from pathlib import Path
@@ -224,8 +225,8 @@ class Evaluate:
         return Asked(
             setting=setting,
             queries=setting.judged.queries,
-            student=None,  # type: ignore[arg-type]
-            model=None,
+            student=None,
+            model=functools.partial(load_model, setting=setting),
             directory=directory,
         )
 
