@@ -28,7 +28,7 @@ Entries, all optional but ``measures``:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ def compare_systems(
       system: whom the verdict is about; "after" or the last one by default.
 
     Raises:
-      UserError: nothing was measured, or the systems share no query.
+      UserError: nothing was measured, or the systems share no query of a measure.
     """
     if not per_query or not all(per_query.values()):
         raise UserError("nothing was measured: no system has a measure")
@@ -185,17 +185,30 @@ def _doc(
 def _on_common_queries(
     per_query: PerQuery,
 ) -> tuple[dict[str, dict[str, dict[str, float]]], list[str]]:
-    """Values of the queries that every system has; what was left out, counted."""
-    sets = [set(v) for measures in per_query.values() for v in measures.values()]
-    common, whole = set.intersection(*sets), set.union(*sets)
-    if not common:
-        raise UserError("the systems share no query", "evaluate them on the same split")
-    notices = []
-    if len(common) < len(whole):
-        lost = len(whole) - len(common)
-        notices.append(f"{lost} of {len(whole)} queries are not in every system's run")
-    order: Sequence[str] = sorted(common)
+    """Values of the queries that every system has; what was left out, counted.
+
+    Each measure has its own queries: only some may have judgements, or answers.
+    """
+    order: dict[str, list[str]] = {}
+    lost: dict[tuple[int, int], list[str]] = {}
+    for measure in dict.fromkeys(m for system in per_query.values() for m in system):
+        sets = [set(v[measure]) for v in per_query.values() if measure in v]
+        common, whole = set.intersection(*sets), set.union(*sets)
+        if not common:
+            raise UserError(
+                f"the systems share no query with {measure}",
+                "evaluate them on the same split",
+            )
+        order[measure] = sorted(common)
+        if len(common) < len(whole):
+            counts = len(whole) - len(common), len(whole)
+            lost.setdefault(counts, []).append(measure)
+    notices = [
+        f"{missing} of {whole} queries are not in every system's run"
+        f" ({', '.join(measures)})"
+        for (missing, whole), measures in lost.items()
+    ]
     return {
-        name: {m: {q: float(v[q]) for q in order} for m, v in measures.items()}
+        name: {m: {q: float(v[q]) for q in order[m]} for m, v in measures.items()}
         for name, measures in per_query.items()
     }, notices

@@ -147,12 +147,24 @@ def test_what_is_compared_when_names_differ():
     assert pair["verdict"].startswith("y beats x")
     values["after"]["nDCG@10"].pop("q3")
     fewer = report.compare_systems(values)
-    assert fewer["notices"] == ["1 of 40 queries are not in every system's run"]
-    assert fewer["significance"][0]["queries"] == 39
+    lost = "1 of 40 queries are not in every system's run (nDCG@10)"
+    assert fewer["notices"] == [lost]
+    queries = {c["measure"]: c["queries"] for c in fewer["significance"]}
+    assert queries == {"nDCG@10": 39, "RR@10": 40}
     with pytest.raises(UserError, match="share no query"):
         report.compare_systems({"a": {"AP": {"q": 1.0}}, "b": {"AP": {"r": 1.0}}})
     with pytest.raises(UserError, match="nothing was measured"):
         report.compare_systems({})
+
+
+def test_each_measure_is_of_its_own_queries():
+    """Judged are a, b and c; only a has an answer, which is what HR@5 needs."""
+    judged = {"a": 1.0, "b": 0.5, "c": 0.0}
+    systems = {name: {"nDCG@10": judged, "HR@5": {"a": 1.0}} for name in "xy"}
+    data = report.compare_systems(systems)
+    assert data["measures"]["x"] == {"nDCG@10": 0.5, "HR@5": 1.0}
+    assert data["notices"] == []
+    assert [c["queries"] for c in data["significance"]] == [3, 1]
 
 
 def test_examples_are_the_queries_that_moved_most():
