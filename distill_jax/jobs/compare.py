@@ -28,7 +28,8 @@ class Compare:
     """Two or more ``MODEL_DIR`` in one page.
 
     Attributes:
-        model_dirs: folders of finished jobs on one collection and split.
+        model_dirs: folders of finished jobs on one collection and split, measured by
+            the same first measure.
     """
 
     directory: str
@@ -48,9 +49,9 @@ class Compare:
                 f"different collections: {sorted(map(str, collections))}",
                 "compare models that were measured on the same one",
             )
+        measure = _measure(reports)
         names = _short(self.model_dirs)
         systems = {}
-        measure = next(iter(reports.values()))["primary"]
         for path, found in reports.items():
             values = found["queries"]["values"]
             systems[names[path]] = {measure: values[found["system"]]}
@@ -83,6 +84,18 @@ class Compare:
         if "queries" not in found:
             raise UserError(f"{file} has no values per query", "run that job again")
         return found
+
+
+def _measure(reports: dict[str, dict]) -> str:
+    """The measure whose values per query every report has."""
+    measures = {path: found["queries"]["measure"] for path, found in reports.items()}
+    if len(set(measures.values())) > 1:
+        told = ", ".join(f"{path} by {measure}" for path, measure in measures.items())
+        raise UserError(
+            f"measured differently: {told}",
+            "evaluate them by the same first measure (MEASURES), then compare",
+        )
+    return next(iter(measures.values()))
 
 
 def _short(paths: tuple[str, ...]) -> dict[str, str]:
