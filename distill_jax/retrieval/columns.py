@@ -55,16 +55,21 @@ class Columns:
         return shards
 
     def append(self, shard: int, parts: dict[str, np.ndarray]) -> None:
-        """Writes shard ``shard``, the next after the finished ones."""
+        """Writes shard ``shard``, the next after the finished ones.
+
+        Raises:
+            UserError: a file is shorter than the finished shards say.
+        """
         before = self.finished()[:shard]
         sizes = {}
         for name, dtype in self.dtypes.items():
             values = np.ascontiguousarray(parts[name].reshape(-1)).astype(
                 dtype, copy=False
             )
-            start = sum(sizes[name] for sizes in before) * dtype.itemsize
-            with open(self._path(name), "ab") as file:
-                file.truncate(start)  # what a kill left behind
+            start = sum(sizes[name] for sizes in before)
+            path = self._holding(name, start)
+            with open(path, "ab") as file:
+                file.truncate(start * dtype.itemsize)  # what a kill left behind
                 values.tofile(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -81,18 +86,24 @@ class Columns:
         columns: dict[str, np.ndarray] = {}
         for name, dtype in self.dtypes.items():
             count = sum(sizes[name] for sizes in shards)
-            path = self._path(name)
-            if not path.exists() or path.stat().st_size < count * dtype.itemsize:
-                raise UserError(
-                    f"{path} is shorter than its shards say",
-                    f"delete {self.directory} and encode again",
-                )
+            path = self._holding(name, count)
             columns[name] = (
                 np.memmap(path, dtype, "r", shape=(count,))
                 if count
                 else np.zeros(0, dtype)
             )
         return columns
+
+    def _holding(self, name: str, count: int) -> Path:
+        """The column's file, which was seen to hold at least ``count`` numbers."""
+        path = self._path(name)
+        size = path.stat().st_size if path.exists() else 0
+        if size < count * self.dtypes[name].itemsize:
+            raise UserError(
+                f"{path} is shorter than its shards say",
+                f"delete {self.directory} and encode again",
+            )
+        return path
 
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}.bin"

@@ -153,6 +153,20 @@ def test_nan_is_found_while_encoding(tokenizer, tmp_path):
         embeddings.embed_docs(pretrained.replace(params=params), features, tmp_path)
 
 
+def test_a_column_that_lost_its_end_is_not_filled_with_zeros(tmp_path):
+    columns = Columns(tmp_path, {"vectors": "float32"})
+    columns.append(0, {"vectors": np.ones(8)})
+    with open(tmp_path / "vectors.bin", "r+b") as file:
+        file.truncate(20)
+    with pytest.raises(UserError, match="shorter than its shards say"):
+        columns.append(1, {"vectors": np.ones(4)})
+    assert len(columns.finished()) == 1
+    assert (tmp_path / "vectors.bin").stat().st_size == 20
+    (tmp_path / "vectors.bin").unlink()
+    with pytest.raises(UserError, match="shorter than its shards say"):
+        columns.append(1, {"vectors": np.ones(4)})
+
+
 def test_damaged_and_old_folders(tokenizer, tmp_path):
     pretrained, features = made("dual", tokenizer)
     embeddings.embed_docs(pretrained, features, tmp_path)
