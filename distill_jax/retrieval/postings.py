@@ -39,6 +39,9 @@ class Postings:
     def checked(self, terms: int, ranks: np.ndarray) -> Postings:
         """Itself, after looking for positions that would read outside the arrays.
 
+        The compiled search trusts docs to ascend within a term: it walks windows of
+        docs, and one that came too late would lie before its window.
+
         Raises:
             UserError: the postings came from a damaged or hostile file.
         """
@@ -51,9 +54,17 @@ class Postings:
             or self.indptr[0] != 0
             or np.any(np.diff(self.indptr) < 0)
             or not inside
+            or not self._ascend()
         ):
             raise UserError("the index's postings are damaged", "build the index again")
         return self
+
+    def _ascend(self) -> bool:
+        """Whether each term's docs are in strictly ascending order."""
+        rises = self.docs[1:] > self.docs[:-1]
+        begins = np.asarray(self.indptr[1:-1])
+        rises[begins[(begins > 0) & (begins < len(self.docs))] - 1] = True
+        return bool(rises.all())
 
     def search(
         self,

@@ -13,6 +13,7 @@ from scipy.sparse import random as random_matrix
 
 from distill_jax.ir.errors import UserError
 from distill_jax.retrieval import BM25, Exact, LateInteraction, Sparse
+from distill_jax.retrieval.postings import Postings
 
 DOCS = 30
 
@@ -114,6 +115,30 @@ def test_arrays_of_noise(saved, tmp_path):
         assert refused_or_in_bounds(kind, copy, queries), path.name
         path.write_bytes(before)
     assert not refused_or_in_bounds(kind, copy, queries)
+
+
+@pytest.mark.parametrize(
+    ("docs", "sound"),
+    [
+        ([1, 40000, 5, 40001], True),  # two terms, and the second starts lower
+        ([40000, 5, 7, 8], False),  # back before the window that is being searched
+        ([1, 2, 5, 5], False),
+        ([1, 1, 7, 8], False),
+    ],
+)
+def test_docs_ascend_within_a_term(docs, sound):
+    count = 50000
+    postings = Postings(
+        indptr=np.array([0, 0, 2, 4, 4]),
+        docs=np.array(docs, np.int32),
+        weights=np.ones(4, np.float32),
+        count=count,
+    )
+    if sound:
+        assert postings.checked(4, np.arange(count)) is postings
+    else:
+        with pytest.raises(UserError, match="postings are damaged"):
+            postings.checked(4, np.arange(count))
 
 
 def test_arrays_that_are_links_or_missing(saved, tmp_path):
