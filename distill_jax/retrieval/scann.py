@@ -2,7 +2,8 @@
 
 The settings come from the size of the corpus; the width of the search comes from a
 measurement. After a build, sample queries are searched exactly, and the narrowest (by
-time) search that reaches the wanted recall is kept, or the shortfall is said.
+time) search that reaches the wanted recall is kept; ``report["met"]`` says whether one
+does.
 
 Facts of ScaNN 1.4 that the code works around: a saved index names absolute paths unless
 told otherwise; nan is accepted silently; a tree needs as many docs as leaves, and codes
@@ -22,7 +23,7 @@ import numpy as np
 
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.run import Run
-from distill_jax.retrieval import folder, scann_build
+from distill_jax.retrieval import folder, scann_assets, scann_build
 from distill_jax.retrieval.exact import Exact
 from distill_jax.retrieval.postings import check_k
 from distill_jax.retrieval.scann_import import module
@@ -279,24 +280,38 @@ class Scann:
         Raises:
             UserError: the folder is damaged, or of other weights or another corpus.
         """
-        arrays, meta = folder.read(directory, "scann")
-        folder.check_source(directory, meta, source)
-        assets = Path(directory) / _ASSETS
-        _check_assets(assets, meta["files"])
-        doc_ids = folder.unpack_strings("ids", arrays)
         threads = threads or os.cpu_count() or 1
-        searcher = module().load_searcher(str(assets), assets_backcompat_shim=False)
-        searcher.set_num_threads(threads)
-        return cls(
-            searcher=searcher,
-            doc_ids=doc_ids,
-            similarity=meta["similarity"],
-            dimension=meta["dimension"],
-            default=Width(**meta["width"]),
-            report=meta["report"],
-            source=meta["source"],
-            threads=threads,
-        )
+        with folder.described(directory):
+            arrays, meta = folder.read(directory, "scann")
+            folder.check_source(directory, meta, source)
+            assets = Path(directory) / _ASSETS
+            scann_assets.check(assets, meta["files"])
+            doc_ids = folder.unpack_strings("ids", arrays)
+            searcher = _searcher(assets)
+            if searcher.size() != len(doc_ids):
+                raise UserError(
+                    f"{assets} holds {searcher.size()} docs, and there are "
+                    f"{len(doc_ids)} ids",
+                    "build the index again",
+                )
+            searcher.set_num_threads(threads)
+            return cls(
+                searcher=searcher,
+                doc_ids=doc_ids,
+                similarity=meta["similarity"],
+                dimension=meta["dimension"],
+                default=Width(**meta["width"]),
+                report=meta["report"],
+                source=meta["source"],
+                threads=threads,
+            )
+
+
+def _searcher(assets: Path) -> Any:
+    try:
+        return module().load_searcher(str(assets), assets_backcompat_shim=False)
+    except RuntimeError as error:
+        raise UserError(f"{assets}: {error}", "build the index again") from error
 
 
 def recall_of(run: Run, truth: Run) -> float:
@@ -310,21 +325,3 @@ def recall_of(run: Run, truth: Run) -> float:
 
 def _wider(a: Width, b: Width) -> bool:
     return (a.leaves or 0) >= (b.leaves or 0) and (a.reorder or 0) >= (b.reorder or 0)
-
-
-def _check_assets(assets: Path, sizes: dict[str, int]) -> None:
-    """ScaNN unpickles ids and follows paths that it finds: neither may be there."""
-    for name, size in sizes.items():
-        path = assets / name
-        if Path(name).name != name or not path.is_file() or path.stat().st_size != size:
-            raise UserError(f"{path} is missing or damaged", "build the index again")
-    strange = sorted(p.name for p in assets.iterdir() if p.name not in sizes)
-    if strange or any(name.endswith(".pkl") for name in sizes):
-        raise UserError(
-            f"{assets} holds files that this index did not write: {strange}",
-            "build the index again; do not load it from a source you do not trust",
-        )
-    listing = assets / "scann_assets.pbtxt"
-    text = listing.read_text(encoding="utf-8", errors="replace")
-    if ".." in text or 'asset_path: "/' in text:
-        raise UserError(f"{listing} names files outside its folder")

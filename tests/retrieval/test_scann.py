@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import shutil
 import subprocess
 import sys
@@ -118,6 +120,74 @@ def test_a_saved_index_may_be_moved_but_not_tampered_with(index, tmp_path):
     (tmp_path / "there" / "scann" / "scann_docids.pkl").write_bytes(b"cos\nsystem\n")
     with pytest.raises(UserError, match="scann_docids"):
         Scann.load(tmp_path / "there")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'asset_path: "/OUT"',
+        'asset_path:"/OUT"',
+        "asset_path: '/OUT'",
+        r'asset_path: "\057OUT"',
+        'asset_path: "../../outside.npy"',
+        'asset_path: "" "/OUT"',
+        'asset_path: "dataset.npy" asset_path: "/OUT"',
+        '# asset_path: "dataset.npy"',
+    ],
+)
+def test_a_listing_names_files_of_the_index_alone(index, tmp_path, line):
+    folder, outside = tmp_path / "index", tmp_path / "outside.npy"
+    index.save(folder)
+    shutil.copy(folder / "scann/dataset.npy", outside)
+    listing = folder / "scann/scann_assets.pbtxt"
+    written = listing.read_text()
+    own = 'asset_path: "dataset.npy"'
+    assert own in written
+
+    def listed(text):
+        listing.write_text(text)
+        record = json.loads((folder / "index.json").read_text())
+        record["files"][listing.name] = listing.stat().st_size
+        (folder / "index.json").write_text(json.dumps(record))
+
+    listed(written.replace(own, '\tasset_path:  "dataset.npy" \r\n'))
+    assert Scann.load(folder).dimension == 16
+    listed(written.replace(own, line.replace("OUT", str(outside)[1:])))
+    with pytest.raises(UserError, match=r"pbtxt:\d+: not a file of this index"):
+        Scann.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("files", "gone", "index.json does not"),
+        ("files", [], "index.json does not"),
+        ("files", {}, "is missing"),
+        ("width", None, "index.json does not"),
+        ("dimension", "gone", "index.json does not"),
+    ],
+)
+def test_a_description_that_is_none(index, tmp_path, name, value, told):
+    index.save(tmp_path)
+    record = json.loads((tmp_path / "index.json").read_text())
+    record[name] = value
+    if value == "gone":
+        del record[name]
+    (tmp_path / "index.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=told):
+        Scann.load(tmp_path)
+
+
+def test_files_that_do_not_make_an_index(index, tmp_path):
+    short = dataclasses.replace(index, doc_ids=index.doc_ids[:7])
+    short.save(tmp_path / "few")
+    with pytest.raises(UserError, match="3000 docs, and there are 7 ids"):
+        Scann.load(tmp_path / "few")
+    index.save(tmp_path / "blank")
+    listing = tmp_path / "blank/scann/scann_assets.pbtxt"
+    listing.write_text(" " * listing.stat().st_size)
+    with pytest.raises(UserError, match="Error initializing searcher"):
+        Scann.load(tmp_path / "blank")
 
 
 def test_bad_vectors_are_refused(index):
