@@ -10,7 +10,7 @@ import numpy as np
 from distill_jax.ir.collection import Queries
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.run import Run
-from distill_jax.jobs.console import Counter
+from distill_jax.jobs.console import Counter, say
 from distill_jax.jobs.setting import Setting
 from distill_jax.models.inference import encode_all, score_features
 from distill_jax.models.pretrained import Pretrained
@@ -136,13 +136,29 @@ def search(
         retriever = Sparse.build(docs, doc_ids=ids)
     elif index == "scann":
         similarity = model.spec.similarity
-        # The width of the search is set by these very queries.
-        retriever = Scann.build(docs, doc_ids=ids, similarity=similarity, queries=asked)
+        # The width of the search is set by these very queries, at the depth they need.
+        retriever = Scann.build(
+            docs,
+            doc_ids=ids,
+            similarity=similarity,
+            queries=asked,
+            k=min(depth, len(ids)),
+        )
+        _say_shortfall(retriever.report)
     else:
         retriever = Exact.build(
             docs, doc_ids=ids, similarity=model.spec.similarity, mesh=setting.mesh
         )
     return retriever.search(asked, depth, query_ids=queries.ids)
+
+
+def _say_shortfall(report: dict[str, Any]) -> None:
+    if not report["met"]:
+        say(
+            f"note: ScaNN finds {report['recall']:.3f} of the {report['k']} nearest "
+            f"documents, {report['wanted_recall']} were wanted; index = 'exact' finds "
+            "all"
+        )
 
 
 def corpus_vectors(model: Pretrained, setting: Setting, directory: Path) -> Any:
