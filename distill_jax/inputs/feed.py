@@ -8,6 +8,7 @@ that the number of compiled shapes is small and known.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from distill_jax.batches import Batch, DualBatch, DuoBatch, PairBatch, Targets
 from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.ir.buckets import bucket_of
 from distill_jax.ir.errors import UserError
-from distill_jax.ir.lists import FIELDS, Lists
+from distill_jax.ir.lists import FIELDS, Lists, empty_lists
 from distill_jax.ir.templates import Features
 
 
@@ -165,3 +166,37 @@ class Feed:
                 },
                 slice(self.host * share, (self.host + 1) * share),
             )
+
+
+def once(
+    lists: Lists,
+    featurizer: Callable[[dict[str, Any], slice], Any],
+    batch_size: int,
+    *,
+    multiple_of: int = 1,
+    host: int = 0,
+    hosts: int = 1,
+) -> Iterator[Batch]:
+    """Every list once, in order: a host's share of batches that all have one size.
+
+    Empty lists (no doc, query row -1) fill the last batch: devices share it out as they
+    do the others, and its step is theirs.
+
+    Args:
+        featurizer: as of ``Feed``.
+        batch_size: lists in a global batch; where there are fewer, a divisor of it.
+        multiple_of: devices that share a batch, if they divide ``batch_size``.
+        host, hosts: which share of each batch this process reads.
+    """
+    even = math.lcm(multiple_of, hosts)
+    sizes = range(max(1, min(len(lists), batch_size)), batch_size)
+    fitting = (n for n in sizes if batch_size % n == 0 and n % even == 0)
+    size = next(fitting, batch_size)
+    share = size // hosts
+    for start in range(0, len(lists), size):
+        part = lists.take(np.arange(start, min(start + size, len(lists))))
+        shape = part.doc_rows.shape[1], part.first.shape[1]
+        rows = empty_lists(size, *shape) | {"query_rows": np.full(size, -1, np.int32)}
+        for name in FIELDS:
+            rows[name][: len(part)] = getattr(part, name)
+        yield featurizer(rows, slice(host * share, (host + 1) * share))

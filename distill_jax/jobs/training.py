@@ -5,23 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from distill_jax.inputs.feed import Featurizer, Feed
+from distill_jax.inputs.feed import Featurizer, Feed, once
 from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.ir.draws import split_by_hash
 from distill_jax.ir.errors import UserError, near
 from distill_jax.ir.files import digest, read_json, write_json
-from distill_jax.ir.lists import FIELDS, Lists
+from distill_jax.ir.lists import Lists
 from distill_jax.jobs import ranking
 from distill_jax.jobs.candidates import BM25, Asked
 from distill_jax.jobs.console import say
 from distill_jax.jobs.describe import describe
 from distill_jax.jobs.parts import part
+from distill_jax.models import sharding
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.training import optimizers
 from distill_jax.training.loop import Fit, FitResult
@@ -311,7 +311,14 @@ def _evaluation(training, student, asked, featurizer, held_out, mesh):
         run = validation(
             student.graphdef(),
             training.objective,
-            lambda: _batches(held_out, featurizer, training.batch_size),
+            lambda: once(
+                held_out,
+                featurizer,
+                training.batch_size,
+                multiple_of=sharding.data_devices(mesh),
+                host=jax.process_index(),
+                hosts=jax.process_count(),
+            ),
             mesh,
         )
         return lambda params, step: run(params)
@@ -333,10 +340,3 @@ def _evaluation(training, student, asked, featurizer, held_out, mesh):
         return evaluate(run, setting.dev.qrels, [measure])
 
     return rank_dev
-
-
-def _batches(lists: Lists, featurizer: Featurizer, batch_size: int) -> Iterator[Any]:
-    for start in range(0, len(lists), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(lists)))
-        part_of = lists.take(rows)
-        yield featurizer({name: getattr(part_of, name) for name in FIELDS})

@@ -163,6 +163,11 @@ def shard_params(params: Any, mesh: Mesh) -> Any:
     return jax.device_put(params, param_shardings(params, mesh))
 
 
+def data_devices(mesh: Mesh) -> int:
+    """Into how many parts a batch is split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def batch_sharding(leaf: Any, mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Axis ``axis`` over data and fsdp together."""
     spec = P(*(None,) * axis, ("data", "fsdp"))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -121,7 +120,7 @@ class Programs:
         It divides the batch, and each device gets a share of each piece where the
         batch itself is shared out evenly.
         """
-        ways = math.prod(self.mesh.shape[axis] for axis in ("data", "fsdp"))
+        ways = sharding.data_devices(self.mesh)
         least = ways if rows % ways == 0 else 1
         most = (at_once or rows) // 2
         sizes = (n for n in range(most, 0, -1) if rows % n == 0 and n % least == 0)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from distill_jax.inputs.feed import Feed
+from distill_jax.inputs.feed import Feed, once
 from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.lists import FIELDS, Lists
@@ -138,3 +138,41 @@ def test_unshuffled_is_as_they_lie(stream, tmp_path):
     plain = type(stream)(shuffle=False)
     found = queries(taken(plain, made_lists(), tmp_path, 2, COUNT))
     assert found == [*range(2, COUNT), 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "devices", "sizes"),
+    [
+        (4, 1, [4, 4]),
+        (4, 4, [4, 4]),  # the last 3 of 7 lists divide over no 4 devices
+        (12, 2, [12]),
+        (64, 2, [8]),  # fewer than a batch: no more rows than the devices need
+        (64, 16, [16]),
+        (6, 4, [6, 6]),
+    ],
+)
+def test_hosts_read_every_held_out_list_once(batch_size, devices, sizes):
+    lists = made_lists()
+
+    def fields(rows: dict, mine: slice) -> dict:
+        return {name: value[mine] for name, value in rows.items()}
+
+    def shares(host: int, hosts: int) -> list[dict]:
+        options = {"multiple_of": devices, "host": host, "hosts": hosts}
+        return list(once(lists, fields, batch_size, **options))
+
+    whole = shares(0, 1)
+    assert [len(batch["query_rows"]) for batch in whole] == sizes
+    halves = [shares(host, 2) for host in (0, 1)]
+    for batch, *parts in zip(whole, *halves, strict=True):
+        assert len(parts[0]["query_rows"]) == len(parts[1]["query_rows"])
+        for name in FIELDS:
+            found = np.concatenate([part[name] for part in parts])
+            np.testing.assert_array_equal(found, batch[name])
+    for name in FIELDS:
+        found = np.concatenate([batch[name] for batch in whole])
+        np.testing.assert_array_equal(found[:COUNT], getattr(lists, name))
+    filled = [batch["query_rows"] for batch in whole]
+    assert (np.concatenate(filled)[COUNT:] == -1).all()
+    docs = np.concatenate([batch["doc_rows"] for batch in whole])
+    assert (docs[COUNT:] == -1).all()
