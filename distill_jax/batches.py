@@ -37,7 +37,8 @@ class Targets:
         first, second: candidate positions of the pairs a pairwise teacher judged.
         probability: P(first over second) of each pair.
         pair_where: True for the pairs that exist.
-        query_rows: position of each query in its ``Queries``, -1 pads; for messages.
+        query_rows: position of each query in its ``Queries``, -1 pads. In-batch losses
+            tell by it which lists are one query's; messages name it.
     """
 
     labels: Float[Array, "B N"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -41,6 +43,7 @@ def in_batch_contrastive(
     *,
     where: Bool[Array, "B N"] | None = None,
     labelled: Bool[Array, "B"] | None = None,
+    query_rows: Int[Array, "B"] | None = None,
     temperature: float = 0.01,
     false_negative_threshold: float | None = None,
     own_negatives: bool = True,
@@ -54,7 +57,8 @@ def in_batch_contrastive(
         {e^{s_{i,i0} / T} + \sum_{(j,n) \ne (i,0)} m_{i,jn} \, e^{s_{i,jn} / T}}
 
     where :math:`m_{i,jn} = 0` for masked docs and for docs whose id is in
-    ``no_contrast(i)``, in whichever list they stand.
+    ``no_contrast(i)``, or in that of another counted list of the same query, in
+    whichever list they stand.
 
     Source: Tamber et al. 2025 (T = 0.01, threshold 0.6, batch 4096). With
     ``temperature=1, own_negatives=False``: ColBERTv2's and PairDistill's in-batch loss,
@@ -68,6 +72,9 @@ def in_batch_contrastive(
             is not counted.
         labelled: [B] queries whose doc 0 is a judged positive; the others are not
             counted, their docs remain negatives. None counts all.
+        query_rows: [B] numbers of the queries, -1 where unknown: what one list of a
+            query holds for relevant is no negative of its other lists. None takes
+            every list for another query's.
         temperature: divides the similarities.
         false_negative_threshold: see ``no_contrast``; None masks no others.
         own_negatives: False leaves out the other docs of the query's own list.
@@ -76,24 +83,39 @@ def in_batch_contrastive(
             2.8 GiB with None, 0.12 GiB with 64.
         reduce_fn: over queries [B]; the mean is over the queries counted.
     """
+    doc_ids = jnp.asarray(doc_ids)
     batch, number = doc_ids.shape
     if where is None:
         where = jnp.ones((batch, number), bool)
     counted = where[:, 0] if labelled is None else where[:, 0] & labelled
+    blocked = no_contrast(
+        doc_ids,
+        labels,
+        where=where,
+        false_negative_threshold=false_negative_threshold,
+    )
+    others = None
+    if query_rows is not None:
+        others = functools.partial(
+            _of_other_lists,
+            following=_following(jnp.asarray(query_rows)),
+            ids=doc_ids,
+            blocked=blocked & counted[:, None],
+        )
     row = functools.partial(
-        _losses, where=where, ids=doc_ids, own=own_negatives, temperature=temperature
+        _losses,
+        where=where,
+        ids=doc_ids,
+        others=others,
+        own=own_negatives,
+        temperature=temperature,
     )
     losses = chunked.map_rows(
         row,
         similarity,
         jnp.arange(batch),
         doc_ids,
-        no_contrast(
-            doc_ids,
-            labels,
-            where=where,
-            false_negative_threshold=false_negative_threshold,
-        ),
+        blocked,
         counted,
         block_size=block_size,
     )
@@ -109,15 +131,13 @@ def _losses(
     *,
     where: Bool[Array, "B N"],
     ids: Int[Array, "B N"],
+    others: Callable[[Int[Array, "b"]], Bool[Array, "b B N"]] | None,
     own: bool,
     temperature: float,
 ) -> Float[Array, "b"]:
-    # [b, B, N, N] compares fuse into the reduction: that array is never written.
-    excluded = jnp.any(
-        (ids[None, :, :, None] == own_ids[:, None, None, :])
-        & blocked[:, None, None, :],
-        axis=-1,
-    )
+    excluded = _among(ids, own_ids, blocked)
+    if others is not None:
+        excluded = excluded | others(query)
     same_list = query[:, None, None] == jnp.arange(ids.shape[0])[None, :, None]
     positive = same_list & (jnp.arange(ids.shape[1]) == 0)[None, None, :]
     kept = where[None] & ~excluded
@@ -131,3 +151,50 @@ def _losses(
     logits = (scores - own_score[:, None, None]) / temperature
     flat = (logits.shape[0], -1)
     return masked.logsumexp(logits.reshape(flat), kept.reshape(flat))
+
+
+def _among(
+    ids: Int[Array, "B N"], some: Int[Array, "b N"], there: Bool[Array, "b N"]
+) -> Bool[Array, "b B N"]:
+    """Which docs of the batch are among ``some``, as far as these are ``there``."""
+    # [b, B, N, N] compares fuse into the reduction: that array is never written.
+    return jnp.any(
+        (ids[None, :, :, None] == some[:, None, None, :]) & there[:, None, None, :],
+        axis=-1,
+    )
+
+
+def _following(query_rows: Int[Array, "B"]) -> Int[Array, "B"]:
+    """The next list of the same query, round and round; an only list is its own."""
+    places = jnp.arange(query_rows.shape[0])
+    rows = jnp.where(query_rows < 0, -1 - places, query_rows)
+    steps = (places[None, :] - places[:, None] - 1) % places.shape[0]
+    return jnp.argmin(
+        jnp.where(rows[:, None] == rows[None, :], steps, places.shape[0]), axis=1
+    )
+
+
+def _of_other_lists(
+    query: Int[Array, "b"],
+    *,
+    following: Int[Array, "B"],
+    ids: Int[Array, "B N"],
+    blocked: Bool[Array, "B N"],
+) -> Bool[Array, "b B N"]:
+    """Which docs of the batch another list of the same query blocks.
+
+    As many turns as the most frequent query has other lists: none in most batches.
+    """
+
+    def unfinished(state):
+        return jnp.any(state[0] != query)
+
+    def turn(state):
+        place, found = state
+        there = blocked[place] & (place != query)[:, None]
+        # Who has come round stays: the others' ways may be longer.
+        after = jnp.where(place == query, place, following[place])
+        return after, found | _among(ids, ids[place], there)
+
+    found = jnp.zeros((query.shape[0], *ids.shape), bool)
+    return jax.lax.while_loop(unfinished, turn, (following[query], found))[1]

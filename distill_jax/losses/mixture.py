@@ -36,7 +36,8 @@ class Term:
         weight: its factor in the sum.
         on: "list": ``loss(scores, labels, where=)``.
             "pairs": ``loss(scores, first, second, probability, where=)``.
-            "in_batch": ``loss(cross_scores, doc_rows, labels, where=, labelled=)``.
+            "in_batch": ``loss(cross_scores, doc_rows, labels, where=, labelled=,
+            query_rows=)``.
             "rep": ``loss(rep, batch)``, for regularisers of the representation; with
             ``loss=None`` the student's own ``regularise(rep, batch)[name]``.
         options: further keywords of the loss, e.g. ``{"temperature": 0.05}``. Given
@@ -192,5 +193,6 @@ def _value(term: Term, scores: Array, batch: Batch, **options: Any) -> Array:
         targets.labels,
         where=targets.where,
         labelled=targets.labelled,
+        query_rows=targets.query_rows,
         **options,
     )

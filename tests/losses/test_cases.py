@@ -536,6 +536,50 @@ def test_false_negative_threshold_of_negative_labels():
     assert blocked[0].tolist() == [True, True, True, False, False]
 
 
+def test_contrastive_of_a_query_with_two_lists():
+    """Its two positives are no negatives of each other; its own negatives stay."""
+    found = value(
+        losses.in_batch_contrastive,
+        np.asarray([[[1.0, 0.0], [1.0, 0.0]]] * 2),
+        np.asarray([[10, 20], [11, 21]]),
+        np.zeros((2, 2)),
+        query_rows=np.asarray([7, 7]),
+        temperature=1.0,
+    )
+    assert found == near(math.log(1 + 2 / math.e))
+
+
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_contrastive_of_queries_with_any_number_of_lists(block_size):
+    """Against loops over queries and docs; a query of -1 is nobody's."""
+    rng = np.random.default_rng(3)
+    of = np.asarray([5, 2, 5, -1, 2, 5, -1, 9])
+    labelled = np.asarray([True] * 5 + [False] + [True] * 2)
+    scores = rng.normal(size=(8, 8, 3))
+    ids = np.stack([rng.permutation(12)[:3] for _ in of])
+    labels = rng.normal(size=(8, 3))
+    blocked = np.asarray(no_contrast(ids, labels, false_negative_threshold=0.6))
+    expected = []
+    for i in np.flatnonzero(labelled):
+        alike = [i] + [j for j in range(8) if of[j] == of[i] >= 0 and labelled[j]]
+        known = {ids[j, n] for j in alike for n in range(3) if blocked[j, n]}
+        total = sum(np.exp(scores[i])[~np.isin(ids, list(known))])
+        positive = np.exp(scores[i, i, 0])
+        expected.append(np.log((positive + total) / positive))
+    found = value(
+        losses.in_batch_contrastive,
+        scores,
+        ids,
+        labels,
+        query_rows=of,
+        labelled=labelled,
+        temperature=1.0,
+        false_negative_threshold=0.6,
+        block_size=block_size,
+    )
+    assert found == near(np.mean(expected))
+
+
 def test_contrastive_with_one_hard_negative(cases):
     case = cases["infonce_in_batch_one_hard_negative"]
     matrix = np.asarray(case["inputs"]["score_matrix_queries_x_passages"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 from pathlib import Path
@@ -75,6 +76,16 @@ def test_chunks_give_the_plain_gradient_on_a_mesh():
     mesh = sharding.make_mesh("data=2,fsdp=2,model=2")
     found = gradient_of(toy.GLOBAL, toy.batch(0), chunk=8, mesh=mesh)
     assert_same(found, plain("GLOBAL"))
+
+
+def test_lists_of_one_query_know_each_other_across_chunks_and_devices():
+    one = toy.batch(0)
+    targets = dataclasses.replace(one.targets, query_rows=np.arange(16) % 6)
+    batch = dataclasses.replace(one, targets=targets)
+    whole = gradient_of(toy.GLOBAL, batch)
+    assert whole[1]["contrast"] < plain("GLOBAL")[1]["contrast"] - 1e-3
+    mesh = sharding.make_mesh("data=2,fsdp=2,model=2")
+    assert_same(gradient_of(toy.GLOBAL, batch, chunk=8, mesh=mesh), whole)
 
 
 def test_dropout_changes_the_gradient():
