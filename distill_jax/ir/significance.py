@@ -130,6 +130,8 @@ def compare_all(
 ) -> list[Comparison]:
     """Every system against the baseline in every measure, corrected together.
 
+    A system under two names, such as the best round and what is kept, is tested once.
+
     Args:
       per_query: {system: {measure: {query id: value}}}.
       measures: the baseline's, unless given.
@@ -141,20 +143,31 @@ def compare_all(
             f"there are {', '.join(per_query)}",
         )
     measures = list(measures or per_query[baseline])
-    found = [
-        compare(
+    systems = [name for name in per_query if name != baseline]
+    # The first name of each: systems of equal values are one.
+    first = {
+        b: next(a for a in systems if per_query[a] == per_query[b]) for b in systems
+    }
+    found = {
+        (measure, system): compare(
             per_query[baseline][measure],
-            values[measure],
+            per_query[system][measure],
             measure=measure,
             baseline=baseline,
             system=system,
             **options,
         )
         for measure in measures
-        for system, values in per_query.items()
-        if system != baseline and measure in values
+        for system in systems
+        if first[system] == system and measure in per_query[system]
+    }
+    corrected = dict(zip(found, correct(list(found.values()))))
+    return [
+        replace(corrected[measure, first[system]], system=system)
+        for measure in measures
+        for system in systems
+        if (measure, first[system]) in corrected
     ]
-    return correct(found)
 
 
 def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:

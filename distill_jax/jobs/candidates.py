@@ -125,6 +125,28 @@ class RunFile:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Named:
+    """What the user names: a run, else a retriever's search, else BM25."""
+
+    run: str | None = None
+    checkpoint: str | None = None
+    depth: int = 100
+    index: str = "exact"
+
+    def __call__(self, asked: Asked) -> Run:
+        return self.source(asked)
+
+    @property
+    def source(self) -> Any:
+        """The source that it stands for."""
+        if self.run is not None:
+            return RunFile(path=self.run, depth=self.depth)
+        if self.checkpoint is None:
+            return BM25(depth=self.depth)
+        return Search(depth=self.depth, checkpoint=self.checkpoint, index=self.index)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Fused:
     """Several sources as one: reciprocal rank fusion, or a sum of normalised scores.
 

@@ -19,6 +19,7 @@ from distill_jax.ir.files import write_json
 from distill_jax.ir.measures import evaluate_queries
 from distill_jax.ir.run import Run
 from distill_jax.jobs import ranking, reporting
+from distill_jax.jobs.behind import behind, of_path
 from distill_jax.jobs.candidates import BM25, Asked
 from distill_jax.jobs.console import say
 from distill_jax.jobs.describe import describe
@@ -46,7 +47,8 @@ class Distill:
             of round r - 1.
         measures: the first is the one that the verdict is about.
         depth: documents that a reranker reorders, and that a ranking keeps.
-        first_stage: what rerankers reorder, and the first row of the table.
+        first_stage: what rerankers reorder, and the first row of the table; None is
+            BM25's first ``depth``, or 100 where that is less.
         stop_measure: rounds end when this measure on dev no longer grows by
             ``min_gain``; the best round is what is kept. None keeps the last.
         export: a format of ``export.write``, "auto" for the student's own, None for
@@ -63,7 +65,7 @@ class Distill:
     mesh: str | None = None
     measures: tuple[str, ...] = ("nDCG@10", "RR@10", "R@100")
     depth: int = 100
-    first_stage: Any = dataclasses.field(default_factory=BM25)
+    first_stage: Any = None
     index: str = "exact"
     stop_measure: str | None = None
     min_gain: float = 0.0
@@ -78,6 +80,11 @@ class Distill:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice or not names:
             raise UserError(f"stages need names of their own, but have {names}")
+        if self.test_split == "train":
+            raise UserError(
+                "the test split is the training split",
+                "name another: what is trained on cannot be tested on",
+            )
 
     def __call__(self, *, config: str = "", command: str = "") -> int:
         """Runs the job; returns the exit status (143 after SIGTERM)."""
@@ -90,7 +97,7 @@ class Distill:
         models = Models(self, setting)
         student = models.initial()
         table = reporting.Table(self, setting, command=command, started=started)
-        first = self._first_stage(setting, directory)
+        first = self._first_stage(student, setting, models)
         table.add("first_stage", first)
         table.add("before", self._measure(student, "before", setting, first))
         try:
@@ -134,14 +141,14 @@ class Distill:
                 if place != Path(self.directory):
                     say(f"round {number} of {self.rounds}: stage {stage.name}")
                 trip = run_stage(stage, student, setting, place, models.load)
-                models.trained[stage.name] = student = trip.student
+                models.trained[stage.name], student = trip, trip.student
                 table.trips.append((number, trip))
                 name = self.row(number, stage)
                 run = self._measure(student, name, setting, first, place)
                 table.add(name, run, round_number=number)
             assert trip is not None
             row = self.row(number, self.stages[-1])
-            value = self._dev_value(student, setting, number)
+            value = self._dev_value(student, setting, models, number)
             if best is None or self.stop_measure is None or value > best_value:
                 gain = value - best_value
                 best, best_value, table.best_round = trip, value, number
@@ -172,27 +179,40 @@ class Distill:
         directory = directory / "rounds" / str(number)
         return directory / stage.name if len(self.stages) > 1 else directory
 
-    def _first_stage(self, setting: Setting, directory: Path) -> Run:
+    def _first_stage(
+        self, student: Pretrained, setting: Setting, models: Models
+    ) -> Run:
+        """The first stage's ranking of the test queries, kept as a part."""
+        directory = Path(self.directory)
+        source = self._source()
+        queries = setting.judged.queries
+        asked = self._asked(queries, student, setting, models)
         inputs = {
             "collection": setting.collection.digest,
-            "queries": setting.judged.queries.digest,
-            "source": describe(self.first_stage),
+            "queries": queries.digest,
+            "source": describe(source),
+            **behind(source, asked),
         }
-        asked = Asked(
-            setting=setting,
-            queries=setting.judged.queries,
-            student=None,  # type: ignore[arg-type]
-            model=None,
-            directory=directory,
-        )
         folder = directory / "evaluation" / "first_stage"
         part(
             folder,
             inputs,
-            lambda folder: self.first_stage(asked).write(folder / "run.trec"),
+            lambda folder: source(asked).write(folder / "run.trec"),
             what="first stage",
         )
         return Run.read(folder / "run.trec", collection=setting.collection)
+
+    def _source(self) -> Any:
+        return self.first_stage or BM25(depth=max(100, self.depth))
+
+    def _asked(self, queries, student, setting: Setting, models: Models) -> Asked:
+        return Asked(
+            setting=setting,
+            queries=queries,
+            student=student,
+            model=models.load,
+            directory=Path(self.directory),
+        )
 
     def _measure(
         self,
@@ -230,7 +250,9 @@ class Distill:
         part(folder, inputs, make, what=f"ranking {name}")
         return Run.read(folder / "run.trec", collection=setting.collection)
 
-    def _dev_value(self, student: Pretrained, setting: Setting, number: int) -> float:
+    def _dev_value(
+        self, student: Pretrained, setting: Setting, models: Models, number: int
+    ) -> float:
         """The stop measure on dev queries."""
         if self.stop_measure is None:
             return 0.0
@@ -240,15 +262,7 @@ class Distill:
                 "set stop_measure = None: every round is run and the last is kept",
             )
         dev: Split = setting.dev
-        first = BM25(depth=self.depth)(
-            Asked(
-                setting=setting,
-                queries=dev.queries,
-                student=student,
-                model=None,
-                directory=Path(self.directory),
-            )
-        )
+        first = self._source()(self._asked(dev.queries, student, setting, models))
         run = ranking.rank(
             student,
             dev.queries,
@@ -271,7 +285,7 @@ class Models:
     def __init__(self, job: Any, setting: Setting):
         self.job = job
         self.setting = setting
-        self.trained: dict[str, Pretrained] = {}
+        self.trained: dict[str, Trip] = {}
         self.loaded: dict[str, Pretrained] = {}
 
     def initial(self) -> Pretrained:
@@ -283,6 +297,7 @@ class Models:
             "collection": self.setting.collection.digest
             if self.job.student.checkpoint is None
             else None,
+            "weights": of_path(self.job.student.checkpoint),
         }
 
         def make(folder: Path) -> dict:
@@ -331,12 +346,10 @@ class Models:
                 f"no stage {stage!r} has been trained{near(stage, self.trained)}",
                 "a stage can name only stages before it",
             )
-        return self.trained[stage]
+        return self.trained[stage].student
 
     def _path(self, name: str) -> str:
         if not name.startswith("stage:"):
             return name
         self._stage(name)
-        stage = name.removeprefix("stage:")
-        found = [s for s in self.job.stages if s.name == stage]
-        return str(self.job.place(1, found[0]) / "student")
+        return str(self.trained[name.removeprefix("stage:")].directory / "student")

@@ -17,6 +17,7 @@ from distill_jax.ir.collection import Queries
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.files import write_json
 from distill_jax.ir.qrels import Qrels
+from distill_jax.jobs.behind import behind
 from distill_jax.jobs.candidates import Asked
 from distill_jax.jobs.console import Counter, say
 from distill_jax.jobs.describe import describe
@@ -85,7 +86,7 @@ class Generated:
         samples: queries of a document.
     """
 
-    checkpoint: str
+    checkpoint: str | None
     queries: int | None = None
     samples: int = 1
     top_k: int = 10
@@ -168,7 +169,8 @@ class Synthetic:
     """Queries made from documents by one or more makers, and filtered.
 
     Attributes:
-        makers: ``Cropped``, ``Generated``, ``Written``.
+        makers: ``Cropped``, ``Generated``, ``Written``; one whose checkpoint is None
+            is left out.
         round_trip: a candidate source; a query stays when its document is among the
             first ``round_trip_depth``. None keeps all.
         deduplicate: no queries of near-duplicate documents (004's rule).
@@ -189,6 +191,7 @@ class Synthetic:
             "makers": describe(self),
             "seed": setting.seed,
             "held out": setting.test.queries.digest if setting.test else None,
+            **behind(self, asked),
         }
         folder = asked.directory / "queries"
         part(folder, inputs, lambda folder: self._make(asked, folder), what="queries")
@@ -208,9 +211,12 @@ class Synthetic:
         found = survey(setting.collection, duplicates=duplicates)
         for notice in found.notices:
             say(f"note: {notice}")
-        made = Made.join(
-            [maker.make(asked, found.rows, folder) for maker in self.makers]
-        )
+        makers = [m for m in self.makers if getattr(m, "checkpoint", "") is not None]
+        if not makers:
+            raise UserError(
+                "nothing makes queries", "name a generator, or crop: @queries.Cropped()"
+            )
+        made = Made.join([maker.make(asked, found.rows, folder) for maker in makers])
         funnel = Funnel(made).without_duplicates()
         if setting.test is not None:
             funnel.without(setting.test.queries, "test")

@@ -125,8 +125,9 @@ def open_setting(
 ) -> Setting:
     """Loads a collection with its splits, and says what is wrong with it at once.
 
-    A collection without a dev split gets one: the training queries whose id hashes
-    below ``dev_share``, the same on every machine.
+    A collection without a dev split, or whose dev split is what is tested on, gets
+    one: the training queries whose id hashes below ``dev_share``, the same on every
+    machine.
 
     Raises:
         UserError: a split named in ``need`` is missing.
@@ -150,6 +151,8 @@ def open_setting(
     for notice in docs.notices:
         say(f"note: {notice}")
     train, dev, test = (splits.get(n) for n in ("train", "dev", test_split))
+    if test_split == "dev":
+        dev = None  # What is tested on may not choose the model: it is cut from train.
     if dev is None and train is not None and dev_share:
         where = split_by_hash(train.queries.ids, dev_share)
         if where.any() and not where.all():

@@ -9,6 +9,7 @@ from typing import Any
 
 from distill_jax.ir.lists import Lists
 from distill_jax.ir.run import Run
+from distill_jax.jobs.behind import behind
 from distill_jax.jobs.candidates import BM25, Asked
 from distill_jax.jobs.console import say
 from distill_jax.jobs.describe import describe
@@ -89,7 +90,7 @@ def _candidates(stage: Stage, asked: Asked) -> tuple[Run, dict]:
         "filters": describe(stage.filters),
         "seed": asked.setting.seed,
     }
-    inputs |= _models((stage.candidates, stage.filters), asked)
+    inputs |= behind((stage.candidates, stage.filters), asked)
 
     def make(directory: Path) -> dict:
         run = stage.candidates(asked)
@@ -104,28 +105,6 @@ def _candidates(stage: Stage, asked: Asked) -> tuple[Run, dict]:
     return Run.read(directory / "run.trec", collection=asked.setting.collection), made
 
 
-def _models(value: Any, asked: Asked) -> dict[str, str]:
-    """Digests of the models of this job that a source or a teacher reads with.
-
-    A source without a checkpoint searches with the student of the moment; paths are
-    names that stay, so only ``initial`` and ``stage:`` are looked into.
-    """
-    found: dict[str, str] = {}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = [field.name for field in dataclasses.fields(value)]
-        if "checkpoint" in names:
-            name = getattr(value, "checkpoint")  # noqa: B009
-            if name is None:
-                found["student"] = asked.student.digest
-            elif name == "initial" or name.startswith("stage:"):
-                found[name] = asked.model(name).digest
-        value = [getattr(value, name) for name in names]
-    if isinstance(value, tuple | list):
-        for item in value:
-            found |= _models(item, asked)
-    return found
-
-
 def _lists(stage: Stage, asked: Asked, run: Run) -> tuple[Lists, dict]:
     setting = asked.setting
     inputs = {
@@ -135,7 +114,7 @@ def _lists(stage: Stage, asked: Asked, run: Run) -> tuple[Lists, dict]:
         "judgements": Split(queries=asked.queries, qrels=asked.qrels).digest,
         "seed": setting.seed,
     }
-    inputs |= _models(stage.examples, asked)
+    inputs |= behind(stage.examples, asked)
 
     def make(directory: Path) -> dict:
         lists = stage.examples(asked, run)

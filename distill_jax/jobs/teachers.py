@@ -18,6 +18,7 @@ from distill_jax.jobs.candidates import Asked
 from distill_jax.jobs.console import Counter, say
 from distill_jax.jobs.describe import describe
 from distill_jax.jobs.parts import part
+from distill_jax.jobs.ranking import ENCODERS, rerank
 
 
 def _inputs(teacher: Any, asked: Asked, run: Run, **more: Any) -> dict:
@@ -57,11 +58,13 @@ class Model:
 
         setting = asked.setting
         model = asked.model(self.checkpoint, **_overrides(self))
-        if model.spec.kind in ("dual_encoder", "colbert", "splade"):
-            return _vector_labels(model, asked, run)
-        features = setting.pair_features(model, asked.queries)
+        encodes = model.spec.kind in ENCODERS
 
         def make(folder: Path) -> dict:
+            if encodes:
+                _vector_labels(model, asked, run).write(folder)
+                return {}
+            features = setting.pair_features(model, asked.queries)
             with Counter("labelling", run.where.sum(), "pairs") as counter:
                 labels = label_run(
                     model,
@@ -97,8 +100,6 @@ def _overrides(teacher: Any) -> dict[str, Any]:
 
 def _vector_labels(model: Any, asked: Asked, run: Run) -> TeacherLabels:
     """An encoder as a teacher: its similarity is the score."""
-    from distill_jax.jobs.ranking import rerank
-
     scored = rerank(model, asked.queries, run, asked.setting)
     return of_run(scored, {"teacher": model.source, "weights": model.digest})
 
@@ -165,7 +166,8 @@ class Ensemble:
             labels.write(folder)
 
         folder = asked.directory / "labels" / "ensemble"
-        part(folder, _inputs(self, asked, run), make, what="ensemble")
+        inputs = _inputs(self, asked, run, labels=together.digest)
+        part(folder, inputs, make, what="ensemble")
         return TeacherLabels.read(folder, collection=asked.setting.collection)
 
 

@@ -7,12 +7,12 @@ print(summary(data))
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from distill_jax.ir.files import write_json
-from distill_jax.report.curves import read_metrics
+from distill_jax.report.curves import read_all, read_metrics
 from distill_jax.report.data import compare_systems, examples, funnel
 from distill_jax.report.events import EventsLog, write_events
 from distill_jax.report.html import page, write_report
@@ -34,13 +34,19 @@ __all__ = [
 ]
 
 
-def publish(directory: str | Path, data: Mapping[str, Any]) -> Path:
+def publish(
+    directory: str | Path,
+    data: Mapping[str, Any],
+    logs: Iterable[str | Path] | None = None,
+) -> Path:
     """Writes all forms of a report into a MODEL_DIR; returns ``report.html``.
 
-    ``metrics.jsonl``, where there is one, gives the curves and the events.
+    Args:
+        logs: the ``metrics.jsonl`` of each training, in sequence, for the curves and
+            the events; None looks for one in ``directory``.
     """
     directory = Path(directory)
     write_json(directory / "report.json", dict(data))
-    metrics = read_metrics(directory / "metrics.jsonl")
+    metrics = read_all(logs or [directory / "metrics.jsonl"])
     write_events(directory, metrics, data)
     return write_report(directory, data, metrics)

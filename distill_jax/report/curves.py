@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,16 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
             continue
         if isinstance(record, dict) and "step" in record:
             records.append(record)
+    return records
+
+
+def read_all(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """Records of several trainings in sequence: the steps of each go on from before."""
+    records: list[dict[str, Any]] = []
+    for path in paths:
+        before = records[-1]["step"] if records else 0
+        found = read_metrics(path)
+        records += [{**record, "step": before + record["step"]} for record in found]
     return records
 
 

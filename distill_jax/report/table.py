@@ -49,10 +49,12 @@ def measures_table(data: Mapping[str, Any]) -> str:
 def summary(data: Mapping[str, Any]) -> str:
     """What a job prints last: the table and the verdict."""
     parts = [measures_table(data)]
-    if data.get("significance"):
+    found = data.get("significance")
+    if found:
+        tests = found[0].get("comparisons", len(found))
         parts.append(
             f"* differs from {data['baseline'].replace('_', ' ')}: p < 0.05, paired"
-            f" t-test, Holm over {len(data['significance'])} tests"
+            f" t-test, Holm over {tests} tests"
         )
     if data.get("verdict"):
         parts.append(data["verdict"])

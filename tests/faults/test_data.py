@@ -130,6 +130,25 @@ def test_the_training_split_itself_may_be_measured(tmp_path):
     assert setting.judged.queries.ids == ["a"]
 
 
+def test_a_dev_split_that_is_tested_on_chooses_no_model(tmp_path):
+    ids = [f"q{number}" for number in range(40)]
+    spec = beir(
+        tmp_path / "set",
+        {query: f"question {query}" for query in ids},
+        train=dict.fromkeys(ids[:30], "d1"),
+        dev=dict.fromkeys(ids[30:], "d2"),
+    )
+    setting = open_setting(tmp_path, spec, test_split="dev", dev_share=0.3)
+    train, dev, test = (setting.train, setting.dev, setting.test)
+    assert train is not None
+    assert dev is not None
+    assert test is not None
+    assert test.queries.ids == ids[30:]
+    assert dev.queries.ids
+    assert not {*dev.queries.ids} & {*test.queries.ids}
+    assert sorted([*train.queries.ids, *dev.queries.ids]) == sorted(ids[:30])
+
+
 def test_nothing_but_leaks_is_no_training_set(tmp_path):
     spec = beir(
         tmp_path / "set",

@@ -133,6 +133,19 @@ def test_everything_is_corrected_together():
     assert all(c.p_holm >= c.p_t for c in found)
 
 
+def test_a_system_under_two_names_is_tested_once():
+    rng = np.random.default_rng(0)
+    names = [str(i) for i in range(40)]
+    before, better, worse = (dict(zip(names, rng.random(40))) for _ in range(3))
+    systems = {"before": {"m": before}, "round 1": {"m": better}, "r2": {"m": worse}}
+    alone = {c.system: c for c in compare_all(systems, baseline="before")}
+    systems["after"] = {"m": dict(better)}
+    found = {c.system: c for c in compare_all(systems, baseline="before")}
+    assert list(found) == ["round 1", "r2", "after"]
+    assert {c.comparisons for c in found.values()} == {2}
+    assert found["after"].p_holm == found["round 1"].p_holm == alone["round 1"].p_holm
+
+
 def test_other_queries_are_refused():
     with pytest.raises(UserError, match="2 of them in one only"):
         compare({"a": 1.0, "b": 0.0}, {"b": 1.0, "c": 1.0})

@@ -111,6 +111,8 @@ def test_rounds_start_where_the_last_one_ended(two_rounds):
         (two_rounds / f"rounds/{n}/candidates/run.trec").read_text() for n in (1, 2)
     ]
     assert runs[0] != runs[1]
+    # The page has the curves of both.
+    assert "Loss and its parts" in (two_rounds / "report.html").read_text()
 
 
 def resume(words: list[str], folder: Path, expected: Path) -> None:
@@ -244,7 +246,7 @@ def test_an_initial_checkpoint_is_no_resume(one_round, toy, tmp_path, capsys):
     )
     assert main.main(words) == 0
     said = capsys.readouterr().out
-    assert "student: made again, because student changed" in said
+    assert "student: made again, because student, weights changed" in said
     assert "training: made again" in said
     assert steps(tmp_path) == [1, 2]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -60,11 +61,47 @@ def test_mine(toy, tmp_path):
 
 
 def test_mine_with_a_model(toy, model, tmp_path):
-    more = {"SOURCE": "@candidates.Search()", "CHECKPOINT": model, "MESH": "data=1"}
+    more = {"CHECKPOINT": model, "MESH": "data=1"}
     assert run("mine", COLLECTION=toy, MODEL_DIR=tmp_path, TOP_K=5, **more) == 0
     found = Run.read(tmp_path / "run.trec")
     assert len(found) == 16
     assert (found.where.sum(1) == 5).all()
+    # The model's own search, not BM25's.
+    assert run("mine", COLLECTION=toy, MODEL_DIR=tmp_path / "bm25", TOP_K=5) == 0
+    assert found.lists() != Run.read(tmp_path / "bm25" / "run.trec").lists()
+
+
+def test_labels_of_candidates_of_one_s_own(toy, tmp_path):
+    assert run("mine", COLLECTION=toy, MODEL_DIR=tmp_path / "mine", TOP_K=9) == 0
+    mined = Run.read(tmp_path / "mine" / "run.trec")
+    own = {
+        query: [doc for doc, _ in docs[3:6]] for query, docs in mined.lists().items()
+    }
+    lines = [
+        f"{query} Q0 {doc} {rank} {9 - rank} own"
+        for query, docs in own.items()
+        for rank, doc in enumerate(docs, 1)
+    ]
+    (tmp_path / "own.trec").write_text("\n".join(lines) + "\n")
+    flags = {
+        "COLLECTION": toy, "MODEL_DIR": tmp_path / "label", "CHECKPOINT": RERANKER,
+        "TOP_K": 5, "MESH": "data=1", "RUN": tmp_path / "own.trec",
+    }  # fmt: skip
+    assert run("label", **flags) == 0
+    rows = stored(tmp_path / "label" / "labels")
+    labelled = {row["query_id"]: sorted(row["doc_ids"]) for row in rows}
+    assert labelled == {query: sorted(docs) for query, docs in own.items()}
+
+
+def test_labels_of_an_encoder_are_kept(toy, model, tmp_path):
+    flags = {
+        "COLLECTION": toy, "MODEL_DIR": tmp_path, "CHECKPOINT": model, "TOP_K": 5,
+        "MAX_QUERIES": 4, "MESH": "data=1",
+    }  # fmt: skip
+    assert run("label", **flags) == 0
+    rows = stored(tmp_path / "labels")
+    assert len(rows) == 4
+    assert all(np.isfinite(row["scores"]).all() for row in rows)
 
 
 def test_label_and_label_again(toy, tmp_path, capsys):

@@ -18,6 +18,7 @@ from distill_jax.ir.collection import Collection, Queries
 from distill_jax.ir.errors import UserError
 from distill_jax.ir.qrels import Qrels
 from distill_jax.ir.run import Run
+from distill_jax.report import curves
 from distill_jax.report.marks import duration, number, signed, tick_text, ticks
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x00\ud800"
@@ -271,6 +272,19 @@ def test_publish_writes_everything(tmp_path):
     )
     assert "Loss and its parts" in path.read_text()
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_curves_of_rounds_follow_one_another(tmp_path):
+    logs = []
+    for turn in (1, 2):
+        path = tmp_path / "rounds" / str(turn) / "metrics.jsonl"
+        path.parent.mkdir(parents=True)
+        records = [{"step": step, "loss": turn + 1 / step} for step in (1, 2, 3)]
+        path.write_text("\n".join(map(json.dumps, records)) + "\n")
+        logs.append(path)
+    assert [record["step"] for record in curves.read_all(logs)] == [1, 2, 3, 4, 5, 6]
+    page = report.publish(tmp_path, {"measures": {}}, logs)
+    assert "Loss and its parts" in page.read_text()
 
 
 def test_terminal_table():
