@@ -21,7 +21,7 @@ from distill_jax.ir.run import Run
 from distill_jax.ir.templates import Features
 from distill_jax.models.inference import score_features
 from distill_jax.models.pretrained import Pretrained
-from distill_jax.teaching.scorers import certificate
+from distill_jax.teaching.scorers import certificate, rows_of_queries
 
 Progress = Callable[[int, int], Any]
 
@@ -85,7 +85,19 @@ def label_pairs(
     With ``both_orders`` each pair is asked both ways and the two logits are averaged
     with opposite signs; the mean of their sum is the position bias, in logits, which
     is kept in the labels' counts.
+
+    Labels may be of more queries than are asked for: the lists of unknown queries are
+    left out, as where lists are made.
+
+    Raises:
+        UserError: no query of the labels is known; or the folder holds labels of
+            another teacher, template, run or sampling.
     """
+    rows = queries.rows(labels.query_ids)
+    known = [query_id for query_id, row in zip(labels.query_ids, rows) if row >= 0]
+    if known:
+        labels = labels.select(known)
+    query_rows = rows_of_queries(queries, labels.query_ids)
     run = labels.to_run()
     settings = {
         "top_k": top_k,
@@ -100,7 +112,6 @@ def label_pairs(
     first, second = sample_pairs(
         labels, top_k=top_k, delta=delta, pairs=pairs, seed=seed
     )
-    query_rows = queries.rows(list(labels.query_ids))
     todo = [row for row, name in enumerate(labels.query_ids) if name not in writer.done]
     for start in range(0, len(todo), shard_queries):
         started = time.monotonic()
@@ -184,6 +195,9 @@ def rank_by_votes(
 
     duoT5's rule: score(i) = sum over j of P(i over j) + (1 - P(j over i)). The rest
     keeps its order below.
+
+    Raises:
+        UserError: the candidates have a query that ``queries`` lacks.
     """
     run = candidates
     head = run.top(top_k)
@@ -193,7 +207,7 @@ def rank_by_votes(
     if len(pair):
         rows = head.rows
         where = (rows[:, pair[:, 0]] >= 0) & (rows[:, pair[:, 1]] >= 0)
-        query_rows = queries.rows(list(run.query_ids))
+        query_rows = rows_of_queries(queries, run.query_ids)
         logits = score_features(
             model,
             features,

@@ -7,7 +7,7 @@ Killed at any moment, the same call goes on with the first shard that is not the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distill_jax.ir.collection import Queries
+from distill_jax.ir.errors import UserError, clip
 from distill_jax.ir.label_files import LabelWriter, stored_counts
 from distill_jax.ir.labels import TeacherLabels
 from distill_jax.ir.run import Run
@@ -55,8 +56,10 @@ def label_run(
         computed and how many cached, and the seconds, over all runs of the job.
 
     Raises:
-        UserError: the folder holds labels of another teacher, template or run.
+        UserError: the folder holds labels of another teacher, template or run; or the
+            run has a query that ``queries`` lacks.
     """
+    query_rows = rows_of_queries(queries, run.query_ids)
     writer = LabelWriter(directory, certificate(model, run, provenance))
     total = int(run.where.sum())
     todo = [row for row, query in enumerate(run.query_ids) if query not in writer.done]
@@ -71,7 +74,7 @@ def label_run(
             values, new = _scores(
                 model,
                 features,
-                queries.rows([run.query_ids[row] for row in rows]),
+                query_rows[rows],
                 run.rows[rows],
                 where,
                 store,
@@ -101,6 +104,25 @@ def label_run(
             waiting.result()
     writer.finish({"pairs": 0, "computed": 0, "cached": 0} | stored_counts(directory))
     return TeacherLabels.read(directory)
+
+
+def rows_of_queries(queries: Queries, query_ids: Sequence[str]) -> np.ndarray:
+    """int32[Q]: positions of queries that are to be read, so all of them are there.
+
+    A row of -1 would be scored as an empty text, and kept as another query's score.
+
+    Raises:
+        UserError: an id that ``queries`` lacks.
+    """
+    rows = queries.rows(query_ids)
+    if (rows < 0).any():
+        unknown = [query_id for query_id, row in zip(query_ids, rows) if row < 0]
+        raise UserError(
+            f"{queries.name or 'the queries'}: {len(unknown)} of {len(rows)} queries "
+            f"with candidates are not there, e.g. {clip(unknown[0])}",
+            "give the queries that the candidates are of, or select only their lists",
+        )
+    return rows
 
 
 class _New(NamedTuple):

@@ -10,6 +10,7 @@ import pytest
 from scipy.optimize import minimize
 
 from distill_jax.ir.collection import Collection, Queries
+from distill_jax.ir.errors import UserError
 from distill_jax.ir.labels import PairLabels, TeacherLabels
 from distill_jax.ir.templates import Features
 from distill_jax.ir.tokens import TokenStore
@@ -246,6 +247,18 @@ def test_lists_without_pairs_do_not_stop_the_rest(tmp_path):
     )
     assert isinstance(found, PairLabels)
     assert {q: len(p) for q, p in found.by_query().items()} == {"q0": 0, "q1": 4}
+
+
+def test_pairs_of_queries_that_were_not_asked_for_are_left_out(tmp_path):
+    model, features, queries, labels = duo_world()
+    more = TeacherLabels(["x", "q1"], labels.rows, labels.scores, labels.doc_ids)
+    found = label_pairs(model, features, queries, more, tmp_path / "a", pairs=2)
+    assert {q: len(p) for q, p in found.by_query().items()} == {"q1": 2}
+    none = TeacherLabels(["x", "y"], labels.rows, labels.scores, labels.doc_ids)
+    with pytest.raises(UserError, match=r"2 of 2 queries .*'x'"):
+        label_pairs(model, features, queries, none, tmp_path / "b", pairs=2)
+    with pytest.raises(UserError, match=r"1 of 2 queries .*'x'"):
+        rank_by_votes(model, features, queries, more.to_run(), top_k=2)
 
 
 def test_votes_reorder_the_head_and_leave_the_rest_below():

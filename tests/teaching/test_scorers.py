@@ -124,6 +124,18 @@ def test_another_teacher_or_run_is_refused(tmp_path):
         label_run(model, features, queries, run, tmp_path, provenance={"length": 9})
 
 
+def test_unknown_queries_are_refused_and_leave_nothing_behind(tmp_path):
+    """Their scores would lie in the cache as those of the last query."""
+    model, features, queries, run = world()
+    ids = (*run.query_ids[:-1], "elsewhere")
+    other = Run(ids, run.rows, run.scores, run.doc_ids)
+    with pytest.raises(UserError, match=r"1 of 6 queries .*'elsewhere'\n"):
+        label_run(
+            model, features, queries, other, tmp_path / "a", cache=tmp_path / "scores"
+        )
+    assert not list(tmp_path.rglob("*.*"))
+
+
 def test_an_interrupt_is_gone_on_from(tmp_path):
     model, features, queries, run = world()
     whole = label_run(model, features, queries, run, tmp_path / "whole")
