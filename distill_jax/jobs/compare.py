@@ -59,7 +59,10 @@ class Compare:
             systems, measure, baseline=names[self.model_dirs[0]]
         )
         collection = str(collections.pop())
-        setting = open_setting(self.directory, collection, dev_share=0.0)
+        split = _split(reports)
+        setting = open_setting(
+            self.directory, collection, dev_share=0.0, test_split=split
+        )
         data |= {
             "title": "comparison",
             "collection": collection,
@@ -84,6 +87,21 @@ class Compare:
         if "queries" not in found:
             raise UserError(f"{file} has no values per query", "run that job again")
         return found
+
+
+def _split(reports: dict[str, dict]) -> str:
+    """The split that every report was measured on."""
+    splits = {
+        path: found.get("provenance", {}).get("test split", "test")
+        for path, found in reports.items()
+    }
+    if len(set(splits.values())) > 1:
+        told = ", ".join(f"{path} on {split}" for path, split in splits.items())
+        raise UserError(
+            f"measured on different splits: {told}",
+            "evaluate them on the same one (SPLIT), then compare",
+        )
+    return next(iter(splits.values()))
 
 
 def _measure(reports: dict[str, dict]) -> str:

@@ -86,6 +86,7 @@ class Evaluate:
             "title": f"{self.collection}: evaluation",
             "collection": self.collection,
             "again": command,
+            "provenance": {"test split": self.split},
             "notices": [
                 *data["notices"],
                 *self._unmatched(found, setting),

@@ -156,6 +156,7 @@ class Table:
             "best round": self.best_round,
             "started from": self.job.student.checkpoint or self.job.student.backbone,
             "collection digest": self.setting.collection.digest,
+            "test split": self.job.test_split,
             "test queries digest": self.setting.judged.digest,
             "seed": self.job.seed,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
