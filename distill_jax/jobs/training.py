@@ -320,6 +320,7 @@ def _evaluation(training, student, asked, featurizer, held_out, mesh):
                 hosts=jax.process_count(),
             ),
             mesh,
+            at_once=training.chunk or training.micro_batch,
         )
         return lambda params, step: run(params)
     if setting.dev is None:

@@ -62,6 +62,16 @@ def is_out_of_memory(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error)
 
 
+def evaluation_out_of_memory(step: int) -> OutOfMemory:
+    """What is told when an evaluation does not fit; no other training step helps."""
+    return OutOfMemory(
+        f"the evaluation at step {step} does not fit on a device",
+        "set --gin.CHUNK or --gin.MICRO_BATCH lower (the same result in less memory), "
+        "or spread the model: --gin.MESH='fsdp=...'",
+        at_once=None,
+    )
+
+
 @contextlib.contextmanager
 def memory_told(made: Callable[[], OutOfMemory]) -> Iterator[None]:
     """Turns an exhausted device into what to change."""

@@ -21,7 +21,12 @@ from distill_jax.ir.errors import UserError
 from distill_jax.models import sharding
 from distill_jax.training import state as states
 from distill_jax.training.checkpoints import Checkpoints
-from distill_jax.training.failures import CollapseWatch, memory_told, not_finite
+from distill_jax.training.failures import (
+    CollapseWatch,
+    evaluation_out_of_memory,
+    memory_told,
+    not_finite,
+)
 from distill_jax.training.interrupt import Interrupt, Interrupted
 from distill_jax.training.meters import Goodput, Meters
 from distill_jax.training.options import Evaluate, FitOptions, FitResult
@@ -235,12 +240,18 @@ class Run:
         """Evaluates the student; returns whether it is the best so far.
 
         Raises:
+            OutOfMemory: it does not fit on a device beside the moments.
             Interrupted: a signal came; nothing is noted, so it is done again.
         """
         options = self.options
         assert self.evaluate is not None
         began = time.perf_counter()
-        with self.interrupt.may_cut(), self.goodput.spent_on("eval"):
+        told = functools.partial(evaluation_out_of_memory, self.step)
+        with (
+            self.interrupt.may_cut(),
+            self.goodput.spent_on("eval"),
+            memory_told(told),
+        ):
             found = self.evaluate(self.state.params, self.step)
         found = {name: float(value) for name, value in found.items()}
         self.progress.pause(time.perf_counter() - began)

@@ -8,53 +8,93 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
+from distill_jax.batches import batch_size
 from distill_jax.ir.errors import UserError
 from distill_jax.models import sharding
+from distill_jax.models.inference import default_tokens_per_batch
+from distill_jax.training.gradcache import join, represent, split
+from distill_jax.training.programs import padded_tokens
 
 
 def validation(
-    graphdef: Any, objective: Any, batches: Callable[[], Iterable], mesh: Mesh
+    graphdef: Any,
+    objective: Any,
+    batches: Callable[[], Iterable],
+    mesh: Mesh,
+    *,
+    at_once: int | None = None,
 ) -> Callable[[Any], dict[str, float]]:
     """Makes ``params -> {"loss": ..., part: ...}``, without dropout.
 
+    A batch is represented in pieces, as in training: the same loss in less memory.
+
     Args:
         objective: with ``counts`` and ``partial`` the result is the loss of all
-            batches as one; without (losses across queries), its mean over batches.
-        batches: returns the host batches of the held-out set, each time anew.
+            batches as one. Without (losses across queries) it is the mean over
+            batches.
+        batches: returns the host batches of the held-out set, each time anew; with
+            several processes each its own rows.
+        at_once: at most so many queries at a time, as of training's chunk or
+            micro-batch; never more than inference would take, which holds no
+            activations either.
     """
 
     def forward(params: Any, batch: Any, counts: Any) -> Any:
+        size = _at_once(batch, at_once, mesh)
+        even = mesh.size > 1 and size % sharding.data_devices(mesh) == 0
+        rows = NamedSharding(mesh, sharding.BATCH) if even else None
+
+        def of(piece: Any) -> Any:
+            student = nnx.merge(graphdef, nnx.State(params))
+            rep = represent(student, piece, None)
+            if counts is None:
+                return rep
+            return objective.partial(student, rep, piece, counts)
+
+        found = jax.lax.map(of, split(batch, size, rows))
+        if counts is not None:
+            return jax.tree.map(lambda share: share.sum(0), found)
         student = nnx.merge(graphdef, nnx.State(params))
-        rep = student.represent(batch, rngs=None)
-        if counts is None:
-            return objective(student, rep, batch)
-        return objective.partial(student, rep, batch, counts)
+        found = objective(student, join(found, rows), batch)
+        return found, 1
 
     jitted = jax.jit(forward)
 
     def evaluate(params: Any) -> dict[str, float]:
-        totals, count = _counts(objective, batches(), mesh), 0
+        totals = _counts(objective, batches(), mesh)
         found: Any = None
         for batch in batches():
             share = jitted(params, sharding.shard_batch(batch, mesh), totals)
             found = share if found is None else jax.tree.map(jnp.add, found, share)
-            count += 1
         if found is None:
             raise UserError(
                 "there is no held-out batch to evaluate on",
                 "hold out more queries, or use a smaller batch",
             )
-        # Shares of a known total add up; independent means are averaged.
-        scale = 1.0 if totals is not None else 1.0 / count
-        loss, parts = jax.device_get(found)
-        return {
-            "loss": float(loss) * scale,
-            **{name: float(part) * scale for name, part in parts.items()},
-        }
+        found = jax.device_get(found)
+        lists = 1
+        if totals is None:
+            found, lists = found
+        loss, parts = jax.tree.map(lambda total: float(total) / max(lists, 1), found)
+        return {"loss": loss, **parts}
 
     return evaluate
+
+
+def _at_once(batch: Any, most: int | None, mesh: Mesh) -> int:
+    """Queries of a batch that are represented at a time.
+
+    They divide the batch, and each device gets a share of them where it gets one of
+    the batch.
+    """
+    rows, ways = batch_size(batch), sharding.data_devices(mesh)
+    least = ways if rows % ways == 0 else 1
+    tokens = default_tokens_per_batch() * ways
+    most = min(most or rows, tokens * rows // max(1, padded_tokens(batch)), rows)
+    sizes = (n for n in range(most, least, -1) if rows % n == 0 and n % least == 0)
+    return next(sizes, least)
 
 
 def _counts(objective: Any, batches: Iterable, mesh: Mesh) -> Any:

@@ -12,10 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from distill_jax.models import sharding
 from distill_jax.training import checkpoints
+from distill_jax.training.validation import validation
+from tests.faults.train_toy import load_toy
 
 SCRIPT = Path(__file__).parent / "train_toy.py"
 CLOCKS = {"time", "queries_per_second", "tokens_per_second"}
@@ -160,6 +164,15 @@ def test_two_processes_train_as_one_and_resume(unbroken):
     assert "resumed at step 3 of 5" in said
     expected = [record["loss"] for record in records(unbroken)[:5]]
     np.testing.assert_allclose(np.load(directory / "losses.npy"), expected, rtol=1e-5)
+    toy = load_toy()
+    graphdef, params = toy.student(0.1)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    held_out = validation(graphdef, toy.GLOBAL, lambda: map(toy.batch, (90, 91)), mesh)(
+        params
+    )
+    np.testing.assert_allclose(
+        np.load(directory / "held_out.npy"), held_out["loss"], rtol=1e-5
+    )
 
 
 @pytest.mark.slow

@@ -23,19 +23,22 @@ from distill_jax.ir.errors import UserError
 from distill_jax.models import sharding
 from distill_jax.training import optimizers
 from distill_jax.training.loop import Fit
+from distill_jax.training.validation import validation
 
 
 def main(directory: str, steps: int, pause: float) -> None:
     toy = load_toy()
     rank, count = jax.process_index(), jax.process_count()
 
+    def share(whole):
+        rows = whole.targets.labels.shape[0] // count
+        part = slice(rank * rows, (rank + 1) * rows)
+        return jax.tree.map(lambda leaf: leaf[part], whole)
+
     def feed(start):
         for step in range(start, steps):
             time.sleep(pause)
-            whole = toy.batch(step)
-            rows = whole.targets.labels.shape[0] // count
-            part = slice(rank * rows, (rank + 1) * rows)
-            yield jax.tree.map(lambda leaf, part=part: leaf[part], whole)
+            yield share(toy.batch(step))
 
     graphdef, params = toy.student(0.1)
     result = Fit(
@@ -45,7 +48,15 @@ def main(directory: str, steps: int, pause: float) -> None:
         mesh=sharding.make_mesh(),
         checkpoint_period=2,
     )(graphdef, params, toy.LISTS, feed)
+    held_out = validation(
+        graphdef,
+        toy.GLOBAL,
+        lambda: (share(toy.batch(step)) for step in (90, 91)),
+        sharding.make_mesh(),
+        at_once=4,
+    )(params)
     if rank == 0:
+        np.save(f"{directory}/held_out.npy", held_out["loss"])
         losses = [record["loss"] for record in result.history]
         np.save(f"{directory}/losses.npy", losses)
 

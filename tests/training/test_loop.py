@@ -15,6 +15,7 @@ import pytest
 from distill_jax.ir.errors import UserError
 from distill_jax.models import sharding
 from distill_jax.training import checkpoints, optimizers
+from distill_jax.training.failures import OutOfMemory
 from distill_jax.training.loop import Fit, use_compile_cache
 from distill_jax.training.runfiles import Lock, read_records
 
@@ -323,6 +324,14 @@ def test_the_least_dev_loss_is_best_too(tmp_path):
 def test_a_measure_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="no measure 'MRR'"):
         fit(tmp_path, evaluate=by_step, eval_period=1, best_measure="MRR")
+
+
+def test_an_evaluation_that_does_not_fit_says_what_to_change(tmp_path):
+    def exhausted(params, step):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    with pytest.raises(OutOfMemory, match=r"evaluation at step 1 .*\n.*--gin\.CHUNK"):
+        fit(tmp_path, evaluate=exhausted, eval_period=1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from distill_jax.ir.errors import UserError
 from distill_jax.models import sharding
@@ -35,13 +36,40 @@ def test_unequal_batches_count_by_their_lists_and_pairs():
     assert found["pair"] == pytest.approx(float(parts["pair"]), rel=1e-5)
 
 
-def test_losses_across_queries_are_averaged_over_batches():
+@pytest.fixture
+def represented(monkeypatch) -> list[int]:
+    """How many queries each call of ``represent`` was given."""
+    found, inner = [], toy.Towers.represent
+
+    def noted(self, batch, *, rngs=None):
+        found.append(batch.targets.labels.shape[0])
+        return inner(self, batch, rngs=rngs)
+
+    monkeypatch.setattr(toy.Towers, "represent", noted)
+    return found
+
+
+@pytest.mark.parametrize("name", ["GLOBAL", "LISTS"])
+@pytest.mark.parametrize("size", [4, 3, None])
+def test_a_batch_is_represented_in_pieces(monkeypatch, represented, name, size):
+    """What training splits, for memory, its evaluation does not take whole."""
     graphdef, params = toy.student()
-    halves = [toy.batch(0), toy.batch(1)]
-    run = jax.jit(make_gradient(graphdef, toy.GLOBAL))
-    losses = [float(run(params, half, None)[0][0]) for half in halves]
-    measure = validation(graphdef, toy.GLOBAL, lambda: iter(halves), MESH)
-    assert measure(params)["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+    objective, batch = getattr(toy, name), toy.batch(0)
+    whole = validation(graphdef, objective, lambda: iter([batch]), MESH)(params)
+    assert {*represented} == {16}
+    represented.clear()
+    if size is None:  # 5 queries' tokens a device at once: 8 of 16 on two of them
+        tokens = batch.query_tokens.size + batch.doc_tokens.size
+        monkeypatch.setattr(
+            "distill_jax.training.validation.default_tokens_per_batch",
+            lambda: tokens * 5 // 16,
+        )
+    pieces = validation(graphdef, objective, lambda: iter([batch]), MESH, at_once=size)(
+        params
+    )
+    # Not three: they neither divide 16 nor share out over two devices.
+    assert {*represented} == {{4: 4, 3: 2, None: 8}[size]}
+    assert pieces == pytest.approx(whole, rel=1e-6)
 
 
 def test_no_batch_is_an_error_of_the_user():
