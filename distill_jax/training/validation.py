@@ -33,7 +33,9 @@ def validation(
     Args:
         objective: with ``counts`` and ``partial`` the result is the loss of all
             batches as one. Without (losses across queries) it is the mean over
-            batches.
+            batches, each weighted by its lists that have a doc: a short last batch
+            counts for what it holds. Such a loss depends on the size of the batches,
+            so compare it among evaluations on the same ones.
         batches: returns the host batches of the held-out set, each time anew; with
             several processes each its own rows.
         at_once: at most so many queries at a time, as of training's chunk or
@@ -58,7 +60,8 @@ def validation(
             return jax.tree.map(lambda share: share.sum(0), found)
         student = nnx.merge(graphdef, nnx.State(params))
         found = objective(student, join(found, rows), batch)
-        return found, 1
+        lists = jnp.any(batch.targets.where, axis=-1).sum()
+        return jax.tree.map(lambda mean: mean * lists, found), lists
 
     jitted = jax.jit(forward)
 

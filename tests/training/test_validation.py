@@ -36,6 +36,27 @@ def test_unequal_batches_count_by_their_lists_and_pairs():
     assert found["pair"] == pytest.approx(float(parts["pair"]), rel=1e-5)
 
 
+def test_losses_across_queries_are_a_mean_over_lists_not_over_batches():
+    """Empty lists that fill the last batch, as for many devices, count for nothing."""
+    graphdef, params = toy.student()
+
+    @jax.jit
+    def loss(batch):
+        student = nnx.merge(graphdef, nnx.State(params))
+        return toy.GLOBAL(student, student.represent(batch), batch)[0]
+
+    def filled(leaf):
+        return np.concatenate([leaf, np.zeros((12, *leaf.shape[1:]), leaf.dtype)])
+
+    full, short = toy.batch(0), toy.batch(1, rows=4)
+    batches = [full, jax.tree.map(filled, short)]
+    # The second list of either is empty: fifteen and three count.
+    expected = float(15 * loss(full) + 3 * loss(short)) / 18
+    assert expected != pytest.approx(float(loss(full) + loss(short)) / 2, rel=1e-2)
+    measure = validation(graphdef, toy.GLOBAL, lambda: iter(batches), MESH)
+    assert measure(params)["loss"] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.fixture
 def represented(monkeypatch) -> list[int]:
     """How many queries each call of ``represent`` was given."""
