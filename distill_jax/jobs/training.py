@@ -10,22 +10,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from distill_jax.inputs.feed import Featurizer, Feed, once
+from distill_jax.inputs.feed import Featurizer, Feed
 from distill_jax.inputs.streams import ArrayStream, SeqioStream
-from distill_jax.ir.draws import split_by_hash
 from distill_jax.ir.errors import UserError, near
 from distill_jax.ir.files import digest, read_json, write_json
 from distill_jax.ir.lists import Lists
-from distill_jax.jobs import ranking
-from distill_jax.jobs.candidates import BM25, Asked
+from distill_jax.jobs import ranking, selection
+from distill_jax.jobs.candidates import Asked
 from distill_jax.jobs.console import say
 from distill_jax.jobs.describe import describe
 from distill_jax.jobs.parts import part
-from distill_jax.models import sharding
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.training import optimizers
 from distill_jax.training.loop import Fit, FitResult
-from distill_jax.training.validation import validation
 
 # What changes neither the steps nor, but for rounding, what they learn.
 _FREE = ("chunk", "micro_batch", "checkpoint_period", "keep")
@@ -48,7 +45,8 @@ class Training:
         micro_batch: queries a pass, for losses that do not cross queries.
         measure: what chooses the best checkpoint: "loss" on held-out lists, a ranking
             measure on dev judgements ("nDCG@10"), or None for the last.
-        eval_period, patience: in steps, and in evaluations.
+        eval_period: in steps, or "epoch"; None evaluates four times.
+        patience: evaluations without a better one after which training stops.
         dev_share: share of the lists held out (by query id) for "loss".
         stream: "seqio" or "arrays".
         query_length, doc_length: tokens read in training, where fewer than the student
@@ -71,7 +69,7 @@ class Training:
     chunk: int | None = None
     micro_batch: int | None = None
     measure: str | None = None
-    eval_period: int | None = None
+    eval_period: int | str | None = None
     patience: int | None = None
     dev_share: float = 0.1
     dev_depth: int = 30
@@ -210,16 +208,7 @@ def _fit(
 ) -> tuple[FitResult, Pretrained]:
     setting, mesh = asked.setting, asked.setting.mesh
     ids = asked.queries.ids
-    held_out = None
-    if training.measure == "loss":
-        dev = split_by_hash(
-            [str(ids[row]) for row in lists.query_rows], training.dev_share
-        )
-        if dev.any() and not dev.all():
-            held_out, lists = (
-                lists.take(np.flatnonzero(dev)),
-                lists.take(np.flatnonzero(~dev)),
-            )
+    lists, dev = selection.held_out(training, lists, asked)
     steps = training.total(len(lists))
     featurizer = make_featurizer(_cut(student, training), asked, training.lengths)
     feed = Feed(
@@ -232,7 +221,7 @@ def _fit(
         host=jax.process_index(),
         hosts=jax.process_count(),
     )
-    evaluate = _evaluation(training, student, asked, featurizer, held_out, mesh)
+    evaluate = selection.evaluation(training, student, asked, featurizer, dev)
     say(
         f"training {student.spec.kind}: {steps} steps of {training.batch_size} lists "
         f"({len(lists):,} lists, {steps * training.batch_size / len(lists):.1f} epochs)"
@@ -247,7 +236,7 @@ def _fit(
         micro_batch=training.micro_batch,
         checkpoint_period=training.checkpoint_period,
         keep=training.keep,
-        eval_period=(training.eval_period or max(1, steps // 4)) if evaluate else None,
+        eval_period=selection.period(training, len(lists), steps) if evaluate else None,
         best_measure=training.measure if evaluate else None,
         best_mode="min" if training.measure == "loss" else "max",
         patience=training.patience if evaluate else None,
@@ -298,46 +287,3 @@ def make_featurizer(
         )
     pair = setting.pair_features(student, asked.queries)
     return Featurizer(kind=kind, pad_id=pad_id, pair=pair, buckets=lengths)
-
-
-def _evaluation(training, student, asked, featurizer, held_out, mesh):
-    """What is measured during training: held-out loss, or ranking of dev queries."""
-    measure, setting = training.measure, asked.setting
-    if measure is None:
-        return None
-    if measure == "loss":
-        if held_out is None:
-            return None
-        run = validation(
-            student.graphdef(),
-            training.objective,
-            lambda: once(
-                held_out,
-                featurizer,
-                training.batch_size,
-                multiple_of=sharding.data_devices(mesh),
-                host=jax.process_index(),
-                hosts=jax.process_count(),
-            ),
-            mesh,
-            at_once=training.chunk or training.micro_batch,
-        )
-        return lambda params, step: run(params)
-    if setting.dev is None:
-        raise UserError(
-            f"{measure} needs dev judgements, and the collection has none",
-            "use measure = 'loss', or None for the last checkpoint",
-        )
-    from distill_jax.ir.measures import evaluate
-
-    source = BM25(depth=training.dev_depth)
-    dev = dataclasses.replace(asked, queries=setting.dev.queries)
-    candidates = source(dev)
-
-    def rank_dev(params: Any, step: int) -> dict[str, float]:
-        del step
-        model = student.replace(params=params)
-        run = ranking.rerank(model, setting.dev.queries, candidates, setting)
-        return evaluate(run, setting.dev.qrels, [measure])
-
-    return rank_dev
