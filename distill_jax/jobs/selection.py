@@ -32,12 +32,24 @@ def held_out(
     """
     if training.measure != "loss":
         return lists, None
-    dev = split_by_hash(
-        [str(asked.queries.ids[row]) for row in lists.query_rows], training.dev_share
-    )
+    dev = split_by_hash(_names(lists, asked), training.dev_share)
     if not dev.any() or dev.all():
         return lists, None
     return lists.take(np.flatnonzero(~dev)), lists.take(np.flatnonzero(dev))
+
+
+def _names(lists: Lists, asked: Asked) -> list[str]:
+    """What each list is split by: its query's one known document, or else its query.
+
+    Queries that were made from one document ask nearly the same: all are on one side
+    (Tamber et al. 2025 split by passage).
+    """
+    names = []
+    for row in lists.query_rows:
+        query = str(asked.queries.ids[row])
+        known = asked.qrels.of(query) if asked.qrels is not None else ()
+        names.append(next(iter(known)) if len(known) == 1 else query)
+    return names
 
 
 def period(training: Training, lists: int, steps: int) -> int:

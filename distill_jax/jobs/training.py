@@ -47,7 +47,8 @@ class Training:
             measure on dev judgements ("nDCG@10"), or None for the last.
         eval_period: in steps, or "epoch"; None evaluates four times.
         patience: evaluations without a better one after which training stops.
-        dev_share: share of the lists held out (by query id) for "loss".
+        dev_share: share of the lists held out for "loss": by the document that a query
+            was made from, or by its id.
         stream: "seqio" or "arrays".
         query_length, doc_length: tokens read in training, where fewer than the student
             reads when it is used; None trains on what it reads.
