@@ -101,7 +101,8 @@ def evaluation(
             at_once=training.chunk or training.micro_batch,
         )
         return lambda params, step: run(params)
-    if setting.dev is None:
+    judged = setting.dev
+    if judged is None:
         raise UserError(
             f"{measure} needs dev judgements, and the collection has none",
             "use measure = 'loss', or None for the last checkpoint",
@@ -109,12 +110,12 @@ def evaluation(
     from distill_jax.ir.measures import evaluate
 
     source = BM25(depth=training.dev_depth)
-    candidates = source(dataclasses.replace(asked, queries=setting.dev.queries))
+    candidates = source(dataclasses.replace(asked, queries=judged.queries))
 
     def rank_dev(params: Any, step: int) -> dict[str, float]:
         del step
         model = student.replace(params=params)
-        run = ranking.rerank(model, setting.dev.queries, candidates, setting)
-        return evaluate(run, setting.dev.qrels, [measure])
+        run = ranking.rerank(model, judged.queries, candidates, setting)
+        return evaluate(run, judged.qrels, [measure])
 
     return rank_dev
