@@ -14,6 +14,7 @@ from distill_jax.jobs.console import Counter, say
 from distill_jax.jobs.setting import Setting
 from distill_jax.models.inference import encode_all, score_features
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.teaching.scorers import rows_of_queries
 
 ENCODERS = ("dual_encoder", "colbert", "splade")
 
@@ -47,8 +48,6 @@ def rank(
             "give a first stage (--gin.RUN, or BM25)",
         )
     candidates = first_stage.select(queries.ids).top(depth)
-    if model.spec.kind == "duo":
-        return _duo_rank(model, queries, candidates, setting)
     return rerank(model, queries, candidates, setting)
 
 
@@ -58,14 +57,19 @@ def rerank(
     candidates: Run,
     setting: Setting,
 ) -> Run:
-    """Scores every candidate of a run with any reranker or encoder.
+    """Reorders the candidates of a run by any reranker or encoder.
 
     Encoders score only the documents that the run names: cheap enough to be done
     during training.
+
+    Raises:
+        UserError: a query of the run that ``queries`` lacks.
     """
     candidates = candidates.on(setting.collection)
+    if model.spec.kind == "duo":
+        return _duo_rank(model, queries, candidates, setting)
     where = candidates.where
-    query_rows = queries.rows(list(candidates.query_ids))
+    query_rows = rows_of_queries(queries, list(candidates.query_ids))
     pair_queries = np.repeat(query_rows[:, None], where.shape[1], axis=1)[where]
     pair_docs = candidates.rows[where]
     if model.spec.kind in ENCODERS:
@@ -183,6 +187,6 @@ def _duo_rank(model, queries, candidates: Run, setting: Setting) -> Run:
         model,
         setting.pair_features(model, queries),
         queries,
-        candidates.on(setting.collection),
+        candidates,
         mesh=setting.mesh,
     )
