@@ -14,20 +14,20 @@ from typing import Any
 
 import jax
 
-from distill_jax.ir.errors import UserError, near
-from distill_jax.ir.files import write_json
+from distill_jax.ir.errors import UserError
 from distill_jax.ir.measures import evaluate_queries
 from distill_jax.ir.run import Run
 from distill_jax.jobs import ranking, reporting
-from distill_jax.jobs.behind import behind, of_path
+from distill_jax.jobs.behind import behind
 from distill_jax.jobs.candidates import BM25, Asked
 from distill_jax.jobs.console import say
 from distill_jax.jobs.describe import describe
 from distill_jax.jobs.export import AUTO, exported
+from distill_jax.jobs.models import Models
 from distill_jax.jobs.parts import part
 from distill_jax.jobs.setting import Setting, Split, open_setting
 from distill_jax.jobs.stage import Stage, Trip, run_stage
-from distill_jax.jobs.students import Student, load_model
+from distill_jax.jobs.students import Student
 from distill_jax.jobs.training import Stopped
 from distill_jax.models import sharding
 from distill_jax.models.pretrained import Pretrained
@@ -277,79 +277,3 @@ class Distill:
         )
         say(f"round {number}: dev {self.stop_measure} {mean:.4f}")
         return mean
-
-
-class Models:
-    """Models by name: checkpoints, and what earlier stages of this job trained."""
-
-    def __init__(self, job: Any, setting: Setting):
-        self.job = job
-        self.setting = setting
-        self.trained: dict[str, Trip] = {}
-        self.loaded: dict[str, Pretrained] = {}
-
-    def initial(self) -> Pretrained:
-        """The student that the job starts from, kept in ``MODEL_DIR/initial``."""
-        folder = Path(self.job.directory) / "initial"
-        inputs = {
-            "student": describe(self.job.student),
-            "seed": self.job.seed,
-            "collection": self.setting.collection.digest
-            if self.job.student.checkpoint is None
-            else None,
-            "weights": of_path(self.job.student.checkpoint),
-        }
-
-        def make(folder: Path) -> dict:
-            student = self.made(self.job.student)
-            if jax.process_index() == 0:
-                student.save(folder)
-                write_json(folder / "fresh.json", list(student.fresh))
-            return {"source": student.source, "fresh": list(student.fresh)}
-
-        made = part(folder, inputs, make, what="student")
-        if made["fresh"]:
-            names = ", ".join(made["fresh"][:4])
-            say(f"new weights, not in the checkpoint: {names}")
-        return Pretrained.read(folder)
-
-    def made(self, student: Student) -> Pretrained:
-        return student.make(
-            lambda: self.setting.collection.full_texts(), self.job.seed, self._path
-        )
-
-    def load(self, name: str, **overrides: Any) -> Pretrained:
-        """A checkpoint by path, ``initial``, ``stage:NAME`` or ``fresh:KIND:BACKBONE``.
-
-        Args:
-            overrides: what to make of it: ``kind`` and fields of its spec.
-        """
-        given = any(value is not None for value in overrides.values())
-        if name == "initial":
-            path = Path(self.job.directory) / "initial"
-            if not given:
-                return Pretrained.read(path)
-            name = str(path)
-        elif name.startswith("stage:"):
-            if not given:
-                return self._stage(name)
-            name = self._path(name)
-        key = repr((name, sorted(overrides.items())))
-        if key not in self.loaded:
-            self.loaded[key] = load_model(name, self.setting, **overrides)
-        return self.loaded[key]
-
-    def _stage(self, name: str) -> Pretrained:
-        stage = name.removeprefix("stage:")
-        if stage not in self.trained:
-            raise UserError(
-                f"no stage {stage!r} has been trained{near(stage, self.trained)}",
-                "a stage can name only stages before it",
-            )
-        return self.trained[stage].student
-
-    def _path(self, name: str) -> str:
-        if not name.startswith("stage:"):
-            return name
-        self._stage(name)
-        return str(self.trained[name.removeprefix("stage:")].directory / "student")

@@ -21,8 +21,8 @@ from distill_jax.ir.listing import lists_from_judgements
 from distill_jax.ir.run import Run
 from distill_jax.jobs.candidates import Asked
 from distill_jax.jobs.console import Counter, say
-from distill_jax.jobs.distill import Models
 from distill_jax.jobs.export import AUTO, exported
+from distill_jax.jobs.models import Models
 from distill_jax.jobs.parts import part
 from distill_jax.jobs.reporting import digest_versions, export_entry
 from distill_jax.jobs.setting import Setting, Split, open_setting

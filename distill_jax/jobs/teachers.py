@@ -91,8 +91,6 @@ class Model:
 
 def _overrides(teacher: Any) -> dict[str, Any]:
     """How a checkpoint is read, as far as the recipe says."""
-    if teacher.checkpoint == "initial" or teacher.checkpoint.startswith("stage:"):
-        return {}
     names = ("kind", "prompt", "query_length", "doc_length")
     values = {name: getattr(teacher, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}

@@ -9,7 +9,8 @@ import pytest
 from distill_jax.ir.errors import UserError
 from distill_jax.jobs.behind import behind, of_path
 from distill_jax.jobs.candidates import BM25, Fused, RunFile, Search
-from distill_jax.jobs.distill import Distill, Models
+from distill_jax.jobs.distill import Distill
+from distill_jax.jobs.models import Models
 from distill_jax.jobs.queries import Cropped, Generated, Synthetic, Written
 from distill_jax.jobs.stage import Stage, Training
 from distill_jax.jobs.students import Student
