@@ -1,0 +1,73 @@
+"""A target library's scores, computed in another process where it cannot share ours.
+
+TensorFlow and the CUDA builds of PyTorch (by Triton) each bring an LLVM, and a process
+that has loaded the one is ended by the other. SeqIO brings TensorFlow into training.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.ir.errors import UserError
+
+_CHILD = """
+import sys
+from distill_jax.export import elsewhere
+elsewhere.answer(sys.argv[1])
+"""
+
+
+def needed() -> bool:
+    """Whether this process has TensorFlow, and not PyTorch."""
+    return "tensorflow" in sys.modules and "torch" not in sys.modules
+
+
+def scores(
+    pretrained: Any, folder: Path, format: str, tuples: Sequence[tuple[str, ...]]
+) -> np.ndarray:
+    """What ``targets.scorer`` of these would say, by a process of its own.
+
+    Raises:
+        UserError: it ended without an answer.
+    """
+    with tempfile.TemporaryDirectory(prefix="verify-") as place:
+        bare = pretrained.replace(params={})
+        asked = bare, Path(folder).resolve(), format, list(tuples)
+        Path(place, "asked.pkl").write_bytes(pickle.dumps(asked))
+        path = os.pathsep.join([str(Path(part).resolve()) for part in sys.path])
+        done = subprocess.run(
+            [sys.executable, "-c", _CHILD, place],
+            env={**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+        )
+        found = Path(place, "scores.npy")
+        if done.returncode or not found.is_file():
+            told = done.stderr.strip().splitlines()[-1:] or ["no message"]
+            raise UserError(
+                f"{folder}: {format} did not read it (exit status {done.returncode}: "
+                f"{told[0]})",
+                "the student is saved; run export_hf.gin on it",
+            )
+        return np.load(found)
+
+
+def answer(place: str) -> None:
+    """The other process: reads what is asked, and leaves the scores beside it."""
+    from distill_jax.export import targets
+
+    # Written by ``scores`` a moment ago, into a folder that only this user can enter.
+    asked = pickle.loads(Path(place, "asked.pkl").read_bytes())
+    pretrained, folder, format, tuples = asked
+    _, score = targets.scorer(pretrained, folder, format)
+    assert score is not None
+    np.save(Path(place, "scores.npy"), np.asarray(score(tuples)))

