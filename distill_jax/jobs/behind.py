@@ -12,8 +12,11 @@ from typing import Any
 
 from distill_jax.ir.files import digest
 
-# Fields of sources, teachers and makers that name a file, a folder or a model.
+# Fields of sources, teachers and makers that name a file, a folder or a model, and
+# those that name a prompt: one that ships, or a file of these kinds.
 _NAMES = ("checkpoint", "path", "prompt", "kinds")
+_PROMPTS = ("prompt", "kinds")
+_PROMPT_FILES = (".json", ".txt")
 # A larger file is known by its size and time: reading it would take longer than asking.
 _LARGE = 256 << 20
 
@@ -48,6 +51,8 @@ def _named(field: str, name: Any, asked: Any) -> dict[str, str]:
         return {} if asked.student is None else {"student": asked.student.digest}
     if field == "checkpoint" and (name == "initial" or str(name).startswith("stage:")):
         return {name: asked.model(name).digest}
+    if field in _PROMPTS and not str(name).endswith(_PROMPT_FILES):
+        return {}
     found = of_path(name)
     return {} if found is None else {str(name): found}
 

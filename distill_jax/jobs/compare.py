@@ -95,25 +95,24 @@ def _split(reports: dict[str, dict]) -> str:
         path: found.get("provenance", {}).get("test split", "test")
         for path, found in reports.items()
     }
-    if len(set(splits.values())) > 1:
-        told = ", ".join(f"{path} on {split}" for path, split in splits.items())
-        raise UserError(
-            f"measured on different splits: {told}",
-            "evaluate them on the same one (SPLIT), then compare",
-        )
-    return next(iter(splits.values()))
+    return _the_one(splits, "on different splits", "on", "on the same one (SPLIT)")
 
 
 def _measure(reports: dict[str, dict]) -> str:
     """The measure whose values per query every report has."""
     measures = {path: found["queries"]["measure"] for path, found in reports.items()}
-    if len(set(measures.values())) > 1:
-        told = ", ".join(f"{path} by {measure}" for path, measure in measures.items())
+    todo = "by the same first measure (MEASURES)"
+    return _the_one(measures, "differently", "by", todo)
+
+
+def _the_one(values: dict[str, str], how: str, by: str, todo: str) -> str:
+    """What all folders were measured by; two that differ are told apart."""
+    if len(set(values.values())) > 1:
+        told = ", ".join(f"{path} {by} {value}" for path, value in values.items())
         raise UserError(
-            f"measured differently: {told}",
-            "evaluate them by the same first measure (MEASURES), then compare",
+            f"measured {how}: {told}", f"evaluate them {todo}, then compare"
         )
-    return next(iter(measures.values()))
+    return next(iter(values.values()))
 
 
 def _short(paths: tuple[str, ...]) -> dict[str, str]:

@@ -191,12 +191,21 @@ class Synthetic:
             "makers": describe(self),
             "seed": setting.seed,
             "held out": setting.test.queries.digest if setting.test else None,
-            **behind(self, asked),
+            **behind((self._asking(), self.round_trip), asked),
         }
         folder = asked.directory / "queries"
         part(folder, inputs, lambda folder: self._make(asked, folder), what="queries")
         _, queries, qrels = load_collection(f"beir:{folder}", split="train")
         return Split(queries=queries, qrels=qrels)
+
+    def _asking(self) -> tuple[Any, ...]:
+        """The makers that make queries."""
+        named = [m for m in self.makers if getattr(m, "checkpoint", "") is not None]
+        if not named:
+            raise UserError(
+                "nothing makes queries", "name a generator, or crop: @queries.Cropped()"
+            )
+        return tuple(named)
 
     def _make(self, asked: Asked, folder: Path) -> dict:
         from distill_jax.ir.dedup import near_duplicates
@@ -211,12 +220,9 @@ class Synthetic:
         found = survey(setting.collection, duplicates=duplicates)
         for notice in found.notices:
             say(f"note: {notice}")
-        makers = [m for m in self.makers if getattr(m, "checkpoint", "") is not None]
-        if not makers:
-            raise UserError(
-                "nothing makes queries", "name a generator, or crop: @queries.Cropped()"
-            )
-        made = Made.join([maker.make(asked, found.rows, folder) for maker in makers])
+        made = Made.join(
+            [maker.make(asked, found.rows, folder) for maker in self._asking()]
+        )
         funnel = Funnel(made).without_duplicates()
         if setting.test is not None:
             funnel.without(setting.test.queries, "test")

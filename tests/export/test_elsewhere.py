@@ -29,9 +29,17 @@ def test_another_process_says_the_same(tmp_path, monkeypatch):
     pytest.importorskip("sentence_transformers")
     model = weights.load(MINILM)
     monkeypatch.setattr(elsewhere, "needed", lambda: True)
+    asked, real = [], elsewhere.scores
+
+    def noted(*given):
+        asked.append(given[2])
+        return real(*given)
+
+    monkeypatch.setattr(elsewhere, "scores", noted)
     made = write(model, tmp_path / "export", format="sentence_transformers")
     readers = [reader["reader"] for reader in made["readers"]]
     assert any(reader.startswith("sentence-transformers") for reader in readers)
+    assert asked == ["sentence_transformers"]
     tuples = [("a query", "a document"), ("another", "one more document")]
     there = elsewhere.scores(
         model, tmp_path / "export", "sentence_transformers", tuples

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
 from distill_jax.ir.errors import UserError
 from distill_jax.jobs.behind import behind, of_path
-from distill_jax.jobs.candidates import BM25, Fused, RunFile, Search
+from distill_jax.jobs.candidates import BM25, Asked, Fused, RunFile, Search
 from distill_jax.jobs.distill import Distill
 from distill_jax.jobs.models import Models
 from distill_jax.jobs.queries import Cropped, Generated, Synthetic, Written
+from distill_jax.jobs.setting import open_setting
 from distill_jax.jobs.stage import Stage, Training
 from distill_jax.jobs.students import Student
 from distill_jax.jobs.teachers import LabelFile, Model
@@ -91,6 +93,25 @@ def test_no_test_on_what_is_trained_on():
         job(test_split="train")
 
 
-def test_a_generator_that_is_none_is_left_out(tmp_path):
-    queries = Synthetic(makers=(Generated(checkpoint=None), Cropped()))
-    assert behind(queries, SimpleNamespace(student=None)) == {}
+def test_a_prompt_that_ships_is_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims" / "notes").write_text("the user's own")
+    assert behind(Written(client=None, kinds=("claims",)), asked()) == {}
+
+
+def test_a_generator_that_is_none_is_left_out(toy, tmp_path):
+    setting = open_setting(tmp_path, toy, need=())
+    student = SimpleNamespace(digest="s0")
+    asks = Asked(
+        setting=setting, queries=None, student=student, model=None, directory=tmp_path
+    )  # type: ignore[arg-type]
+    none = Generated(checkpoint=None)
+    made = Synthetic(makers=(none, Cropped(min_words=2)))(asks)
+    assert len(made.queries) > 10
+    assert {query.split("|")[1] for query in made.queries.ids} == {"crop"}
+    # What is left out depends on nothing.
+    record = json.loads((tmp_path / "queries" / "part.json").read_text())
+    assert "student" not in record["inputs"]
+    with pytest.raises(UserError, match="nothing makes queries"):
+        Synthetic(makers=(none,))(asks)
