@@ -18,12 +18,13 @@ import gin
 from gin import config as gin_config
 from gin import config_parser
 
-from distill_jax.ir.bad_lines import tolerated
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import is_full, unwritable
-from distill_jax.jobs import recipes, trust
-from distill_jax.models import processes
+from distill_jax.cli import recipes, trust
+from distill_jax.io.bad_lines import tolerated
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import is_full, unwritable
+from distill_jax.runtime import processes
 from distill_jax.training.runfiles import Lock
+from distill_jax.workspace.console import duration
 
 # What gin can call by now, by name; it has no public form of this question.
 _REGISTRY = gin_config._REGISTRY
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
             command = recipes.command_line(argv)
             with alone():
                 status = job(config=gin.config_str(), command=command) or 0
-        print(f"finished in {recipes.duration(time.monotonic() - started)}")
+        print(f"finished in {duration(time.monotonic() - started)}")
         return status
     except UserError as error:
         print(error, file=sys.stderr)

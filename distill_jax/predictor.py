@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
-from distill_jax.models import texts as on_texts
+from distill_jax.inference import texts as on_texts
+from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained
 
 
@@ -30,13 +30,13 @@ def load(path: str | Path, kind: str | None = None, **options: Any) -> Predictor
             ``hf:NAME`` and ``package:MODULE/PATH``.
         kind: makes a base model a "reranker", "duo", "dual_encoder", "colbert",
             "splade" or "generator" (a T5 that writes queries).
-        **options: as for ``models.weights.load``: ``tokenizer=PATH`` and fields of
+        **options: as for ``weights.load``: ``tokenizer=PATH`` and fields of
             the spec, such as ``doc_length=256``.
 
     Raises:
         UserError: the folder is not recognised, or its files do not fit together.
     """
-    from distill_jax.models import weights
+    from distill_jax import weights
 
     return Predictor(weights.load(path, kind=kind, **options))
 
@@ -45,7 +45,7 @@ class Predictor:
     """A model with its tokenizer, for texts.
 
     Args:
-        pretrained: what ``models.weights.load`` or a training job gives.
+        pretrained: what ``weights.load`` or a training job gives.
         mesh: devices to run on; None is one device.
     """
 
@@ -91,7 +91,7 @@ class Predictor:
 
         Args:
             options: greedy by default; ``temperature=1.0, top_k=10`` sample as
-                docT5query does. See ``models.generator.generate``.
+                docT5query does. See ``inference.generate.generate``.
 
         Raises:
             UserError: the model is no query generator.

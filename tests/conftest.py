@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+pytest_plugins = ["tests.jobs.fixtures"]
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -10,8 +10,8 @@ import pytest
 from gin import config_parser
 
 from distill_jax import main
-from distill_jax.ir.errors import UserError
-from distill_jax.jobs import recipes
+from distill_jax.cli import recipes
+from distill_jax.io.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "gin_configs"

@@ -13,7 +13,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOREIGN = ("tensorflow", "seqio", "torch", "transformers", "scann", "matplotlib")
 OPTIONAL = (*FOREIGN, "tensorboard", "bm25s", "httpx", "faiss", "gin", "ir_datasets")
-CORE = ("ir", "ops", "batches", "protocols", "losses", "models", "training")
+GROUND = ("io", "text", "collections", "runs", "labels", "lists", "evaluation")
+CORE = (
+    *GROUND,
+    "ops",
+    "batches",
+    "protocols",
+    "losses",
+    "models",
+    "runtime",
+    "inference",
+    "weights",
+    "training",
+)
 ROOMS = ("inputs", "retrieval", "teaching", "synthesis", "export", "report")
 
 # Imports every module of some rooms, and tells what that did to the process. What the
@@ -81,7 +93,7 @@ def test_the_package_itself_is_light():
 
 
 def test_the_ground_floor_knows_no_jax():
-    found = probe([".ir"])
+    found = probe([f".{room}" for room in GROUND])
     assert not {"jax", "flax", *OPTIONAL} & set(found["loaded"])
     untouched(found)
 
@@ -94,7 +106,11 @@ def test_the_core_runs_where_nothing_else_is_installed():
     untouched(found)
 
 
-@pytest.mark.parametrize("rooms", [ROOMS, ("jobs", "predictor")], ids=["rooms", "jobs"])
+@pytest.mark.parametrize(
+    "rooms",
+    [ROOMS, ("workspace", "recipe", "jobs", "predictor")],
+    ids=["rooms", "jobs"],
+)
 def test_upper_floors_load_what_they_need_when_they_need_it(rooms):
     found = probe([f".{room}" for room in rooms], first=NUMERIC)
     assert not set(OPTIONAL) & set(found["loaded"])

@@ -7,9 +7,9 @@ import pytest
 import scipy.sparse
 
 import distill_jax
-from distill_jax.ir.errors import UserError
-from distill_jax.models.sharding import make_mesh
+from distill_jax.io.errors import UserError
 from distill_jax.predictor import Predictor
+from distill_jax.runtime.sharding import make_mesh
 from tests.export.forms import student
 
 DOCS = [

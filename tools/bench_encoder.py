@@ -30,7 +30,7 @@ from distill_jax.losses.mixture import Mixture, Term
 from distill_jax.models.bert import bert_sizes
 from distill_jax.models.dual_encoder import DualEncoderSpec
 from distill_jax.models.pretrained import graphdef_of, initial_params
-from distill_jax.models.sharding import make_mesh
+from distill_jax.runtime.sharding import make_mesh
 from distill_jax.training import optimizers, step
 from distill_jax.training import state as states
 
@@ -44,7 +44,7 @@ compare = functools.partial(side_by_side.compare, "sentence-transformers")
 def texts_of(collection: str | None, count: int) -> tuple[list[str], list[str]]:
     """Titles and abstracts."""
     if collection is not None:
-        from distill_jax.ir import load_collection
+        from distill_jax.collections.schemes import load_collection
 
         docs = load_collection(f"beir:{collection}", split="test")[0]
         rows = np.linspace(0, len(docs) - 1, count).astype(int)
@@ -74,7 +74,7 @@ def _theirs(dtype: str) -> Any:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from distill_jax.models.weights.folders import locate
+    from distill_jax.weights.folders import locate
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = SentenceTransformer(
@@ -119,10 +119,10 @@ class Padded:
 def bucketing(texts: list[str], rounds: int) -> None:
     """What sorting by length saves: the same texts, all padded to the longest."""
     import distill_jax
-    from distill_jax.ir.templates import Features
-    from distill_jax.ir.tokens import TokenStore
-    from distill_jax.models.inference import encode_all
+    from distill_jax.inference.forward import encode_all
     from distill_jax.models.templates import side_template
+    from distill_jax.text.templates import Features
+    from distill_jax.text.token_store import TokenStore
 
     model = distill_jax.load(MINILM).pretrained
     store = TokenStore.build(texts, model.tokenizer)

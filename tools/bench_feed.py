@@ -18,15 +18,15 @@ import numpy as np
 
 from distill_jax.inputs.feed import Feed
 from distill_jax.inputs.streams import ArrayStream, SeqioStream
-from distill_jax.jobs.candidates import BM25, Asked
-from distill_jax.jobs.examples import Judged
-from distill_jax.jobs.setting import open_setting
-from distill_jax.jobs.students import Student
-from distill_jax.jobs.training import make_featurizer
 from distill_jax.losses import Listwise, softmax_cross_entropy
-from distill_jax.models.sharding import make_mesh
+from distill_jax.recipe.candidates import BM25, Asked
+from distill_jax.recipe.examples import Judged
+from distill_jax.recipe.students import Student
+from distill_jax.recipe.training import make_featurizer
+from distill_jax.runtime.sharding import make_mesh
 from distill_jax.training.loop import Fit
 from distill_jax.training.optimizers import adamw
+from distill_jax.workspace.context import open_setting
 
 STREAMS = {"arrays": ArrayStream, "seqio": SeqioStream}
 

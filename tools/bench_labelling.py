@@ -19,14 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from distill_jax.ir.collection import Queries
-from distill_jax.ir.templates import Features
-from distill_jax.ir.tokenizer import Tokenizer
-from distill_jax.ir.tokens import TokenStore
+from distill_jax.collections.collection import Queries
 from distill_jax.models.bert import bert_sizes
 from distill_jax.models.pretrained import Pretrained, initial_params
 from distill_jax.models.reranker import RerankerSpec
 from distill_jax.teaching.scorers import label_run
+from distill_jax.text.templates import Features
+from distill_jax.text.token_store import TokenStore
+from distill_jax.text.tokenizer import Tokenizer
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     from sentence_transformers import CrossEncoder
 
     from distill_jax import export
-    from distill_jax.ir import load_collection
+    from distill_jax.collections.schemes import load_collection
     from distill_jax.retrieval import BM25
 
     docs, queries, _ = load_collection(options.collection, split="test")

@@ -30,13 +30,13 @@ import side_by_side
 from flax import nnx
 
 from distill_jax.batches import PairBatch, Targets
-from distill_jax.ir.buckets import ladder, plan, waste
 from distill_jax.losses import pointwise_cross_entropy
 from distill_jax.losses.mixture import Mixture, Term
 from distill_jax.models import t5
 from distill_jax.models.pretrained import graphdef_of, initial_params
 from distill_jax.models.reranker import RerankerSpec
-from distill_jax.models.sharding import make_mesh
+from distill_jax.runtime.sharding import make_mesh
+from distill_jax.text.buckets import ladder, plan, waste
 from distill_jax.training import optimizers, step
 from distill_jax.training import state as states
 
@@ -53,7 +53,7 @@ def sequences(collection: str | None, count: int, vocab_size: int) -> list[np.nd
         # Log-normal, matched to the MS MARCO pairs that the docstring describes.
         lengths = np.clip(np.exp(rng.normal(4.17, 0.31, count)), 20, 191)
     else:
-        from distill_jax.ir import load_collection
+        from distill_jax.collections.schemes import load_collection
 
         docs, queries, qrels = load_collection(collection, split="test")
         pairs = [(q, d) for q in qrels.query_ids for d in qrels.of(q)][:count]

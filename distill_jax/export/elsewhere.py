@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 
 _CHILD = """
 import sys

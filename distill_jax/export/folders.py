@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import write_json
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import write_json
 
 MARK = "verification.json"
 # Of a ColBERT these are read from the folder itself; word ids from the tokenizer.

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from distill_jax.export.folders import as_numpy, note_of, write_model
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import write_json
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import write_json
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.t5 import T5Sizes
-from distill_jax.models.weights import bert, t5
-from distill_jax.models.weights.students import WHOLE
+from distill_jax.weights import bert, t5
+from distill_jax.weights.students import WHOLE
 
 
 def write(pretrained: Pretrained, folder: Path) -> None:

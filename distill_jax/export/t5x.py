@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from distill_jax.export.folders import as_numpy, note_of
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import atomic_write, write_json
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import atomic_write, write_json
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.t5 import T5Sizes
-from distill_jax.models.weights import t5x
-from distill_jax.models.weights.students import WHOLE
-from distill_jax.models.weights.t5x_folders import NOTE, PROJECTION
+from distill_jax.weights import t5x
+from distill_jax.weights.students import WHOLE
+from distill_jax.weights.t5x_folders import NOTE, PROJECTION
 
 # msgpack cannot hold more in one extension; T5X stores larger arrays beside the file.
 _LARGEST = 2**32 - 2**10

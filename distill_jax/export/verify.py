@@ -15,13 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from distill_jax import weights
 from distill_jax.export import elsewhere, targets
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.tokenizer import Tokenizer
-from distill_jax.models import weights
+from distill_jax.inference.texts import score_tuples
+from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.templates import side_template
-from distill_jax.models.texts import score_tuples
+from distill_jax.text.tokenizer import Tokenizer
 
 QUERIES = (
     "how do vaccines protect against infection",

@@ -17,10 +17,10 @@ import numpy as np
 
 from distill_jax.batches import Batch, DualBatch, DuoBatch, PairBatch, Targets
 from distill_jax.inputs.streams import ArrayStream, SeqioStream
-from distill_jax.ir.buckets import bucket_of
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.lists import FIELDS, Lists, empty_lists
-from distill_jax.ir.templates import Features
+from distill_jax.io.errors import UserError
+from distill_jax.lists.lists import FIELDS, Lists, empty_lists
+from distill_jax.text.buckets import bucket_of
+from distill_jax.text.templates import Features
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

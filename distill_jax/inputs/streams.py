@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import read_json, write_json
-from distill_jax.ir.lists import FIELDS, Lists
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import read_json, write_json
+from distill_jax.lists.lists import FIELDS, Lists
 
 Example = dict[str, np.ndarray]
 

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax import report
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import read_json
-from distill_jax.jobs import ranking
-from distill_jax.jobs.candidates import BM25, Asked
-from distill_jax.jobs.setting import Setting, open_setting
-from distill_jax.models import weights
+from distill_jax import report, weights
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import read_json
 from distill_jax.models.pretrained import Pretrained, flatten
+from distill_jax.recipe.candidates import BM25, Asked
+from distill_jax.workspace import ranking
+from distill_jax.workspace.context import Setting, open_setting
 
 _TIMED = 64  # queries that speed is measured with
 _DEPTH = 100

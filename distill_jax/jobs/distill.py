@@ -14,23 +14,24 @@ from typing import Any
 
 import jax
 
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.measures import evaluate_queries
-from distill_jax.ir.run import Run
-from distill_jax.jobs import ranking, reporting
-from distill_jax.jobs.behind import behind
-from distill_jax.jobs.candidates import BM25, Asked
-from distill_jax.jobs.console import say
-from distill_jax.jobs.describe import describe
+from distill_jax.evaluation.measures import evaluate_queries
+from distill_jax.io.errors import UserError
+from distill_jax.jobs import reporting
 from distill_jax.jobs.export import AUTO, exported
-from distill_jax.jobs.models import Models
-from distill_jax.jobs.parts import part
-from distill_jax.jobs.setting import Setting, Split, open_setting
-from distill_jax.jobs.stage import Stage, Trip, run_stage
-from distill_jax.jobs.students import Student
-from distill_jax.jobs.training import Stopped
-from distill_jax.models import sharding
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.recipe.candidates import BM25, Asked
+from distill_jax.recipe.models import Models
+from distill_jax.recipe.stage import Stage, Trip, run_stage
+from distill_jax.recipe.students import Student
+from distill_jax.recipe.training import Stopped
+from distill_jax.runs.run import Run
+from distill_jax.runtime import sharding
+from distill_jax.workspace import ranking
+from distill_jax.workspace.behind import behind
+from distill_jax.workspace.cached_step import part
+from distill_jax.workspace.console import say
+from distill_jax.workspace.context import Setting, Split, open_setting
+from distill_jax.workspace.describe import describe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 
 from distill_jax import report
-from distill_jax.ir import answers
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.measures import evaluate_queries, measured_names, ties
-from distill_jax.ir.run import Run
-from distill_jax.jobs import answering, ranking
-from distill_jax.jobs.candidates import BM25, Asked
-from distill_jax.jobs.console import say
-from distill_jax.jobs.setting import Setting, open_setting
-from distill_jax.jobs.students import load_model
-from distill_jax.models import sharding
+from distill_jax.evaluation import answers
+from distill_jax.evaluation.measures import evaluate_queries, measured_names, ties
+from distill_jax.io.errors import UserError
+from distill_jax.recipe import answering
+from distill_jax.recipe.candidates import BM25, Asked
+from distill_jax.recipe.students import load_model
+from distill_jax.runs.run import Run
+from distill_jax.runtime import sharding
+from distill_jax.workspace import ranking
+from distill_jax.workspace.console import say
+from distill_jax.workspace.context import Setting, open_setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

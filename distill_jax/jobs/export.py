@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_jax.ir.files import read_json
-from distill_jax.jobs.setting import Setting
-from distill_jax.models import weights
+from distill_jax import weights
+from distill_jax.io.files import read_json
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.workspace.context import Setting
 
 AUTO = "auto"
 

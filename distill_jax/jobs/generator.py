@@ -15,21 +15,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import digest, read_json, write_json
-from distill_jax.ir.listing import lists_from_judgements
-from distill_jax.ir.run import Run
-from distill_jax.jobs.candidates import Asked
-from distill_jax.jobs.console import Counter, say
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import digest, read_json, write_json
 from distill_jax.jobs.export import AUTO, exported
-from distill_jax.jobs.models import Models
-from distill_jax.jobs.parts import part
 from distill_jax.jobs.reporting import digest_versions, export_entry
-from distill_jax.jobs.setting import Setting, Split, open_setting
-from distill_jax.jobs.students import Student
-from distill_jax.jobs.training import Stopped, Training, train
-from distill_jax.models import sharding
+from distill_jax.lists.building import lists_from_judgements
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.models import Models
+from distill_jax.recipe.students import Student
+from distill_jax.recipe.training import Stopped, Training, train
+from distill_jax.runs.run import Run
+from distill_jax.runtime import sharding
+from distill_jax.workspace.cached_step import part
+from distill_jax.workspace.console import Counter, say
+from distill_jax.workspace.context import Setting, Split, open_setting
 
 SYSTEMS = ("cropped", "generated", "human")
 

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 
 from distill_jax import report
-from distill_jax.ir import diagnostics
-from distill_jax.jobs.candidates import Asked
-from distill_jax.jobs.console import say
-from distill_jax.jobs.queries import Training
-from distill_jax.jobs.setting import Setting, Split, open_setting
-from distill_jax.jobs.students import Student, load_model
-from distill_jax.models import sharding
+from distill_jax.evaluation import diagnostics
+from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.queries import Training
+from distill_jax.recipe.students import Student, load_model
+from distill_jax.runtime import sharding
+from distill_jax.workspace.console import say
+from distill_jax.workspace.context import Setting, Split, open_setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ class Label:
             pairs = self.pairwise(asked, labels)
             say(f"{int(pairs.where.sum()):,} pairs: {self.desk.directory}/labels/pairs")
         if self.tfds:
-            from distill_jax.ir.label_tfds import to_tfds
+            from distill_jax.labels.tfds import to_tfds
 
             to_tfds(labels, Path(self.desk.directory) / "tfds")
         _publish(
@@ -183,7 +183,7 @@ def _publish(desk, setting, asked, command, *, run, labels=None, pairs=None) -> 
     }
     if judged:
         assert qrels is not None
-        from distill_jax.ir.measures import evaluate_queries
+        from distill_jax.evaluation.measures import evaluate_queries
 
         names = ["nDCG@10", "RR@10", "R@100"]
         systems = {"candidates": evaluate_queries(run, qrels, names)}
@@ -214,7 +214,7 @@ def _publish(desk, setting, asked, command, *, run, labels=None, pairs=None) -> 
 
 def _planned(desk: Desk, *parts: Any) -> int:
     """What a data job would do, in counts."""
-    from distill_jax.jobs.describe import describe
+    from distill_jax.workspace.describe import describe
 
     setting, asked = desk.open()
     queries = len(asked.queries) if asked.queries is not None else 0

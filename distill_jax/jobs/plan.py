@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 
-from distill_jax.ir.collection import Queries
-from distill_jax.ir.errors import UserError
+from distill_jax.collections.collection import Queries
+from distill_jax.io.errors import UserError
 from distill_jax.jobs import plan_step
-from distill_jax.jobs.candidates import Asked
-from distill_jax.jobs.setting import Setting, Split
-from distill_jax.models import sharding
+from distill_jax.recipe.candidates import Asked
+from distill_jax.runtime import sharding
+from distill_jax.workspace.context import Setting, Split
 
 STAND_IN = "a question of about eight words or so"
 

@@ -13,16 +13,16 @@ import jax
 import numpy as np
 from flax import nnx
 
+from distill_jax import weights
 from distill_jax.batches import DualBatch, DuoBatch, PairBatch, Targets
-from distill_jax.ir.buckets import bucket_of
-from distill_jax.ir.errors import UserError
-from distill_jax.jobs.students import Student
-from distill_jax.jobs.training import Training
-from distill_jax.models import weights
+from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import abstract_params, graphdef_of
-from distill_jax.models.weights.folders import locate
-from distill_jax.models.weights.students import spec_class
+from distill_jax.recipe.students import Student
+from distill_jax.recipe.training import Training
+from distill_jax.text.buckets import bucket_of
 from distill_jax.training.memory import step_memory
+from distill_jax.weights.folders import locate
+from distill_jax.weights.students import spec_class
 
 LITERALS = 12  # tokens of a template around its fields, at most
 LARGEST = 4 << 30  # bytes of a checkpoint that is read to plan with it

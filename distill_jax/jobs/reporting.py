@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from distill_jax import report
-from distill_jax.ir import diagnostics
-from distill_jax.ir.files import digest, read_json
-from distill_jax.ir.labels import TeacherLabels
-from distill_jax.ir.measures import evaluate_queries, ties
-from distill_jax.ir.run import Run
-from distill_jax.jobs.console import say
+from distill_jax.evaluation import diagnostics
+from distill_jax.evaluation.measures import evaluate_queries, ties
+from distill_jax.io.files import digest, read_json
+from distill_jax.labels.labels import TeacherLabels
+from distill_jax.runs.run import Run
+from distill_jax.workspace.console import say
 
 VERSIONED = ("distill_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 

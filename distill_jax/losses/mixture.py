@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from distill_jax.batches import Batch
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.ops import masked
 
 Parts: TypeAlias = dict[str, Float[Array, ""]]

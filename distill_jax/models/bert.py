@@ -3,7 +3,7 @@
 The layer is the post-norm transformer of Devlin et al. 2019 (arXiv 1810.04805);
 ELECTRA (Clark et al. 2020, arXiv 2003.10555) adds a projection behind narrower
 embeddings. Names of parameters are this file's attribute paths;
-``models.weights.bert`` maps them to and from Hugging Face folders. Heads are in
+``weights.bert`` maps them to and from Hugging Face folders. Heads are in
 ``models.bert_heads``.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from distill_jax.ir.errors import UserError, near
+from distill_jax.io.errors import UserError, near
 from distill_jax.models.attention import (
     MultiHeadAttention,
     dropout,

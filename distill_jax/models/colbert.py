@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from distill_jax.batches import DualBatch
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.models.bert import BertSizes
 from distill_jax.models.encoder_spec import EncoderSpec, build_encoder, pad_id
 from distill_jax.ops.masked import token_mask

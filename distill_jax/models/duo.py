@@ -64,7 +64,7 @@ class DuoSpec:
     @property
     def template(self):
         """The ``ir.templates.Template`` that joins a query and two documents."""
-        from distill_jax.ir.templates import Template
+        from distill_jax.text.templates import Template
 
         lengths = {
             "query": self.query_length,

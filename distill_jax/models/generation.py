@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.models.attention import MASKED, MultiHeadAttention, attend
 from distill_jax.models.pretrained import graphdef_of
 from distill_jax.models.t5 import PAD_ID, START_ID, T5, T5Sizes

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from distill_jax.models.processes import is_deterministic
+from distill_jax.runtime.processes import is_deterministic
 
 # cuDNN's flash attention begins with Ampere. Hopper reads heads of 256; 128 is what
 # every card from there on does.

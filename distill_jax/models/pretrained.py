@@ -1,6 +1,6 @@
 """A model at rest: how to build it, its parameters, and its tokenizer.
 
-This is what every reader of ``models.weights`` returns, what every writer of
+This is what every reader of ``weights`` returns, what every writer of
 ``export`` takes, and what training starts from and ends with.
 """
 
@@ -15,10 +15,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import digest, read_json, write_json
-from distill_jax.ir.tokenizer import Tokenizer
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import digest, read_json, write_json
 from distill_jax.models.specs import from_json, to_json
+from distill_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

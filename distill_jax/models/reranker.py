@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from distill_jax.batches import PairBatch
-from distill_jax.ir.errors import UserError, near
+from distill_jax.io.errors import UserError, near
 from distill_jax.models.t5 import T5, T5Sizes
 
 MONOT5 = "Query: {query} Document: {document} Relevant:</s>"
@@ -160,7 +160,7 @@ class RerankerSpec:
     @property
     def template(self):
         """The ``ir.templates.Template`` that joins query and document."""
-        from distill_jax.ir.templates import Template
+        from distill_jax.text.templates import Template
 
         return Template(
             self.prompt, {"query": self.query_length, "document": self.doc_length}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.models.bert import BertEncoder, BertSizes, check_choice
 from distill_jax.models.bert_heads import VocabularyHead
 from distill_jax.models.dual_encoder import TwoTowers

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from flax import nnx
 
-from distill_jax.ir.errors import UserError, near
+from distill_jax.io.errors import UserError, near
 
 if TYPE_CHECKING:
     from distill_jax.models.t5 import T5

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.templates import Template
-from distill_jax.ir.tokenizer import Tokenizer
+from distill_jax.io.errors import UserError
+from distill_jax.text.templates import Template
+from distill_jax.text.tokenizer import Tokenizer
 
 
 def side_template(spec: Any, side: str, tokenizer: Tokenizer) -> Template:

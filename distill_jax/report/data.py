@@ -33,8 +33,8 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.significance import bootstrap_interval, compare_all
+from distill_jax.evaluation.significance import bootstrap_interval, compare_all
+from distill_jax.io.errors import UserError
 
 PerQuery = Mapping[str, Mapping[str, Mapping[str, float]]]
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_jax.ir.files import atomic_write
-from distill_jax.ir.tfrecord import delimited, fixed32, fixed64, integer, write_records
+from distill_jax.io.files import atomic_write
+from distill_jax.io.tfrecord import delimited, fixed32, fixed64, integer, write_records
 
 _VERSION = b"brain.Event:2"
 _STRING = 7  # DT_STRING of TensorFlow's types.proto

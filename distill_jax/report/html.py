@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from distill_jax.ir.files import atomic_write
+from distill_jax.io.files import atomic_write
 from distill_jax.report import sections
 from distill_jax.report.curves import read_metrics
 from distill_jax.report.marks import text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distill_jax.ir.significance import p_text
+from distill_jax.evaluation.significance import p_text
 from distill_jax.report import curves, plots
 from distill_jax.report.comparisons import tests_table
 from distill_jax.report.marks import duration, fixed, number, signed, text

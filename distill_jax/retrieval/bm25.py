@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import digest
-from distill_jax.ir.run import Run
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import digest
 from distill_jax.retrieval import folder, lexical
 from distill_jax.retrieval.postings import Postings
 from distill_jax.retrieval.ties import tie_ranks
+from distill_jax.runs.run import Run
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

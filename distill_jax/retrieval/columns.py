@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import read_json, write_json
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import read_json, write_json
 
 _DTYPES = ("float32", "float16", "bfloat16", "int8", "int32", "int64")
 

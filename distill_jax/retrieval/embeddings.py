@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import digest, read_json, write_json
-from distill_jax.models.inference import encode_all, encode_features
+from distill_jax.inference.forward import encode_all, encode_features
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import digest, read_json, write_json
 from distill_jax.retrieval.columns import Columns, QuantisedVectors, quantise
 from distill_jax.retrieval.token_vectors import TokenVectors
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.run import Run
 from distill_jax.retrieval import folder
 from distill_jax.retrieval.postings import check_k
 from distill_jax.retrieval.ties import rows_of, tie_ranks
 from distill_jax.retrieval.vectors import as_float32, check_docs, check_queries
+from distill_jax.runs.run import Run
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

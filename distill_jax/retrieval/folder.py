@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import atomic_write, read_json, write_json
-from distill_jax.ir.strings import StringTable
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import atomic_write, read_json, write_json
+from distill_jax.io.strings import StringTable
 
 FORMAT = 1
 _INDEX = "index.json"

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.run import Run
+from distill_jax.io.errors import UserError
 from distill_jax.retrieval import folder, maxsim
 from distill_jax.retrieval.exact import Exact, best
 from distill_jax.retrieval.muvera import FixedDimensional
@@ -25,6 +24,7 @@ from distill_jax.retrieval.scann import Scann, recall_of
 from distill_jax.retrieval.ties import rows_of, tie_ranks
 from distill_jax.retrieval.token_vectors import TokenVectors
 from distill_jax.retrieval.vectors import as_float32, blocks
+from distill_jax.runs.run import Run
 
 # Queries that an exhaustive search scores against a tile of docs at once.
 _QUERIES = 32

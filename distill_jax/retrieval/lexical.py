@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 
 # Lucene's EnglishAnalyzer.ENGLISH_STOP_WORDS_SET.
 _ENGLISH = (

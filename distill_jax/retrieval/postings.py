@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.retrieval.ties import rows_of
 
 # Queries that one thread takes at a time: few enough to balance, many enough to

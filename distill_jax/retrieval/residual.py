@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 
 _ROWS = 8192
 _SAMPLE = 1 << 17

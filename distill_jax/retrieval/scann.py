@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.run import Run
+from distill_jax.io.errors import UserError
 from distill_jax.retrieval import folder, scann_assets, scann_build
 from distill_jax.retrieval.exact import Exact
 from distill_jax.retrieval.postings import check_k
@@ -33,6 +32,7 @@ from distill_jax.retrieval.vectors import (
     check_queries,
     normalise,
 )
+from distill_jax.runs.run import Run
 
 _SAMPLE = 256
 _ASSETS = "scann"

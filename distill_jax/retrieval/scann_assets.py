@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from distill_jax.ir.errors import UserError, clip
+from distill_jax.io.errors import UserError, clip
 
 _LISTING = "scann_assets.pbtxt"
 # The lines that ScaNN writes there. Its reader takes any text-proto, where a path may

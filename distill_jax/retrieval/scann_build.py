@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.files import room_for
+from distill_jax.io.files import room_for
 from distill_jax.retrieval.scann_import import module
 from distill_jax.retrieval.vectors import as_float32, blocks, normalise
 

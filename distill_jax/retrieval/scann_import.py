@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 
 _PROBE = """
 import sys

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distill_jax.ir.strings import arrow_strings
+from distill_jax.io.strings import arrow_strings
 
 
 def tie_ranks(doc_ids: Sequence[str]) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

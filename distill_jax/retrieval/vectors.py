@@ -7,7 +7,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 
 SIMILARITIES = ("dot", "cosine")
 

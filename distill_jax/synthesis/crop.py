@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.collection import Collection
+from distill_jax.collections.collection import Collection
 from distill_jax.synthesis import seeds
 from distill_jax.synthesis.made import Made
 from distill_jax.synthesis.sentences import sentences, words

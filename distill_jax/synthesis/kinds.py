@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from distill_jax.ir import prompt_files
-from distill_jax.ir.collection import Collection
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import digest, read_jsonl
+from distill_jax.collections.collection import Collection
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import digest, read_jsonl
 from distill_jax.synthesis import seeds
+from distill_jax.text import prompt_files
 
 
 @dataclasses.dataclass(frozen=True)

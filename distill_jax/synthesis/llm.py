@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from distill_jax.ir.collection import Collection
+from distill_jax.collections.collection import Collection
 from distill_jax.synthesis import kinds as query_kinds
 from distill_jax.synthesis import replies, seeds, shards
 from distill_jax.synthesis.made import Made

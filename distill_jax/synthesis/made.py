@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.collection import Collection, Queries
-from distill_jax.ir.files import atomic_write, write_json
-from distill_jax.ir.qrels import Qrels
+from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.qrels import Qrels
+from distill_jax.io.files import atomic_write, write_json
 from distill_jax.synthesis import seeds
 
 

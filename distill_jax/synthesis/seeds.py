@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 
 
 def seed_of(seed: int, *parts: object) -> int:

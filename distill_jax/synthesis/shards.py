@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.collection import Collection
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import atomic_write, digest, read_json, read_jsonl, write_json
+from distill_jax.collections.collection import Collection
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import atomic_write, digest, read_json, read_jsonl, write_json
 from distill_jax.synthesis.made import Made
 
 Record = tuple[int, str, int, str]

@@ -7,8 +7,8 @@ import unicodedata
 
 import numpy as np
 
-from distill_jax.ir.collection import Collection
-from distill_jax.ir.dedup import Duplicates
+from distill_jax.collections.collection import Collection
+from distill_jax.lists.dedup import Duplicates
 
 LONG = 20_000
 """Characters from which a document is called very long; only its head is read."""

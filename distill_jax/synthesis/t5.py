@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.buckets import buckets_up_to, plan
-from distill_jax.ir.collection import Collection
-from distill_jax.ir.templates import Features, Template
-from distill_jax.ir.tokens import TokenStore
+from distill_jax.collections.collection import Collection
 from distill_jax.models.templates import side_template
 from distill_jax.synthesis import replies, seeds, shards
 from distill_jax.synthesis.made import Made
+from distill_jax.text.buckets import buckets_up_to, plan
+from distill_jax.text.templates import Features, Template
+from distill_jax.text.token_store import TokenStore
 
 TEMPLATE = Template("{document}</s>", {"document": 511})
 _BATCH_MULTIPLE = 32
@@ -62,7 +62,7 @@ def generate(
         tokens_per_batch: encoder tokens at a time.
         directory: shards of finished documents; a rerun goes on after them.
         decode: ``(pretrained, tokens[M, L], seeds=uint32[M], ...) -> tokens[M, T]``;
-            ``models.generator.generate`` by default.
+            ``inference.generate.generate`` by default.
         progress: called with (documents done, documents).
     """
     tokenizer = pretrained.tokenizer
@@ -180,6 +180,6 @@ def _round_up(length: int, multiple: int = 8) -> int:
 
 
 def _decode(pretrained: Any, tokens: np.ndarray, **options: Any) -> Any:
-    from distill_jax.models.generator import generate as decode
+    from distill_jax.inference.generate import generate as decode
 
     return decode(pretrained, tokens, **options)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distill_jax.ir.files import atomic_write
-from distill_jax.ir.tokens import TokenStore
+from distill_jax.io.files import atomic_write
+from distill_jax.text.token_store import TokenStore
 
 _KEY = np.dtype([("first", "<u8"), ("second", "<u8"), ("third", "<u8")])
 

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from distill_jax.ir.errors import UserError
-from distill_jax.models import processes
+from distill_jax.io.errors import UserError
+from distill_jax.runtime import processes
 from distill_jax.teaching.ledger import Ledger, Limit
 from distill_jax.teaching.sessions import Session
 
@@ -160,7 +160,7 @@ class LocalModel:
     """A T5 with a language-model head as the LLM.
 
     Attributes:
-        checkpoint: what ``models.weights.load`` takes.
+        checkpoint: what ``weights.load`` takes.
         longest: prompts of more tokens fail; they are never cut silently.
         top_k, top_p: of sampling, where a request's temperature is not 0.
         tokens_per_batch: encoder tokens computed at once.
@@ -181,7 +181,7 @@ class LocalModel:
     ) -> LocalSession:
         """Loads the model; the folder gets a ledger of what was asked."""
         if load is None:
-            from distill_jax.models.weights import load as load
+            from distill_jax.weights import load as load
         pretrained = load(self.checkpoint)
         backbone = getattr(pretrained.spec, "backbone", None)
         if decode is None and not getattr(backbone, "decoder_layers", 0):
@@ -213,7 +213,7 @@ class LocalSession:
         self._decode = decode
 
     def complete_all(self, requests: Sequence[Any]) -> list[str | None]:
-        from distill_jax.ir.buckets import buckets_up_to, plan
+        from distill_jax.text.buckets import buckets_up_to, plan
 
         began = time.monotonic()
         tokenizer = self.pretrained.tokenizer

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from distill_jax.ir.collection import Collection, Queries
-from distill_jax.ir.draws import generator
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import digest
-from distill_jax.ir.run import Run
+from distill_jax.collections.collection import Collection, Queries
+from distill_jax.io.draws import generator
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import digest
+from distill_jax.runs.run import Run
 from distill_jax.teaching import parsing, prompts, windows
 from distill_jax.teaching.clients import Request
 

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.ir.collection import Queries
-from distill_jax.ir.draws import generator
-from distill_jax.ir.label_files import LabelWriter, stored_counts
-from distill_jax.ir.labels import PairLabels, TeacherLabels
-from distill_jax.ir.run import Run
-from distill_jax.ir.templates import Features
-from distill_jax.models.inference import score_features
+from distill_jax.collections.collection import Queries
+from distill_jax.inference.forward import score_features
+from distill_jax.io.draws import generator
+from distill_jax.labels.labels import PairLabels, TeacherLabels
+from distill_jax.labels.store import LabelWriter, stored_counts
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.runs.run import Run
 from distill_jax.teaching.scorers import certificate, rows_of_queries
+from distill_jax.text.templates import Features
 
 Progress = Callable[[int, int], Any]
 

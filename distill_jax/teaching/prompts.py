@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_jax.ir import prompt_files
-from distill_jax.ir.collection import Collection
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import digest
+from distill_jax.collections.collection import Collection
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import digest
+from distill_jax.text import prompt_files
 
 Turn = dict[str, str]
 

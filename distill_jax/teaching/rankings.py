@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distill_jax.ir.collection import Collection, Queries
-from distill_jax.ir.draws import generator
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import digest
-from distill_jax.ir.label_files import LabelWriter, stored_counts
-from distill_jax.ir.labels import TeacherLabels
-from distill_jax.ir.run import Run
+from distill_jax.collections.collection import Collection, Queries
+from distill_jax.io.draws import generator
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import digest
+from distill_jax.labels.labels import TeacherLabels
+from distill_jax.labels.store import LabelWriter, stored_counts
+from distill_jax.runs.run import Run
 from distill_jax.teaching import parsing, prompts, windows
 from distill_jax.teaching.listwise import Method, Sitting, passes_over, wave
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distill_jax.ir.collection import Collection, Queries
-from distill_jax.ir.draws import generator
-from distill_jax.ir.files import digest
-from distill_jax.ir.run import Run
+from distill_jax.collections.collection import Collection, Queries
+from distill_jax.io.draws import generator
+from distill_jax.io.files import digest
+from distill_jax.runs.run import Run
 from distill_jax.teaching import prompts
 from distill_jax.teaching.chat import estimated_tokens
 from distill_jax.teaching.clients import Request

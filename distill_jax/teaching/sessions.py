@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_jax.ir.errors import Unfinished, UserError
+from distill_jax.io.errors import Unfinished, UserError
 from distill_jax.teaching import chat
 from distill_jax.teaching.ledger import Ledger, Replies, reply_key
 from distill_jax.teaching.limits import Backoff, Gate, Rate

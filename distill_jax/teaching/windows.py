@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 
 
 def windows(count: int, window: int, step: int) -> list[tuple[int, int]]:

@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import read_json
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import read_json
 from distill_jax.training.manifest import (
     damage,
     read_sealed,

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.training.prefetch import Fed
 
 _log = logging.getLogger(__name__)

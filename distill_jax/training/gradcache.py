@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 
 Gradient = Callable[[Any, Any, Any], tuple[tuple[Any, dict], Any]]
 

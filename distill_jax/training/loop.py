@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 
-from distill_jax.ir.errors import UserError
-from distill_jax.models.processes import loss_told
+from distill_jax.io.errors import UserError
+from distill_jax.runtime.interrupt import Interrupt
+from distill_jax.runtime.processes import loss_told
 from distill_jax.training.failures import OutOfMemory
-from distill_jax.training.interrupt import Interrupt
 from distill_jax.training.options import Evaluate, FitOptions, FitResult
 from distill_jax.training.run import Run
 from distill_jax.training.runfiles import Lock

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from distill_jax.models import sharding
+from distill_jax.runtime import sharding
 from distill_jax.training import state as states
 from distill_jax.training.optimizers import Optimizer
 from distill_jax.training.step import make_gradient, train_step, uses_dropout

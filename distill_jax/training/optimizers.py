@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 
 Schedule = Callable[[Any], Any]
 

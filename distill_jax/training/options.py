@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.training.optimizers import Optimizer
 
 Evaluate = Callable[[Any, int], Mapping[str, float]]

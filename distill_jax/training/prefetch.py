@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.models.sharding import shard_batch
+from distill_jax.runtime.sharding import shard_batch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -17,8 +17,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from distill_jax.ir.errors import UserError
-from distill_jax.models import sharding
+from distill_jax.io.errors import UserError
+from distill_jax.runtime import sharding
 from distill_jax.training import state as states
 from distill_jax.training.failures import OutOfMemory, is_out_of_memory
 from distill_jax.training.memory import StepMemory, gigabytes, limit_of, planned

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.training import checkpoints
 
 _log = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distill_jax.ir.errors import UserError
-from distill_jax.models import sharding
+from distill_jax.io.errors import UserError
+from distill_jax.runtime import sharding
+from distill_jax.runtime.interrupt import Interrupt, Interrupted
 from distill_jax.training import state as states
 from distill_jax.training.checkpoints import Checkpoints
 from distill_jax.training.failures import (
@@ -27,7 +28,6 @@ from distill_jax.training.failures import (
     memory_told,
     not_finite,
 )
-from distill_jax.training.interrupt import Interrupt, Interrupted
 from distill_jax.training.meters import Goodput, Meters
 from distill_jax.training.options import Evaluate, FitOptions, FitResult
 from distill_jax.training.prefetch import Fed, Prefetch

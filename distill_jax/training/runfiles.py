@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import atomic_write, unwritable
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import atomic_write, unwritable
 
 
 class Lock:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from distill_jax.models import sharding
+from distill_jax.runtime import sharding
 from distill_jax.training.optimizers import Optimizer
 
 

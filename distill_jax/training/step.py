@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float
 
 from distill_jax.batches import batch_size
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.training.gradcache import Gradient, cached_gradient, represent, split
 from distill_jax.training.optimizers import Optimizer
 from distill_jax.training.state import TrainState

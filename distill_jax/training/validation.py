@@ -11,9 +11,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from distill_jax.batches import batch_size
-from distill_jax.ir.errors import UserError
-from distill_jax.models import sharding
-from distill_jax.models.inference import default_tokens_per_batch
+from distill_jax.inference.forward import default_tokens_per_batch
+from distill_jax.io.errors import UserError
+from distill_jax.runtime import sharding
 from distill_jax.training.gradcache import join, represent, split
 from distill_jax.training.programs import padded_tokens
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from distill_jax.ir.tokenizer import Tokenizer
 from distill_jax.models.bert import BertSizes
 from distill_jax.models.colbert import ColbertSpec
 from distill_jax.models.dual_encoder import DualEncoderSpec
@@ -19,6 +18,7 @@ from distill_jax.models.pretrained import Pretrained, abstract_params
 from distill_jax.models.reranker import RerankerSpec
 from distill_jax.models.splade import SpladeSpec
 from distill_jax.models.t5 import T5Sizes
+from distill_jax.text.tokenizer import Tokenizer
 
 _WORDS = (
     "the of and to in is a for water boil ##s ##ing vaccine protect against infection "

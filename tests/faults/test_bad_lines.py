@@ -8,10 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_jax.ir import Qrels, Run, UserError, files, load_collection
-from distill_jax.ir.bad_lines import parsed_jsonl, tolerated
-from distill_jax.ir.sources import building
+from distill_jax.collections.qrels import Qrels
+from distill_jax.collections.schemes import load_collection
+from distill_jax.io import files
+from distill_jax.io.bad_lines import parsed_jsonl, tolerated
+from distill_jax.io.errors import UserError
 from distill_jax.main import main
+from distill_jax.runs.run import Run
 
 NUL, BOM = "\0", "\ufeff"
 WORD = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1)

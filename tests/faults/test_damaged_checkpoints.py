@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from distill_jax.ir.errors import UserError
-from distill_jax.models import sharding
+from distill_jax.io.errors import UserError
+from distill_jax.runtime import sharding
 from distill_jax.training import checkpoints, optimizers
 from distill_jax.training.loop import Fit
 from distill_jax.training.manifest import write_sealed

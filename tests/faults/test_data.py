@@ -13,15 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill_jax import weights
+from distill_jax.collections.schemes import load_collection
 from distill_jax.inputs.streams import SeqioStream
-from distill_jax.ir import Tokenizer, UserError, load_collection
-from distill_jax.ir.bad_lines import tolerated
-from distill_jax.ir.files import read_lines
-from distill_jax.ir.lists import FIELDS, Lists
-from distill_jax.ir.sources import building
-from distill_jax.jobs.setting import open_setting
+from distill_jax.io.bad_lines import tolerated
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import read_lines
+from distill_jax.lists.lists import FIELDS, Lists
 from distill_jax.main import main
-from distill_jax.models import weights
+from distill_jax.text.tokenizer import Tokenizer
+from distill_jax.workspace.context import open_setting
 from tests.export.forms import bert_tokenizer, student
 
 DOCS = {f"d{n}": f"word{n} stone" for n in range(8)}

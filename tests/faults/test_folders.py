@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from distill_jax import main
-from distill_jax.ir.cache import cache_dir
-from distill_jax.ir.errors import UserError
+from distill_jax.io.cache import cache_dir
+from distill_jax.io.errors import UserError
 from distill_jax.training.runfiles import Lock
 
 ROOT = Path(__file__).parent.parent.parent

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 
 from distill_jax import main
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.files import atomic_write
-from distill_jax.ir.label_files import LabelWriter
-from distill_jax.ir.labels import TeacherLabels
-from distill_jax.ir.tokenizer import Tokenizer
-from distill_jax.ir.tokens import TokenStore
-from distill_jax.models import sharding
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import atomic_write
+from distill_jax.labels.labels import TeacherLabels
+from distill_jax.labels.store import LabelWriter
 from distill_jax.retrieval import BM25
+from distill_jax.runtime import sharding
 from distill_jax.teaching.cache import ScoreCache
 from distill_jax.teaching.clients import Client, Request
+from distill_jax.text.token_store import TokenStore
+from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.training import checkpoints, optimizers
 from distill_jax.training.loop import Fit, use_compile_cache
 from tests.teaching.fake_llm import FakeLLM

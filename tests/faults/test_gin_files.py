@@ -26,13 +26,14 @@ def refused(capsys, *argv: str) -> str:
     ("text", "told"),
     [
         # Modules that our modules import are attributes of ours.
-        ("from distill_jax.ir import files\nSEED = @files.os.system()\n"
+        ("from distill_jax.io import files\nSEED = @files.os.system()\n"
          "files.os.system.command = 'touch {mark}'\n", "files.os.system"),
-        ("import distill_jax.jobs.parts\n"
-         "SEED = @distill_jax.jobs.parts.shutil.rmtree()\n"
-         "distill_jax.jobs.parts.shutil.rmtree.path = '{home}'\n", "shutil.rmtree"),
+        ("import distill_jax.workspace.cached_step\n"
+         "SEED = @distill_jax.workspace.cached_step.shutil.rmtree()\n"
+         "distill_jax.workspace.cached_step.shutil.rmtree.path = '{home}'\n",
+         "shutil.rmtree"),
         # A reference that is bound but not called would be called by the job.
-        ("from distill_jax.ir import cache\nSEED = @cache.os.getenv\n", "os.getenv"),
+        ("from distill_jax.io import cache\nSEED = @cache.os.getenv\n", "os.getenv"),
         ("from distill_jax.jobs import labelling\n"
          "labelling.json.loads.s = '1'\n", "json.loads"),
         ("import antigravity\n", "antigravity"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.sparse import random as random_matrix
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.retrieval import BM25, Exact, LateInteraction, Sparse
 from distill_jax.retrieval.postings import Postings
 

@@ -8,8 +8,8 @@ import msgpack
 import numpy as np
 import pytest
 
-from distill_jax.ir.errors import UserError
-from distill_jax.models.weights.t5x import read_t5x
+from distill_jax.io.errors import UserError
+from distill_jax.weights.t5x import read_t5x
 
 
 def packed(array: np.ndarray) -> msgpack.ExtType:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from distill_jax import losses, main
-from distill_jax.ir.run import Run
+from distill_jax.runs.run import Run
 
 
 def world(folder, docs, queries=2):

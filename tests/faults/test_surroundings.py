@@ -13,9 +13,9 @@ import pytest
 
 from distill_jax import main
 from distill_jax.inputs.streams import SeqioStream
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.labels import TeacherLabels
-from distill_jax.models import processes
+from distill_jax.io.errors import UserError
+from distill_jax.labels.labels import TeacherLabels
+from distill_jax.runtime import processes
 from distill_jax.teaching import scorers
 from distill_jax.teaching.cache import ScoreCache
 from tests.teaching.test_scorers import world

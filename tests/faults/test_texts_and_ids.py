@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import distill_jax
-from distill_jax.ir import Run, UserError, load_collection
+from distill_jax.collections.schemes import load_collection
+from distill_jax.io.errors import UserError
 from distill_jax.jobs.evaluate import _name
 from distill_jax.main import main
 from distill_jax.predictor import Predictor
+from distill_jax.runs.run import Run
 from tests.export.forms import student
 
 TEXTS = {

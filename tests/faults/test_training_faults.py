@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from distill_jax.models import sharding
+from distill_jax.runtime import sharding
 from distill_jax.training import checkpoints
 from distill_jax.training.validation import validation
 from tests.faults.train_toy import load_toy

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from distill_jax.models import sharding
+from distill_jax.runtime import sharding
 from distill_jax.training import checkpoints, optimizers
 from distill_jax.training.loop import Fit
 

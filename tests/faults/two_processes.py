@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from distill_jax.models import processes
+from distill_jax.runtime import processes
 
 if __name__ == "__main__":
     processes.join()
@@ -19,8 +19,8 @@ import jax
 import numpy as np
 from train_toy import load_toy
 
-from distill_jax.ir.errors import UserError
-from distill_jax.models import sharding
+from distill_jax.io.errors import UserError
+from distill_jax.runtime import sharding
 from distill_jax.training import optimizers
 from distill_jax.training.loop import Fit
 from distill_jax.training.validation import validation

@@ -9,10 +9,10 @@ import pytest
 from distill_jax.batches import DualBatch, DuoBatch, PairBatch
 from distill_jax.inputs.feed import Featurizer, Feed
 from distill_jax.inputs.streams import ArrayStream
-from distill_jax.ir.lists import Lists
-from distill_jax.ir.templates import Features, Template
-from distill_jax.ir.tokenizer import Tokenizer
-from distill_jax.ir.tokens import TokenStore
+from distill_jax.lists.lists import Lists
+from distill_jax.text.templates import Features, Template
+from distill_jax.text.token_store import TokenStore
+from distill_jax.text.tokenizer import Tokenizer
 
 QUERIES = ["how tall is it", "what is a vaccine"]
 DOCS = [

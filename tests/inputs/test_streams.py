@@ -9,8 +9,8 @@ import pytest
 
 from distill_jax.inputs.feed import Feed, once
 from distill_jax.inputs.streams import ArrayStream, SeqioStream
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.lists import FIELDS, Lists
+from distill_jax.io.errors import UserError
+from distill_jax.lists.lists import FIELDS, Lists
 
 COUNT, SIZE, PAIRS = 7, 3, 2
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.jobs.compare import Compare
 
 

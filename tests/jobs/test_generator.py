@@ -8,12 +8,11 @@ import json
 import numpy as np
 import pytest
 
-from distill_jax import losses
-from distill_jax.ir.errors import UserError
+from distill_jax import losses, weights
+from distill_jax.io.errors import UserError
 from distill_jax.jobs.generator import SYSTEMS, TrainGenerator
-from distill_jax.jobs.students import Student
-from distill_jax.jobs.training import Training
-from distill_jax.models import weights
+from distill_jax.recipe.students import Student
+from distill_jax.recipe.training import Training
 
 WORDS = ["river", "stone", "bridge", "water", "cloud", "paper", "light", "engine"]
 

@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 from distill_jax import losses
-from distill_jax.ir import Collection, Qrels, Queries
-from distill_jax.ir.errors import UserError
-from distill_jax.jobs import examples, plan, plan_step, queries, teachers
+from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.qrels import Qrels
+from distill_jax.io.errors import UserError
+from distill_jax.jobs import plan, plan_step
 from distill_jax.jobs.distill import Distill
-from distill_jax.jobs.setting import Setting, Split
-from distill_jax.jobs.stage import Stage
-from distill_jax.jobs.students import Student
-from distill_jax.jobs.training import Training
-from distill_jax.models import sharding
+from distill_jax.recipe import examples, queries, teachers
+from distill_jax.recipe.stage import Stage
+from distill_jax.recipe.students import Student
+from distill_jax.recipe.training import Training
+from distill_jax.runtime import sharding
+from distill_jax.workspace.context import Setting, Split
 
 OBJECTIVE = losses.Listwise(loss=losses.softmax_cross_entropy)
 TINY = Student(

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from distill_jax import main
-from distill_jax.ir import Run, load_collection
+from distill_jax.collections.schemes import load_collection
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 RERANKER, DUO = "fresh:reranker:t5:tiny", "fresh:duo:t5:tiny"

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from distill_jax import main
-from distill_jax.ir import load_collection
-from distill_jax.jobs import training
+from distill_jax.collections.schemes import load_collection
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.recipe import training
 
 COLLECTION = "pydocs:json,email,logging,collections"
 # Shorter still than small.gin, and without dropout, so that scores can be checked.

@@ -11,7 +11,7 @@ import pytest
 
 from distill_jax import losses
 from distill_jax.batches import DualBatch, Targets
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.losses import Listwise, Mixture, Term
 from distill_jax.protocols import Objective
 

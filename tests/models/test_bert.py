@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.models import bert, bert_heads
-from distill_jax.models.weights import bert as hf
-from distill_jax.models.weights.safe import open_folder
+from distill_jax.weights import bert as hf
+from distill_jax.weights.safe import open_folder
 
 TINY = {
     "vocab_size": 60,

@@ -17,9 +17,9 @@ from distill_jax.models.colbert import ColbertSpec, punctuation_ids
 from distill_jax.models.dual_encoder import DualEncoderSpec
 from distill_jax.models.pretrained import graphdef_of
 from distill_jax.models.splade import SpladeSpec, flops
-from distill_jax.models.weights import bert as hf
-from distill_jax.models.weights import t5x
-from distill_jax.models.weights.safe import open_folder
+from distill_jax.weights import bert as hf
+from distill_jax.weights import t5x
+from distill_jax.weights.safe import open_folder
 
 TINY = {
     "vocab_size": 60,
@@ -186,10 +186,10 @@ def test_colbert_masks_never_win_against_negative_similarities():
 
 
 def test_markers_and_punctuation_come_from_the_vocabulary(shared):
-    from distill_jax.ir.tokenizer import Tokenizer
     from distill_jax.models.bert import bert_sizes
     from distill_jax.models.t5 import T5Sizes
     from distill_jax.models.templates import side_template
+    from distill_jax.text.tokenizer import Tokenizer
 
     bert = Tokenizer.load(shared / "vocab/bert-base-uncased/vocab.txt")
     spec = ColbertSpec(backbone=bert_sizes("tiny")).resolved(bert)

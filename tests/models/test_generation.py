@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.models import generation
 from distill_jax.models.generation import Decoding, filtered, generate
 from distill_jax.models.pretrained import graphdef_of
-from distill_jax.models.weights import t5 as hf
-from distill_jax.models.weights.safe import open_folder
+from distill_jax.weights import t5 as hf
+from distill_jax.weights.safe import open_folder
 
 
 @pytest.fixture(scope="module")

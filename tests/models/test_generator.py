@@ -11,17 +11,18 @@ import optax
 import pytest
 from flax import nnx
 
-from distill_jax import losses
+from distill_jax import losses, weights
 from distill_jax.batches import DualBatch, Targets
-from distill_jax.ir.collection import Collection
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.tokenizer import Tokenizer
-from distill_jax.models import specs, t5, weights
-from distill_jax.models.generator import GeneratorSpec, generate
+from distill_jax.collections.collection import Collection
+from distill_jax.inference.generate import generate
+from distill_jax.io.errors import UserError
+from distill_jax.models import specs, t5
+from distill_jax.models.generator import GeneratorSpec
 from distill_jax.models.pretrained import Pretrained, initial_params
-from distill_jax.models.sharding import make_mesh
 from distill_jax.models.templates import side_template
+from distill_jax.runtime.sharding import make_mesh
 from distill_jax.synthesis import t5 as synthesis
+from distill_jax.text.tokenizer import Tokenizer
 
 WORDS = ["river", "stone", "bridge", "water", "cloud", "paper", "light", "engine"]
 

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from distill_jax.batches import DuoBatch, PairBatch, Targets
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.models.duo import DuoSpec
 from distill_jax.models.pretrained import graphdef_of, initial_params
 from distill_jax.models.reranker import Reranker, RerankerSpec
@@ -122,7 +122,7 @@ def test_words_are_resolved_and_a_foreign_tokenizer_is_refused():
 
 
 def test_words_of_the_real_t5_vocabulary(shared):
-    tokenizer = pytest.importorskip("distill_jax.ir.tokenizer").Tokenizer
+    tokenizer = pytest.importorskip("distill_jax.text.tokenizer").Tokenizer
     real = tokenizer.load(shared / "vocab/t5")
     sizes = T5Sizes()
     assert RerankerSpec(backbone=sizes).resolved(real).word_ids == (1176, 6136)
@@ -137,7 +137,7 @@ def test_words_of_the_real_t5_vocabulary(shared):
 
 def test_the_training_target_of_a_published_monot5(shared, cases):
     """Its first token is the word that we compare; </s>, the second, says nothing."""
-    tokenizer = pytest.importorskip("distill_jax.ir.tokenizer").Tokenizer
+    tokenizer = pytest.importorskip("distill_jax.text.tokenizer").Tokenizer
     real = tokenizer.load(shared / "vocab/t5")
     case = cases["monot5_finetune_target"]
     expected = case["expected"]["label_ids"]

@@ -12,16 +12,16 @@ import pytest
 from flax import nnx
 
 from distill_jax.batches import DualBatch, Targets
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.models.bert import BertSizes
 from distill_jax.models.colbert import ColbertSpec
 from distill_jax.models.dual_encoder import DualEncoderSpec
 from distill_jax.models.pretrained import abstract_params, flatten, graphdef_of
-from distill_jax.models.sharding import partition_of
 from distill_jax.models.specs import from_json, to_json
 from distill_jax.models.splade import SpladeSpec
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.protocols import Encoder
+from distill_jax.runtime.sharding import partition_of
 
 BERT = BertSizes(vocab_size=50, d_model=16, d_ff=24, heads=2, layers=1, sep_id=3)
 T5 = T5Sizes(

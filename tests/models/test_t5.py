@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.models import attention, t5
 from distill_jax.models.pretrained import initial_params
-from distill_jax.models.weights import t5 as hf
-from distill_jax.models.weights.safe import open_folder
+from distill_jax.weights import t5 as hf
+from distill_jax.weights.safe import open_folder
 
 TINY = {
     "vocab_size": 60,

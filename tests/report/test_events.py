@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from distill_jax.ir.tfrecord import read_records
+from distill_jax.io.tfrecord import read_records
 from distill_jax.report.events import EventsLog, scalars, write_events
 
 RECORDS = [

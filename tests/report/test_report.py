@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from distill_jax import report
-from distill_jax.ir.collection import Collection, Queries
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.qrels import Qrels
-from distill_jax.ir.run import Run
+from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.qrels import Qrels
+from distill_jax.io.errors import UserError
 from distill_jax.report import curves
 from distill_jax.report.marks import duration, number, signed, tick_text, ticks
+from distill_jax.runs.run import Run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x00\ud800"
 

@@ -8,8 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from distill_jax.ir import Collection, Queries, evaluate, load_collection
-from distill_jax.ir.errors import UserError
+from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.schemes import load_collection
+from distill_jax.evaluation.measures import evaluate
+from distill_jax.io.errors import UserError
 from distill_jax.retrieval import BM25
 from distill_jax.retrieval.lexical import LUCENE_STOP_WORDS
 

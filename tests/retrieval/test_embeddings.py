@@ -8,18 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from distill_jax.ir import Tokenizer, TokenStore
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.templates import Features
+from distill_jax.inference.forward import encode_all
+from distill_jax.io.errors import UserError
 from distill_jax.models.bert import BertSizes
 from distill_jax.models.colbert import ColbertSpec
 from distill_jax.models.dual_encoder import DualEncoderSpec
-from distill_jax.models.inference import encode_all
 from distill_jax.models.pretrained import Pretrained, initial_params
 from distill_jax.models.splade import SpladeSpec
 from distill_jax.models.templates import side_template
 from distill_jax.retrieval import Exact, LateInteraction, Sparse, embeddings
 from distill_jax.retrieval.columns import Columns
+from distill_jax.text.templates import Features
+from distill_jax.text.token_store import TokenStore
+from distill_jax.text.tokenizer import Tokenizer
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "[unused1]"]
 WORDS = [f"w{i}" for i in range(40)]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.retrieval import Exact
 from distill_jax.retrieval.columns import QuantisedVectors, quantise
 from distill_jax.retrieval.scann import recall_of
@@ -141,12 +141,13 @@ import numpy as np
 process, port, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 if process >= 0:
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
-from distill_jax.ir import Tokenizer, TokenStore
-from distill_jax.ir.templates import Features
+from distill_jax.text.token_store import TokenStore
+from distill_jax.text.tokenizer import Tokenizer
+from distill_jax.text.templates import Features
 from distill_jax.models.bert import BertSizes
 from distill_jax.models.dual_encoder import DualEncoderSpec
 from distill_jax.models.pretrained import Pretrained, initial_params
-from distill_jax.models.sharding import make_mesh
+from distill_jax.runtime.sharding import make_mesh
 from distill_jax.models.templates import side_template
 from distill_jax.retrieval import Exact, embeddings
 assert len(jax.devices()) == 8

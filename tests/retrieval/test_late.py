@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.retrieval import LateInteraction
 from distill_jax.retrieval.muvera import FixedDimensional
 from distill_jax.retrieval.residual import Codec

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.retrieval import Exact, Scann, scann_build, scann_import
 from distill_jax.retrieval.scann import Width, recall_of
 

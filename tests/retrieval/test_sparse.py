@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix, random
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.retrieval import Sparse
 
 

@@ -7,9 +7,10 @@ import hashlib
 import numpy as np
 import pytest
 
-from distill_jax.ir.collection import Collection, load_collection
-from distill_jax.ir.dedup import near_duplicates
-from distill_jax.ir.errors import UserError
+from distill_jax.collections.collection import Collection
+from distill_jax.collections.schemes import load_collection
+from distill_jax.io.errors import UserError
+from distill_jax.lists.dedup import near_duplicates
 from distill_jax.synthesis import seeds
 from distill_jax.synthesis.crop import crop, sampled
 from distill_jax.synthesis.sentences import words

@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 
-from distill_jax.ir.collection import Queries
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.labels import TeacherLabels
-from distill_jax.ir.run import Run
+from distill_jax.collections.collection import Queries
+from distill_jax.io.errors import UserError
+from distill_jax.labels.labels import TeacherLabels
+from distill_jax.runs.run import Run
 from distill_jax.synthesis.filter import Funnel, plain, round_trip_rate, source_ranks
 from distill_jax.synthesis.made import Made
 

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from distill_jax.ir.collection import Collection
-from distill_jax.ir.errors import UserError
+from distill_jax.collections.collection import Collection
+from distill_jax.io.errors import UserError
 from distill_jax.synthesis import kinds, llm, replies
 
 KINDS = [

@@ -7,9 +7,9 @@ import types
 import numpy as np
 import pytest
 
-from distill_jax.ir.collection import Collection
-from distill_jax.ir.tokenizer import Tokenizer
+from distill_jax.collections.collection import Collection
 from distill_jax.synthesis import t5
+from distill_jax.text.tokenizer import Tokenizer
 
 WORDS = ["river", "stone", "bridge", "water", "cloud", "paper", "light", "engine"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from distill_jax.ir.errors import Unfinished, UserError
+from distill_jax.io.errors import Unfinished, UserError
 from distill_jax.teaching import chat
 from distill_jax.teaching.clients import Client, Request
 from distill_jax.teaching.ledger import Ledger, reply_key

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from distill_jax.ir.collection import Collection, Queries
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.run import Run
+from distill_jax.collections.collection import Collection, Queries
+from distill_jax.io.errors import UserError
+from distill_jax.runs.run import Run
 from distill_jax.teaching.clients import LocalModel, Request
 from distill_jax.teaching.rankings import label_listwise
 from tests.export.forms import student

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from distill_jax.ir.collection import Collection, Queries
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.labels import PairLabels, TeacherLabels
-from distill_jax.ir.templates import Features
-from distill_jax.ir.tokens import TokenStore
+from distill_jax.collections.collection import Collection, Queries
+from distill_jax.io.errors import UserError
+from distill_jax.labels.labels import PairLabels, TeacherLabels
 from distill_jax.teaching.pairs import (
     aggregate,
     bradley_terry,
@@ -24,6 +22,8 @@ from distill_jax.teaching.pairs import (
     sample_pairs,
     sigmoid,
 )
+from distill_jax.text.templates import Features
+from distill_jax.text.token_store import TokenStore
 from tests.export.forms import student
 
 

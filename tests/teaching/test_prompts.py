@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from distill_jax.ir.collection import Collection
-from distill_jax.ir.errors import UserError
+from distill_jax.collections.collection import Collection
+from distill_jax.io.errors import UserError
 from distill_jax.teaching import prompts
 from distill_jax.teaching.parsing import parse_ranking
 from tests.teaching.fake_llm import answer

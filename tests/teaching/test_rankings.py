@@ -12,11 +12,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from distill_jax.ir.collection import Collection, Queries
-from distill_jax.ir.errors import Unfinished, UserError
-from distill_jax.ir.label_files import shards
-from distill_jax.ir.labels import TeacherLabels
-from distill_jax.ir.run import Run
+from distill_jax.collections.collection import Collection, Queries
+from distill_jax.io.errors import Unfinished, UserError
+from distill_jax.labels.labels import TeacherLabels
+from distill_jax.labels.store import shards
+from distill_jax.runs.run import Run
 from distill_jax.teaching.clients import Client
 from distill_jax.teaching.rankings import estimate, label_listwise
 from distill_jax.teaching.reader import answer_questions

@@ -11,15 +11,15 @@ import time
 import numpy as np
 import pytest
 
-from distill_jax.ir.collection import Collection, Queries
-from distill_jax.ir.errors import UserError
-from distill_jax.ir.labels import TeacherLabels
-from distill_jax.ir.run import Run
-from distill_jax.ir.templates import Features
-from distill_jax.ir.tokens import TokenStore
-from distill_jax.models.inference import score_features
+from distill_jax.collections.collection import Collection, Queries
+from distill_jax.inference.forward import score_features
+from distill_jax.io.errors import UserError
+from distill_jax.labels.labels import TeacherLabels
+from distill_jax.runs.run import Run
 from distill_jax.teaching.cache import ScoreCache, pair_keys
 from distill_jax.teaching.scorers import label_run
+from distill_jax.text.templates import Features
+from distill_jax.text.token_store import TokenStore
 from tests.export.forms import student
 
 WORDS = [

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.training import optimizers
 
 

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from distill_jax.ir.errors import UserError
-from distill_jax.models import sharding
+from distill_jax.io.errors import UserError
+from distill_jax.runtime import sharding
 from distill_jax.training import checkpoints, memory, optimizers, programs
 from distill_jax.training.loop import Fit, use_compile_cache
 from distill_jax.training.memory import gigabytes

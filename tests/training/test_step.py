@@ -14,9 +14,9 @@ import pytest
 from jax.sharding import NamedSharding
 
 from distill_jax import losses
-from distill_jax.ir.errors import UserError
+from distill_jax.io.errors import UserError
 from distill_jax.losses.mixture import Mixture, Term
-from distill_jax.models import sharding
+from distill_jax.runtime import sharding
 from distill_jax.training import optimizers
 from distill_jax.training import state as states
 from distill_jax.training.gradcache import join, split

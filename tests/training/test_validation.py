@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from distill_jax.ir.errors import UserError
-from distill_jax.models import sharding
+from distill_jax.io.errors import UserError
+from distill_jax.runtime import sharding
 from distill_jax.training.memory import step_memory
 from distill_jax.training.optimizers import adamw
 from distill_jax.training.step import make_gradient

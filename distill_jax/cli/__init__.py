@@ -1,0 +1,1 @@
+"""Flags and gin files: found, checked and explained."""

@@ -1,0 +1,1 @@
+"""Documents, queries and judgements, and the formats they come in."""

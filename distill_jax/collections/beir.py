@@ -1,0 +1,118 @@
+"""BEIR folders: corpus.jsonl[.gz], queries.jsonl[.gz], qrels/SPLIT.tsv[.gz]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from distill_jax.collections.builder import Item, clean, collection_of, queries_of
+from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.jsonl import checked_answers, with_answers
+from distill_jax.collections.qrels import Qrels
+from distill_jax.io.bad_lines import parsed_jsonl
+from distill_jax.io.errors import UserError, near
+
+
+def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
+    """Loads one split of a BEIR folder.
+
+    The queries are those the split's qrels judge, in the order of ``queries.jsonl``,
+    with their ``answers`` where lines have that field. A line's ``metadata`` (SciFact's
+    holds the answers) reaches no text.
+
+    Raises:
+        UserError: a missing file or split, a malformed line, ids that do not fit.
+    """
+    folder = _folder(where)
+    query_path = _file(folder, "queries.jsonl")
+    judgements = Qrels.read(_split(folder, split))
+    name = f"{folder.resolve().name}/{split}"
+    collection = docs(where)
+    answers: dict[str, list[str]] = {}
+    every, notices = queries_of(query_path, _items(query_path, answers), name)
+    if answers:
+        every = with_answers(every, answers)
+    qrels = judgements.restrict(every, collection)
+    queries = every.select([r for r, i in enumerate(every.ids) if i in qrels])
+    lost = len(set(judgements.query_ids) & set(every.ids)) - len(queries)
+    if lost:
+        notices.append(f"{lost} queries have no judged document left: left out")
+    return collection.with_notices(*notices, *qrels.notices), queries, qrels
+
+
+def docs(where: str) -> Collection:
+    """The documents of a BEIR folder; queries and judgements may be absent.
+
+    Raises:
+        UserError: as ``load``, for the corpus.
+    """
+    folder = _folder(where)
+    corpus = _file(folder, "corpus.jsonl")
+    collection = collection_of(corpus, lambda: _items(corpus), folder.resolve().name)
+    if not len(collection):
+        raise UserError(f"{corpus}: no documents", "check the file")
+    return collection
+
+
+def _folder(where: str) -> Path:
+    folder = Path(where).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder", "give the folder of a BEIR set")
+    return folder
+
+
+def _file(folder: Path, name: str) -> Path:
+    for candidate in (folder / name, folder / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise UserError(
+        f"{folder}: no {name} or {name}.gz",
+        "a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/",
+    )
+
+
+def _split(folder: Path, split: str) -> Path:
+    found = {}
+    for path in sorted((folder / "qrels").glob("*.tsv*")):
+        if path.name.endswith((".tsv", ".tsv.gz")):
+            found[path.name.removesuffix(".gz").removesuffix(".tsv")] = path
+    if split not in found:
+        raise UserError(
+            f"{folder / 'qrels'}: no split {split!r}{near(split, found)}",
+            f"the splits there are: {', '.join(found) or 'none'}",
+        )
+    return found[split]
+
+
+def _items(path: Path, answers: dict[str, list[str]] | None = None) -> Iterator[Item]:
+    """The items of a file; the answers that lines have go into ``answers``."""
+
+    def parse(line: int, record: dict) -> Item:
+        item = clean(_item(path, line, record), path)
+        found = None if answers is None else checked_answers(path, line, record)
+        if answers is not None and found is not None:
+            answers.setdefault(item.id, found)
+        return item
+
+    return parsed_jsonl(path, parse)
+
+
+def _item(path: Path, line: int, record: dict) -> Item:
+    item_id, text = record.get("_id"), record.get("text")
+    title = record.get("title") or ""
+    for field, value in (("_id", item_id), ("text", text)):
+        if value is None:
+            raise UserError(
+                f'{path}:{line}: no "{field}"{near(field, record)}',
+                'each line is {"_id": ..., "title": ..., "text": ...}',
+            )
+    # Some sets write ids as numbers.
+    if isinstance(item_id, int) and not isinstance(item_id, bool):
+        item_id = str(item_id)
+    for field, value in (("_id", item_id), ("title", title), ("text", text)):
+        if not isinstance(value, str):
+            raise UserError(
+                f'{path}:{line}: "{field}" is a {type(value).__name__}, not a string',
+                "write it as a JSON string",
+            )
+    return Item(line, item_id, title, text)  # type: ignore[arg-type]

@@ -1,0 +1,136 @@
+"""Any collection of ``ir_datasets`` by its name; it downloads on first use."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distill_jax.collections.builder import Item, clean, in_memory, queries_of
+from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.qrels import Qrels
+from distill_jax.io.errors import UserError, near
+
+
+def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
+    """Loads ``NAME/SPLIT``, or ``NAME`` itself when it has judgements of its own.
+
+    Raises:
+        UserError: ir_datasets is not installed, an unknown name, no such split (those
+            that exist are listed), or a failed download.
+    """
+    dataset, name = _find(_library(), where, split)
+    with _told(name):
+        collection = in_memory(*_docs(dataset, where), where)
+        queries, notices = queries_of(*_queries(dataset, name), name)
+        judged: dict[str, dict[str, int]] = {}
+        for qrel in dataset.qrels_iter():
+            judged.setdefault(qrel.query_id, {})[qrel.doc_id] = int(qrel.relevance)
+    qrels = Qrels(judged).restrict(queries, collection)
+    queries = queries.select([r for r, i in enumerate(queries.ids) if i in qrels])
+    return collection.with_notices(*notices, *qrels.notices), queries, qrels
+
+
+def docs(where: str) -> Collection:
+    """The documents of a set, which needs neither queries nor judgements.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    ir_datasets, name = _library(), where.strip("/")
+    try:
+        dataset = ir_datasets.load(name)
+    except KeyError:
+        raise UserError(
+            f"irds:{name}: ir_datasets has no such set"
+            + near(name, _names(ir_datasets)),
+            "see https://ir-datasets.com for the names",
+        ) from None
+    with _told(name):
+        return in_memory(*_docs(dataset, name), name)
+
+
+def _library() -> Any:
+    try:
+        import ir_datasets
+    except ImportError:
+        raise UserError(
+            "irds: collections need the ir_datasets library",
+            "pip install 'distill_jax[irds]'",
+        ) from None
+    return ir_datasets
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """ir_datasets raises what its downloads raise: told in two lines."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"irds:{name}: {type(error).__name__}: {error}",
+            "check the network, or download the set and use beir: or msmarco:",
+        ) from None
+
+
+def _find(ir_datasets: Any, where: str, split: str) -> tuple[Any, str]:
+    where = where.strip("/")
+    known = _names(ir_datasets)
+    for name in (f"{where}/{split}", where):
+        try:
+            dataset = ir_datasets.load(name)
+        except KeyError:
+            continue
+        whole = all(dataset.has(part) for part in ("docs", "queries", "qrels"))
+        # A set with splits below it is not itself a split.
+        if whole and (name != where or not _below(known, where)):
+            return dataset, name
+    below = _below(known, where)
+    if below:
+        raise UserError(
+            f"irds:{where}: no split {split!r}{near(split, below)}",
+            f"what it has: {', '.join(below)}",
+        )
+    raise UserError(
+        f"irds:{where}: ir_datasets has no set of that name with queries and qrels"
+        + near(where, known),
+        "see https://ir-datasets.com for the names",
+    )
+
+
+def _names(ir_datasets: Any) -> list[str]:
+    return list(getattr(ir_datasets.registry, "_registered", {}))
+
+
+def _below(known: list[str], where: str) -> list[str]:
+    return [n.removeprefix(f"{where}/") for n in known if n.startswith(f"{where}/")]
+
+
+def _docs(dataset: Any, name: str) -> tuple[Path, Iterator[Item]]:
+    source = Path(f"irds:{name}")
+
+    def items() -> Iterator[Item]:
+        for number, doc in enumerate(dataset.docs_iter(), 1):
+            title = getattr(doc, "title", "") or ""
+            text = getattr(doc, "text", None)
+            if text is None:
+                text, title = doc.default_text(), ""
+            yield clean(Item(number, doc.doc_id, title, text), source)
+
+    return source, items()
+
+
+def _queries(dataset: Any, name: str) -> tuple[Path, Iterator[Item]]:
+    source = Path(f"irds:{name}")
+
+    def items() -> Iterator[Item]:
+        for number, query in enumerate(dataset.queries_iter(), 1):
+            text = getattr(query, "text", None)
+            if text is None:
+                text = query.default_text()
+            yield clean(Item(number, query.query_id, "", text), source)
+
+    return source, items()

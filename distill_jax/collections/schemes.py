@@ -1,0 +1,88 @@
+"""Where collections come from: one module a scheme."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from distill_jax.io import bad_lines
+from distill_jax.io.errors import UserError, clip, near
+
+if TYPE_CHECKING:
+    from distill_jax.collections.collection import Collection, Queries
+    from distill_jax.collections.qrels import Qrels
+
+SCHEMES = ("beir", "msmarco", "irds", "pydocs", "tfds", "jsonl")
+QUESTIONS = ("tfds", "jsonl")
+"""Schemes that hold questions with answers, and no documents."""
+
+NO_DOCUMENTS = "questions and answers, no documents"
+"""A notice of what such schemes load."""
+
+
+def load(spec: str, split: str) -> tuple[Collection, Queries, Qrels]:
+    """Loads ``scheme:where`` by the module of that scheme.
+
+    Raises:
+        UserError: an unknown scheme, or nothing after the colon where something is due.
+    """
+    scheme, where = _parts(spec)
+    collection, queries, qrels = _module(scheme).load(where, split)
+    return _with_rejects(collection), queries, qrels
+
+
+def load_docs(spec: str) -> Collection:
+    """The documents of ``scheme:where`` alone: it needs no split, not even queries.
+
+    Raises:
+        UserError: as ``load``, and for schemes that hold none.
+    """
+    scheme, where = _parts(spec)
+    if scheme in QUESTIONS:
+        raise UserError(
+            f"COLLECTION {clip(str(spec))}: {scheme}: holds questions, no documents",
+            "give it as QUERIES, and documents as COLLECTION",
+        )
+    return _with_rejects(_module(scheme).docs(where))
+
+
+def _with_rejects(collection: Collection) -> Collection:
+    left_out = bad_lines.notices()
+    return collection.with_notices(*left_out) if left_out else collection
+
+
+def _module(scheme: str) -> Any:
+    return importlib.import_module(f"distill_jax.collections.{scheme}")
+
+
+def _parts(spec: str) -> tuple[str, str]:
+    scheme, _, where = str(spec).partition(":")
+    if scheme not in SCHEMES:
+        raise UserError(
+            f"COLLECTION {clip(str(spec))}: unknown scheme {clip(scheme)}"
+            + near(scheme, SCHEMES),
+            "write scheme:where with one of " + ", ".join(SCHEMES),
+        )
+    if not where and scheme != "pydocs":
+        raise UserError(
+            f"COLLECTION {clip(str(spec))}: nothing after the scheme",
+            f"write {scheme}:{'NAME' if scheme in ('irds', 'tfds') else 'PATH'}",
+        )
+    return scheme, where
+
+
+def load_collection(
+    spec: str, split: str = "test"
+) -> tuple[Collection, Queries, Qrels]:
+    """Loads ``scheme:where``: documents, the queries of a split and their judgements.
+
+    Args:
+        spec: ``beir:PATH``, ``msmarco:PATH``, ``irds:NAME``, ``pydocs[:PACKAGES]``,
+            ``tfds:NAME`` or ``jsonl:PATH``.
+        split: usually ``train``, ``dev`` or ``test``.
+
+    Raises:
+        UserError: unknown scheme, no such split (those that exist are listed), or bad
+            content, with file:line.
+    """
+    return load(spec, split)

@@ -1,0 +1,1 @@
+"""Models on many rows: scores, vectors and generated texts."""

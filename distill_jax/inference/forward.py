@@ -1,0 +1,316 @@
+"""Running a student over many rows: bucketed, jitted once per shape, no sync.
+
+Shared by teaching (labels), retrieval (embeddings), the predictor and the exports'
+verification, so that a pair gets the same score wherever it is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from distill_jax.batches import DuoBatch, PairBatch, Targets
+from distill_jax.models.pretrained import Pretrained, graphdef_of
+from distill_jax.runtime.sharding import batch_sharding, shard_params
+from distill_jax.text.buckets import Batch, buckets_up_to, plan
+
+Progress = Callable[[int], Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ragged:
+    """Vectors of the tokens of M texts, end to end.
+
+    Attributes:
+        values: float32[T, D].
+        lengths: int64[M], tokens of each text; they sum to T.
+    """
+
+    values: np.ndarray
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """int64[M + 1]; text i is ``values[offsets[i]:offsets[i + 1]]``."""
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    def split(self) -> list[np.ndarray]:
+        """A list of M arrays float32[tokens, D]."""
+        return np.split(self.values, self.offsets[1:-1]) if len(self) else []
+
+
+def score_features(
+    pretrained: Pretrained,
+    features: Any,
+    *,
+    mesh: Any = None,
+    tokens_per_batch: int | None = None,
+    compact: bool = False,
+    progress: Progress | None = None,
+    **rows: np.ndarray,
+) -> np.ndarray:
+    """Scores of M pairs by a reranker, or of M (query, doc, doc) triples by a duo.
+
+    Args:
+        pretrained: a reranker, a pairwise reranker or a query generator.
+        features: ``ir.templates.Features`` of the student's template; of a generator
+            ``models.texts.SidedFeatures``.
+        mesh: devices; None runs on one.
+        tokens_per_batch: padded tokens computed at once; None chooses by platform.
+        compact: small shapes for small requests, at the price of more compilations.
+        progress: called with the number of pairs just finished.
+        rows: int[M] per field: ``query=..., document=...``, or ``query=...,
+            document0=..., document1=...``.
+
+    Returns:
+        float32[M], raw logits in the order of the rows.
+    """
+    what = {"duo": "duo", "generator": "sides"}.get(pretrained.spec.kind, "pairs")
+    count = len(next(iter(rows.values())))
+    scores = np.zeros(count, np.float32)
+    work = _work(pretrained, features, rows, mesh, tokens_per_batch, compact)
+    apply = _applied(pretrained.spec, what)
+    for batch, values in _run(pretrained, apply, work, features, rows, mesh):
+        where = batch.where
+        scores[batch.rows[where]] = values[where]
+        if progress is not None:
+            progress(int(where.sum()))
+    return scores
+
+
+def encode_features(
+    pretrained: Pretrained,
+    side: str,
+    features: Any,
+    rows: np.ndarray,
+    *,
+    mesh: Any = None,
+    tokens_per_batch: int | None = None,
+    compact: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Encodes texts, yielding them batch by batch in the order of computation.
+
+    Args:
+        pretrained: a dual encoder, ColBERT or SPLADE.
+        side: "query" or "doc".
+        features: ``ir.templates.Features`` of that side's template over ``text``.
+        rows: int[M], rows of the features to encode.
+        mesh, tokens_per_batch, compact, progress: as in ``score_features``.
+
+    Yields:
+        ``(positions, vectors)``: positions int[n] into ``rows`` (each exactly once
+        over all batches); vectors float32[n, D] of a dual encoder, ``Ragged`` of
+        ColBERT, a scipy CSR matrix [n, V] of SPLADE.
+    """
+    spec = pretrained.spec
+    fields = {"text": np.asarray(rows)}
+    length = spec.query_length if _fixed(spec, side) else None
+    work = _work(pretrained, features, fields, mesh, tokens_per_batch, compact, length)
+    apply = _applied(spec, side)
+    for batch, values in _run(pretrained, apply, work, features, fields, mesh):
+        where = batch.where
+        yield batch.rows[where], _collect(spec.kind, values, where)
+        if progress is not None:
+            progress(int(where.sum()))
+
+
+def encode_all(
+    pretrained: Pretrained, side: str, features: Any, rows: np.ndarray, **options: Any
+) -> Any:
+    """``encode_features``, gathered in the order of ``rows``.
+
+    Returns:
+        float32[M, D]; a list of float32[tokens, D] (ColBERT); a CSR matrix (SPLADE).
+    """
+    positions, parts = [], []
+    for position, part in encode_features(pretrained, side, features, rows, **options):
+        positions.append(position)
+        parts.append(part)
+    spec = pretrained.spec
+    if not parts:
+        return _nothing(spec)
+    order = np.argsort(np.concatenate(positions), kind="stable")
+    if spec.kind == "colbert":
+        texts = [text for part in parts for text in part.split()]
+        return [texts[i] for i in order]
+    if spec.kind == "splade":
+        import scipy.sparse
+
+        return scipy.sparse.csr_matrix(scipy.sparse.vstack(parts))[order]
+    return np.concatenate(parts)[order]
+
+
+def _nothing(spec: Any) -> Any:
+    if spec.kind == "colbert":
+        return []
+    if spec.kind == "splade":
+        import scipy.sparse
+
+        return scipy.sparse.csr_matrix((0, spec.width), dtype=np.float32)
+    return np.zeros((0, spec.width), np.float32)
+
+
+def _fixed(spec: Any, side: str) -> bool:
+    """ColBERT expands every query to one length with [MASK]."""
+    return spec.kind == "colbert" and side == "query"
+
+
+def _work(
+    pretrained, features, rows, mesh, tokens_per_batch, compact, length=None
+) -> list[Batch]:
+    lengths = features.lengths(**rows)
+    if not len(lengths):
+        return []
+    devices = _data_devices(mesh)
+    budget = tokens_per_batch or default_tokens_per_batch() * devices
+    if length is not None:
+        lengths = np.full(len(lengths), length)
+        buckets: Sequence[int] = (length,)
+    else:
+        # The template's own limit ends the ladder: the same shapes in every call.
+        most = features.template.max_tokens(pretrained.tokenizer)
+        buckets = buckets_up_to(most or int(lengths.max()))
+    batches = plan(lengths, budget, buckets, multiple_of=devices)
+    return [_compacted(batch, devices) for batch in batches] if compact else batches
+
+
+def _compacted(batch: Batch, multiple_of: int) -> Batch:
+    """The batch in the smallest of the sizes 1, 4, 16, ... that holds its items."""
+    count = int(batch.where.sum())
+    size = multiple_of
+    while size < count:
+        size *= 4
+    if size >= batch.size:
+        return batch
+    rows = np.full(size, -1, np.int32)
+    rows[:count] = batch.rows[batch.where]
+    return Batch(rows, batch.length, size)
+
+
+def default_tokens_per_batch() -> int:
+    """Enough to fill one device, little enough for its cache or memory."""
+    return 1024 if jax.default_backend() == "cpu" else 1 << 17
+
+
+def _data_devices(mesh: Any) -> int:
+    if mesh is None:
+        return 1
+    return int(np.prod([mesh.shape.get(axis, 1) for axis in ("data", "fsdp")]))
+
+
+def _run(pretrained, apply, work, features, rows, mesh):
+    """Yields (batch, values on the host), one batch behind what is dispatched."""
+    params = placed(pretrained, mesh)
+    waiting = None
+    for batch in work:
+        # Empty places repeat the first item: padding rows would be all masked.
+        index = np.where(batch.where, batch.rows, batch.rows[0])
+        taken = {name: np.asarray(values)[index] for name, values in rows.items()}
+        tokens = features.tokens(batch.length, **taken)
+        place = functools.partial(_on_devices, mesh=mesh)
+        result = apply(params, jax.tree.map(place, tokens))
+        if waiting is not None:
+            yield waiting[0], _fetched(waiting[1])
+        waiting = batch, result
+    if waiting is not None:
+        yield waiting[0], _fetched(waiting[1])
+
+
+def _on_devices(tokens: np.ndarray, mesh: Any) -> Array:
+    tokens = np.asarray(tokens, np.int32)
+    if mesh is None:
+        return jnp.asarray(tokens)
+    # Every process holds the whole batch and takes the rows of its own devices.
+    sharding = batch_sharding(tokens, mesh)
+    return jax.make_array_from_callback(
+        tokens.shape, sharding, lambda index: tokens[index]
+    )
+
+
+def _fetched(values: Any) -> Any:
+    def fetch(value):
+        if value.is_fully_addressable:
+            return np.asarray(value)
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+
+    return jax.tree.map(fetch, values)
+
+
+_placed: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def placed(pretrained: Pretrained, mesh: Any = None) -> dict:
+    """The parameters on the devices, put there once for a model and a mesh."""
+    meshes = _placed.setdefault(pretrained, {})
+    if mesh not in meshes:
+        if mesh is None:
+            meshes[mesh] = jax.tree.map(jnp.asarray, pretrained.params)
+        else:
+            meshes[mesh] = shard_params(pretrained.params, mesh)
+    return meshes[mesh]
+
+
+@functools.lru_cache(maxsize=64)
+def _applied(spec: Any, what: str) -> Callable[[dict, Any], Any]:
+    """The jitted forward pass of a spec; jax keeps one compilation per shape."""
+    forward = {
+        "pairs": _score_pairs,
+        "duo": _score_duo,
+        "sides": lambda module, tokens: module.score(docs=tokens[1], queries=tokens[0]),
+        "query": lambda module, tokens: module.encode_queries(tokens),
+        "doc": lambda module, tokens: module.encode_docs(tokens),
+    }[what]
+    graphdef = graphdef_of(spec)
+
+    @jax.jit
+    def apply(params, tokens):
+        module = nnx.merge(graphdef, nnx.State(params))
+        values = forward(module, tokens)
+        return jax.tree.map(
+            lambda x: x.astype(jnp.float32) if jnp.issubdtype(x, jnp.floating) else x,
+            values,
+        )
+
+    return apply
+
+
+def _no_targets(count: int) -> Targets:
+    ones = jnp.ones((count, 1), bool)
+    return Targets(labels=jnp.zeros((count, 1), jnp.float32), where=ones)
+
+
+def _score_pairs(module: Any, tokens: Int[Array, "M L"]) -> Float[Array, "M"]:
+    batch = PairBatch(tokens=tokens[:, None], targets=_no_targets(len(tokens)))
+    return module(batch)[:, 0]
+
+
+def _score_duo(module: Any, tokens: Int[Array, "M L"]) -> Float[Array, "M"]:
+    batch = DuoBatch(tokens=tokens[:, None], targets=_no_targets(len(tokens)))
+    return module(batch)[:, 0]
+
+
+def _collect(kind: str, values: Any, where: np.ndarray) -> Any:
+    if kind == "colbert":
+        vectors, mask = values
+        mask = mask[where]
+        return Ragged(vectors[where][mask], mask.sum(1, dtype=np.int64))
+    if kind == "splade":
+        import scipy.sparse
+
+        return scipy.sparse.csr_matrix(values[where])
+    return values[where]

@@ -1,0 +1,189 @@
+"""A model on texts held in memory: what the predictor and the exports' proof stand on.
+
+Jobs that score millions of rows keep token stores and call ``models.inference``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from distill_jax.inference import forward
+from distill_jax.inference.generate import generate
+from distill_jax.models.pretrained import Pretrained
+from distill_jax.models.templates import side_template
+from distill_jax.text.templates import Features, Template
+from distill_jax.text.token_store import TokenStore
+
+CROSS = ("reranker", "duo", "generator")
+"""Kinds that read query and documents together; the others encode them apart."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SidedFeatures:
+    """Queries and documents as two sequences, for a model that reads both at once.
+
+    Batches are planned by the documents; queries all have the length of their limit.
+    """
+
+    query: Features
+    document: Features
+    query_length: int
+
+    @property
+    def template(self) -> Template:
+        return self.document.template
+
+    def lengths(self, *, query: np.ndarray, document: np.ndarray) -> np.ndarray:
+        return self.document.lengths(text=document)
+
+    def tokens(
+        self, length: int, *, query: np.ndarray, document: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """int32[M, query_length] and int32[M, length]."""
+        return (
+            self.query.tokens(self.query_length, text=query),
+            self.document.tokens(length, text=document),
+        )
+
+
+def score_tuples(
+    pretrained: Pretrained, tuples: Sequence[tuple[str, ...]], mesh: Any = None
+) -> np.ndarray:
+    """Scores of (query, doc), or for a duo (query, doc, other doc): float32[n].
+
+    Every different text is tokenised, and by encoders encoded, once. A query
+    generator's score is the query's mean log-probability per token.
+    """
+    if not tuples:
+        return np.zeros(0, np.float32)
+    columns = [_unique(texts) for texts in zip(*tuples)]
+    if pretrained.spec.kind in CROSS:
+        return _cross_scores(pretrained, columns, mesh)
+    (queries, query_rows), (docs, doc_rows) = columns
+    return pair_scores(
+        encode_texts(pretrained, "query", queries, mesh),
+        encode_texts(pretrained, "doc", docs, mesh),
+        query_rows,
+        doc_rows,
+    )
+
+
+def encode_texts(
+    pretrained: Pretrained, side: str, texts: Sequence[str], mesh: Any = None
+) -> Any:
+    """Vectors of texts by an encoder; ``side`` is "query" or "doc".
+
+    Returns:
+        float32[n, d]; a list of float32[tokens, d] (ColBERT); CSR [n, V] (SPLADE).
+    """
+    features = _side_features(pretrained, side, texts)
+    rows = np.arange(len(texts))
+    return forward.encode_all(pretrained, side, features, rows, mesh=mesh, compact=True)
+
+
+def write_queries(
+    pretrained: Pretrained, docs: Sequence[str], mesh: Any = None, **options: Any
+) -> list[str]:
+    """What a query generator asks of each document, greedily unless ``options`` say.
+
+    Args:
+        options: of ``inference.generate.generate``: temperature, top_k, top_p, seeds;
+            ``max_new_tokens`` is the generator's query length by default.
+    """
+    if not docs:
+        return []
+    spec, tokenizer = pretrained.spec, pretrained.tokenizer
+    features = _side_features(pretrained, "doc", docs)
+    rows = np.arange(len(docs))
+    # Rows to a multiple of the devices; the last one is repeated.
+    devices = 1 if mesh is None else mesh.size
+    padded = np.minimum(np.arange(-(-len(docs) // devices) * devices), rows[-1])
+    tokens = features.tokens(int(features.lengths(text=rows).max()), text=padded)
+    options = {"max_new_tokens": spec.query_length, **options}
+    found = generate(pretrained, tokens, mesh=mesh, **options)[: len(docs)]
+    skipped = (tokenizer.pad_id, tokenizer.eos_id)
+    written = [[i for i in row if i not in skipped] for row in found.tolist()]
+    return [tokenizer.decode(ids).strip() for ids in written]
+
+
+def pair_scores(
+    queries: Any, docs: Any, query_rows: np.ndarray, doc_rows: np.ndarray
+) -> np.ndarray:
+    """Scores of row pairs from vectors, whichever of the three forms they have."""
+    if isinstance(queries, np.ndarray):
+        return np.einsum("md,md->m", queries[query_rows], docs[doc_rows])
+    if isinstance(queries, list):
+        return _max_sim(queries, docs, query_rows, doc_rows)
+    products = queries[query_rows].multiply(docs[doc_rows])
+    return np.asarray(products.sum(axis=1), np.float32).reshape(-1)
+
+
+def tuple_fields(names: Sequence[str]) -> list[str]:
+    """A template's fields in the order of a tuple: the query, then the documents."""
+    return ["query", *sorted(name for name in names if name.startswith("document"))]
+
+
+def _cross_scores(
+    pretrained: Pretrained, columns: list[tuple[list[str], np.ndarray]], mesh: Any
+) -> np.ndarray:
+    spec, tokenizer = pretrained.spec, pretrained.tokenizer
+    if spec.kind == "generator":
+        fields = ["query", "document"]
+        features: Any = SidedFeatures(
+            _side_features(pretrained, "query", columns[0][0]),
+            _side_features(pretrained, "doc", columns[1][0]),
+            spec.query_length,
+        )
+    else:
+        fields = tuple_fields(spec.template.fields)
+        stores = {
+            name: TokenStore.build(texts, tokenizer)
+            for name, (texts, _) in zip(fields, columns)
+        }
+        features = Features(spec.template, tokenizer, **stores)
+    rows: dict[str, Any] = {name: at for name, (_, at) in zip(fields, columns)}
+    return forward.score_features(pretrained, features, mesh=mesh, compact=True, **rows)
+
+
+def _side_features(pretrained: Pretrained, side: str, texts: Sequence[str]) -> Features:
+    tokenizer = pretrained.tokenizer
+    return Features(
+        side_template(pretrained.spec, side, tokenizer),
+        tokenizer,
+        text=TokenStore.build(texts, tokenizer),
+    )
+
+
+def _max_sim(
+    queries: list[np.ndarray],
+    docs: list[np.ndarray],
+    query_rows: np.ndarray,
+    doc_rows: np.ndarray,
+) -> np.ndarray:
+    """Sum over query tokens of the best similarity with a document token."""
+    scores = np.zeros(len(query_rows), np.float32)
+    lengths = np.array([len(doc) for doc in docs])
+    flat = np.concatenate(docs)
+    starts = np.cumsum(lengths) - lengths
+    for query in np.unique(query_rows):
+        where = np.flatnonzero(query_rows == query)
+        # One product with the tokens of all its docs, then a maximum per doc.
+        counts = lengths[doc_rows[where]]
+        begin = np.cumsum(counts) - counts
+        shift = np.repeat(starts[doc_rows[where]] - begin, counts)
+        similarity = queries[query] @ flat[np.arange(counts.sum()) + shift].T
+        full = counts > 0
+        best = np.maximum.reduceat(similarity, begin[full], axis=1)
+        scores[where[full]] = best.sum(axis=0)
+    return scores
+
+
+def _unique(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The different texts, and where each of the given ones is among them."""
+    rows: dict[str, int] = {}
+    where = [rows.setdefault(text, len(rows)) for text in texts]
+    return list(rows), np.asarray(where, np.int64)

@@ -1,0 +1,1 @@
+"""Files, errors, strings and draws: what knows nothing of retrieval."""

@@ -1,0 +1,168 @@
+"""Lines that cannot be read: the first stops the job, unless a few may be left out.
+
+    with tolerated(Path(MODEL_DIR) / "rejects.jsonl", most=0.01):
+        job()
+
+Readers take their lines through ``parsed`` and know nothing of it. What is left out is
+counted, written down with its reason, and never more than the given share of a file.
+Nothing shifts: what is read keeps its own line number and its own id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import atomic_write, decoded, json_object, raw_lines
+
+T = TypeVar("T")
+
+_MOST_KEPT = 100_000  # rejects of a file that are held in memory
+_CLIP = 100_000  # bytes of a line that the rejects file shows
+
+
+@dataclasses.dataclass
+class Tolerance:
+    """What was left out so far, and how much may be.
+
+    Attributes:
+        rejects: the file that is written; JSON lines of file, line, reason and text.
+        most: the share of a file's lines, in [0, 1], above which the job ends.
+        files: lines and rejects by line number of each file that was read.
+    """
+
+    rejects: Path
+    most: float
+    files: dict[str, tuple[int, dict[int, dict]]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    def keep(self, path: str | Path, lines: int, rejected: dict[int, dict]) -> None:
+        """Notes a file that was read to its end; reading it again changes nothing.
+
+        Raises:
+            UserError: it has too many bad lines.
+        """
+        self.files[str(path)] = lines, rejected
+        if not rejected:
+            return
+        with atomic_write(self.rejects) as out:
+            for _, found in self.files.values():
+                for reject in found.values():
+                    out.write(json.dumps(reject) + "\n")
+        if len(rejected) > self.most * lines:
+            first = next(iter(rejected.values()))["reason"]
+            raise UserError(
+                f"{path}: {len(rejected):,} of {lines:,} lines cannot be read, more "
+                f"than {self.most:.4g} of them; the first: {first}",
+                f"they are in {self.rejects}; --bad-line-rate=SHARE bears more",
+            )
+
+    def notices(self) -> list[str]:
+        """A sentence for each file with rejects."""
+        return [
+            f"{Path(path).name}: {len(rejected):,} of {lines:,} lines cannot be read: "
+            f"left out, see {self.rejects.name}"
+            for path, (lines, rejected) in self.files.items()
+            if rejected
+        ]
+
+
+_tolerance: contextvars.ContextVar[Tolerance | None] = contextvars.ContextVar(
+    "tolerance", default=None
+)
+
+
+@contextlib.contextmanager
+def tolerated(rejects: Path, most: float = 0.01) -> Iterator[Tolerance]:
+    """Within the block bad lines are left out, up to the share ``most`` of a file."""
+    tolerance = Tolerance(rejects, most)
+    token = _tolerance.set(tolerance)
+    try:
+        yield tolerance
+    finally:
+        _tolerance.reset(token)
+
+
+def notices() -> list[str]:
+    """``Tolerance.notices`` of the block that this is called in, [] outside of one."""
+    tolerance = _tolerance.get()
+    return [] if tolerance is None else tolerance.notices()
+
+
+def rejected(path: str | Path) -> int:
+    """Lines of a file that were left out."""
+    tolerance = _tolerance.get()
+    return 0 if tolerance is None else len(tolerance.files.get(str(path), (0, {}))[1])
+
+
+def parsed(path: str | Path, parse: Callable[[int, str], T | None]) -> Iterator[T]:
+    """What ``parse`` makes of each line of a file; None for a line without content.
+
+    Args:
+        parse: called with the line's number from 1 and its text; raises UserError, with
+            file:line, for a bad one.
+
+    Raises:
+        UserError: the first bad line; within ``tolerated``, too many of them.
+    """
+    tolerance = _tolerance.get()
+    lines, bad = 0, {}
+    for number, raw in raw_lines(path):
+        lines += 1
+        try:
+            item = parse(number, decoded(path, number, raw))
+        except UserError as error:
+            if tolerance is None:
+                raise
+            bad[number] = {
+                "file": str(path),
+                "line": number,
+                "reason": error.what,
+                "text": raw[:_CLIP].decode("utf-8", "backslashreplace"),
+            }
+            if len(bad) > _MOST_KEPT:
+                break
+            continue
+        if item is not None:
+            yield item
+    if tolerance is not None:
+        tolerance.keep(path, lines, bad)
+
+
+def parsed_jsonl(path: str | Path, parse: Callable[[int, dict], T]) -> Iterator[T]:
+    """As ``parsed``, for the objects of JSON lines; blank lines are nothing."""
+
+    def parse_line(number: int, line: str) -> T | None:
+        record = json_object(path, number, line)
+        return None if record is None else parse(number, record)
+
+    return parsed(path, parse_line)
+
+
+def columns(path: str | Path) -> Callable[[int, list[str]], int]:
+    """A check that every line has as many columns as the first one that it sees.
+
+    A stray tab inside a text would otherwise make other columns of it.
+    """
+    first: tuple[int, int] | None = None
+
+    def check(number: int, fields: list[str]) -> int:
+        nonlocal first
+        if first is None:
+            first = number, len(fields)
+        elif len(fields) != first[1]:
+            raise UserError(
+                f"{path}:{number}: {len(fields)} columns, but {first[1]} on line "
+                f"{first[0]}",
+                "is there a tab in a text, or a column missing?",
+            )
+        return len(fields)
+
+    return check

@@ -1,0 +1,1 @@
+"""What teachers say of documents: labels, their files, other projects' formats."""

@@ -1,0 +1,1 @@
+"""What a gin file may name: queries, candidates, teachers, students."""

@@ -1,0 +1,218 @@
+"""Where a query's candidates come from: one object a source, called for a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.collections.collection import Queries
+from distill_jax.io.draws import share
+from distill_jax.io.errors import UserError
+from distill_jax.models.pretrained import Pretrained
+from distill_jax.runs.run import Run
+from distill_jax.workspace import ranking
+from distill_jax.workspace.context import Setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a source is asked: by whom, for which queries, and where it may keep files.
+
+    Attributes:
+        qrels: what is known of the queries; None where nothing is.
+        student: the current student, for sources that search with it; None where there
+            is none yet.
+        model: from a checkpoint's name to a model (``stage:NAME`` included).
+    """
+
+    setting: Setting
+    queries: Queries
+    student: Pretrained | None
+    model: Any
+    directory: Path
+    qrels: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BM25:
+    """Lucene's BM25 over titles and texts."""
+
+    depth: int = 100
+    k1: float = 0.9
+    b: float = 0.4
+
+    def __call__(self, asked: Asked) -> Run:
+        from distill_jax.retrieval import BM25 as Index
+
+        index = Index.build(asked.setting.collection, k1=self.k1, b=self.b)
+        return index.search(asked.queries, self.depth)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
+    """Search with a model: the current student, or a checkpoint.
+
+    Attributes:
+        checkpoint: None is the student as it is at this moment (re-mining).
+        index: "exact" or "scann".
+        doc_length: of a checkpoint's texts, as far as they are read; None reads as far
+            as it says itself.
+    """
+
+    depth: int = 100
+    checkpoint: str | None = None
+    index: str = "exact"
+    doc_length: int | None = None
+
+    def __call__(self, asked: Asked) -> Run:
+        model = _model(self, asked, doc_length=self.doc_length)
+        if model.spec.kind not in ranking.ENCODERS:
+            raise UserError(
+                f"a {model.spec.kind} cannot search a collection",
+                "use BM25 candidates, or give a retriever's checkpoint",
+            )
+        return ranking.search(
+            model,
+            asked.queries,
+            asked.setting,
+            depth=self.depth,
+            directory=asked.setting.directory / "vectors",
+            index=self.index,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reranked:
+    """The first ``depth`` of another source, reordered by a model."""
+
+    source: Any
+    checkpoint: str | None = None
+    depth: int = 100
+
+    def __call__(self, asked: Asked) -> Run:
+        model = _model(self, asked)
+        candidates = self.source(asked).top(self.depth)
+        return ranking.rerank(model, asked.queries, candidates, asked.setting)
+
+
+def _model(source: Search | Reranked, asked: Asked, **overrides: Any) -> Pretrained:
+    """The source's checkpoint, or the student where it names none."""
+    if source.checkpoint is not None:
+        return asked.model(source.checkpoint, **overrides)
+    if asked.student is None:
+        name = f"candidates.{type(source).__name__}"
+        raise UserError(
+            f"{name} takes the student, and this job has none at this point",
+            f"name a model: {name}.checkpoint = 'PATH'",
+        )
+    return asked.student
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunFile:
+    """A TREC run that was made elsewhere."""
+
+    path: str
+    depth: int | None = None
+
+    def __call__(self, asked: Asked) -> Run:
+        run = Run.read(self.path, collection=asked.setting.collection)
+        run = run.select(asked.queries.ids)
+        return run if self.depth is None else run.top(self.depth)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Named:
+    """What the user names: a run, else a retriever's search, else BM25."""
+
+    run: str | None = None
+    checkpoint: str | None = None
+    depth: int = 100
+    index: str = "exact"
+
+    def __call__(self, asked: Asked) -> Run:
+        return self.source(asked)
+
+    @property
+    def source(self) -> Any:
+        """The source that it stands for."""
+        if self.run is not None:
+            return RunFile(path=self.run, depth=self.depth)
+        if self.checkpoint is None:
+            return BM25(depth=self.depth)
+        return Search(depth=self.depth, checkpoint=self.checkpoint, index=self.index)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fused:
+    """Several sources as one: reciprocal rank fusion, or a sum of normalised scores.
+
+    Attributes:
+        normalise: None is reciprocal rank fusion (k = 60); "zscore" or "minmax" sums
+            the normalised scores of each query.
+    """
+
+    sources: tuple[Any, ...]
+    depth: int = 100
+    weights: tuple[float, ...] | None = None
+    normalise: str | None = None
+
+    def __call__(self, asked: Asked) -> Run:
+        runs = [source(asked) for source in self.sources]
+        if self.normalise is None:
+            return Run.fuse(runs, weights=self.weights, depth=self.depth)
+        weights = self.weights or (1.0,) * len(runs)
+        return Run.combine(runs, weights, normalise=self.normalise).top(self.depth)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shared:
+    """Each query asks one of the sources, chosen by the hash of its id (TWOLAR)."""
+
+    sources: tuple[Any, ...]
+
+    def __call__(self, asked: Asked) -> Run:
+        parts = np.asarray(
+            [
+                int(share(query, "source") * len(self.sources))
+                for query in asked.queries.ids
+            ]
+        )
+        lists: dict[str, list[tuple[str, float]]] = {}
+        for number, source in enumerate(self.sources):
+            rows = np.flatnonzero(parts == number)
+            if len(rows):
+                some = dataclasses.replace(asked, queries=asked.queries.select(rows))
+                lists |= source(some).lists()
+        ids = [query for query in asked.queries.ids if query in lists]
+        return Run.from_lists(
+            ids, [lists[query] for query in ids], asked.setting.collection.ids
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WithoutKnown:
+    """A filter of a stage: leaves out the documents that are known for their query.
+
+    A cropped sentence stands word for word in its own document. Any retriever finds
+    that, and a list that holds it teaches to match strings; the order of the other
+    documents is what there is to learn.
+    """
+
+    def __call__(self, asked: Asked, run: Run) -> Run:
+        if asked.qrels is None:
+            return run
+        run = run.on(asked.setting.collection)
+        ids = asked.setting.collection.ids
+        known = np.zeros(run.rows.shape, bool)
+        for place, query in enumerate(run.query_ids):
+            grades = asked.qrels.of(query)
+            known[place] = [
+                row >= 0 and grades.get(ids[row], 0) > 0 for row in run.rows[place]
+            ]
+        rows = np.where(known, -1, run.rows)
+        scores = np.where(known, -np.inf, run.scores)
+        return Run(run.query_ids, rows, scores, run.doc_ids)

@@ -1,0 +1,189 @@
+"""What a stage learns from: judgements, a teacher's labels, or both, as lists."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import write_json
+from distill_jax.labels import normalise
+from distill_jax.lists.building import (
+    lists_from_judgements,
+    lists_from_labels,
+    with_judged_pairs,
+)
+from distill_jax.lists.lists import Lists, concatenate
+from distill_jax.lists.negatives import filter_negatives
+from distill_jax.recipe.candidates import Asked
+from distill_jax.runs.run import Run
+from distill_jax.workspace.console import say
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Judged positives against hard negatives from a window of ranks.
+
+    Attributes:
+        size: candidates of a list, the positive included (N).
+        window: ranks that negatives are drawn from, after filtering.
+        per_query: at most so many positives of a query.
+        absolute_margin, relative_margin: drop candidates that score too near to the
+            positive; None keeps them. Known positives and equal texts always go.
+    """
+
+    size: int = 8
+    window: tuple[int, int] = (0, 100)
+    per_query: int | None = 4
+    absolute_margin: float | None = None
+    relative_margin: float | None = None
+
+    def __call__(self, asked: Asked, run: Run) -> Lists:
+        setting = asked.setting
+        if asked.qrels is None or not len(asked.qrels):
+            raise UserError(
+                "these queries have no judgements",
+                "use a recipe that learns from a teacher, e.g. specialize.gin",
+            )
+        filtered = filter_negatives(
+            run,
+            qrels=asked.qrels,
+            collection=setting.collection,
+            queries=asked.queries,
+            absolute_margin=self.absolute_margin,
+            relative_margin=self.relative_margin,
+        )
+        write_json(
+            asked.directory / "negatives.json",
+            {
+                "funnel": filtered.funnel,
+                "suspects": filtered.suspects(20, asked.queries, setting.collection),
+            },
+        )
+        return lists_from_judgements(
+            filtered.run,
+            asked.qrels,
+            asked.queries,
+            setting.collection,
+            size=self.size,
+            window=self.window,
+            seed=setting.seed,
+            per_query=self.per_query,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgedPairs:
+    """Pairs of a positive and a negative, in either order, for a duo reranker.
+
+    Attributes:
+        judged: the lists that pairs are drawn from.
+        pairs: of a list; each is turned round by a draw that belongs to the query.
+    """
+
+    judged: Judged
+    pairs: int = 3
+
+    def __call__(self, asked: Asked, run: Run) -> Lists:
+        lists = self.judged(asked, run)
+        ids = asked.queries.ids
+        names = [str(ids[row]) for row in lists.query_rows]
+        return with_judged_pairs(lists, names, self.pairs, asked.setting.seed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Taught:
+    """A teacher's labels over the candidates, and a pairwise teacher's on top.
+
+    Attributes:
+        teacher: called with (asked, run) for ``TeacherLabels``.
+        pairwise: called with (asked, labels) for ``PairLabels``; None for none.
+        size: candidates of a list (N).
+        sampling: which of the labelled candidates: "top", "random" or "spread".
+        judgements: whether a judged positive is put first and contrasted with.
+        trust_first: the teacher's best stands for a positive where none is judged.
+        normalisation: of the scores, see ``ir.normalise``; "none" keeps raw logits.
+        source_first: drop queries whose known document is not the teacher's first.
+        drop_below_percentile: drop queries whose best score is below this percentile
+            of all scores (004 uses 25); None keeps all.
+    """
+
+    teacher: Any
+    pairwise: Any = None
+    size: int = 8
+    sampling: str = "top"
+    judgements: bool = True
+    trust_first: bool = False
+    normalisation: str = "none"
+    source_first: bool = False
+    drop_below_percentile: float | None = None
+
+    def __call__(self, asked: Asked, run: Run) -> Lists:
+        setting = asked.setting
+        labels = self.teacher(asked, run)
+        if self.source_first:
+            labels = _source_first(labels, asked)
+        pairs = None if self.pairwise is None else self.pairwise(asked, labels)
+        qrels = asked.qrels if self.judgements else None
+        lists = lists_from_labels(
+            labels,
+            asked.queries,
+            setting.collection,
+            size=self.size,
+            pairs=pairs,
+            qrels=qrels,
+            sampling=self.sampling,
+            seed=setting.seed,
+            trust_first=self.trust_first,
+            values=normalise.normalise(labels, self.normalisation),
+        )
+        if self.drop_below_percentile is not None:
+            lists = self._confident(labels, lists, asked)
+        return lists
+
+    def _confident(self, labels: Any, lists: Lists, asked: Asked) -> Lists:
+        """Without the queries whose best document the teacher does not believe in."""
+        scores = labels.training_labels()
+        kept = normalise.above_percentile(
+            scores,
+            labels.where,
+            positive=np.argmax(np.where(labels.where, scores, -np.inf), axis=1),
+            percent=self.drop_below_percentile or 0.0,
+        )
+        names = {query for query, keep in zip(labels.query_ids, kept) if keep}
+        ids = asked.queries.ids
+        confident = [ids[row] in names for row in lists.query_rows]
+        say(f"{len(names)} of {len(labels)} queries have a confident best document")
+        return lists.take(np.flatnonzero(confident))
+
+
+def _source_first(labels: Any, asked: Asked) -> Any:
+    """Without the queries whose known document the teacher puts anywhere but first."""
+    scores = np.where(labels.where, labels.training_labels(), -np.inf)
+    best = np.argmax(scores, axis=1)
+    kept = [
+        query
+        for row, query in enumerate(labels.query_ids)
+        if asked.qrels is not None
+        and asked.qrels.of(query).get(labels.doc_ids[labels.rows[row, best[row]]], 0)
+        > 0
+    ]
+    say(f"{len(kept)} of {len(labels)} queries: the teacher puts their document first")
+    if not kept:
+        raise UserError(
+            "the teacher puts no query's own document first",
+            "look at the teacher report, or set source_first to False",
+        )
+    return labels.select(kept)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """The lists of several sources together, e.g. labelled and unlabelled queries."""
+
+    sources: tuple[Any, ...]
+
+    def __call__(self, asked: Asked, run: Run) -> Lists:
+        return concatenate([source(asked, run) for source in self.sources])

@@ -1,0 +1,261 @@
+"""LLMs in recipes: a listwise teacher, and a reader of what was found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distill_jax.evaluation import answers
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import write_json
+from distill_jax.labels.labels import TeacherLabels
+from distill_jax.recipe.candidates import Asked
+from distill_jax.runs.run import Run
+from distill_jax.workspace.cached_step import part
+from distill_jax.workspace.console import Counter, say
+from distill_jax.workspace.describe import describe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listwise:
+    """An LLM orders the candidates of each query, through sliding windows.
+
+    Attributes:
+        client: ``teaching.clients.Client`` or ``LocalModel``.
+        depth: only the first so many candidates are shown; None shows all.
+        window, step: documents of a call, and how far the window moves.
+        prompt: "listwise", "scores", or the path of a prompt file; None takes the one
+            that fits.
+        multi_turn: one passage a turn.
+        passes: shuffled repetitions; their agreement is reported.
+        direct_scores: numbers in 0-1 for each document instead of an order.
+        words: what is shown of a document.
+        temperature: of the first try.
+        tries: calls for a reply that can be used.
+        reply_tokens: longest reply; models that think need more than the default.
+        most_failed: the share of lists that may fail before the job ends.
+        retry_failed: asks again for lists that are stored as failed.
+    """
+
+    client: Any
+    depth: int | None = None
+    window: int = 20
+    step: int = 10
+    prompt: str | None = None
+    multi_turn: bool = False
+    passes: int = 1
+    direct_scores: bool = False
+    words: int = 300
+    temperature: float = 0.0
+    tries: int = 2
+    reply_tokens: int | None = None
+    most_failed: float = dataclasses.field(default=0.2, repr=False)
+    retry_failed: bool = dataclasses.field(default=False, repr=False)
+
+    def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
+        from distill_jax.teaching.rankings import label_listwise
+
+        setting = asked.setting
+        run = run.on(setting.collection)
+        run = run if self.depth is None else run.top(self.depth)
+        client = self.client.at(setting.directory / "llm", **_loader(self, asked))
+        folder = asked.directory / "labels"
+
+        def make(folder: Path) -> dict:
+            with Counter("asking", len(run), "queries") as counter:
+                labels = label_listwise(
+                    client,
+                    asked.queries,
+                    setting.collection,
+                    run,
+                    folder,
+                    most_failed=self.most_failed,
+                    retry_failed=self.retry_failed,
+                    progress=counter,
+                    **self._method(setting.seed),
+                )
+            counts = labels.provenance["counts"]
+            say(
+                f"{client.model}: {counts['calls']:,} calls, {counts['cached']:,} from "
+                f"the cache, {counts['queries_failed']:,} lists failed, "
+                f"cost {counts['cost']:.2f}"
+            )
+            return {"counts": counts}
+
+        inputs = {
+            "teacher": describe(self),
+            "model": client.model,
+            "prompt": self._prompt_digest(),
+            "candidates": run.digest,
+            "collection": setting.collection.digest,
+            "queries": asked.queries.digest,
+            "seed": setting.seed,
+        }
+        if self.retry_failed:
+            inputs["retry"] = True
+        part(folder, inputs, make, what="labels")
+        return TeacherLabels.read(folder, collection=setting.collection)
+
+    def estimate(self, asked: Asked, run: Run | None = None) -> str:
+        """Calls, tokens and cost before the first call, for ``--plan``."""
+        from distill_jax.teaching.rankings import estimate
+
+        if asked.queries is None or not len(asked.queries):
+            return "LLM: no queries"
+        if run is not None and self.depth is not None:
+            run = run.top(self.depth)
+        found = estimate(
+            self.client.cost,
+            asked.queries,
+            asked.setting.collection,
+            run,
+            depth=self.depth or 100,
+            **self._method(asked.setting.seed),
+        )
+        limit = getattr(self.client, "budget_calls", None)
+        budget = "" if limit is None else f" (budget {limit:,})"
+        return (
+            f"LLM: {found['calls']:,} calls{budget}, about"
+            f" {found['prompt_tokens']:,} tokens in and at most"
+            f" {found['completion_tokens']:,} out, cost {found['cost']:.2f}"
+        )
+
+    def _method(self, seed: int) -> dict[str, Any]:
+        names = (
+            "window", "step", "prompt", "multi_turn", "passes", "direct_scores",
+            "words", "temperature", "tries", "reply_tokens",
+        )  # fmt: skip
+        return {**{name: getattr(self, name) for name in names}, "seed": seed}
+
+    def _prompt_digest(self) -> str:
+        from distill_jax.teaching.listwise import Method
+
+        return Method(**self._method(0)).load().digest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reader:
+    """Answers the questions of a run from its first documents, and measures them.
+
+    Attributes:
+        client: ``teaching.clients.Client`` or ``LocalModel``.
+        top_k: documents that are read.
+        most_failed: the share of questions without a reply that is borne; their answers
+            count as wrong.
+    """
+
+    client: Any
+    top_k: int = 5
+    prompt: str = "reader"
+    words: int = 300
+    max_tokens: int = 64
+    most_failed: float = dataclasses.field(default=0.2, repr=False)
+
+    def __call__(self, asked: Asked, run: Run) -> Reading:
+        """Reads for every question that has answers, and writes ``answers.json``.
+
+        Raises:
+            UserError: no question has answers, or too many have no reply.
+            Unfinished: the budget is at its end; what was answered is in the cache.
+        """
+        from distill_jax.teaching.reader import answer_questions
+
+        queries, setting = asked.queries, asked.setting
+        expected = answers.accepted(queries)
+        client = self.client.at(setting.directory / "llm", **_loader(self, asked))
+        run = run.select([query for query in run.query_ids if query in expected])
+        with Counter("reading", len(run), "questions") as counter:
+            said, counts = answer_questions(
+                client,
+                queries,
+                setting.collection,
+                run,
+                progress=counter,
+                **self._method(),
+            )
+        failed = [query_id for query_id, text in said.items() if text is None]
+        if len(failed) > self.most_failed * len(said):
+            raise UserError(
+                f"{len(failed)} of {len(said)} questions have no reply "
+                f"({counts['failures']})",
+                f"most_failed = {self.most_failed} is the share that is borne",
+            )
+        given = {query_id: text for query_id, text in said.items() if text}
+        values = answers.evaluate_answers(given, expected)
+        means = {name: answers.mean(per) for name, per in values.items()}
+        write_json(
+            asked.directory / "answers.json",
+            {
+                "model": client.model,
+                "top_k": self.top_k,
+                "answers": said,
+                "expected": expected,
+                "failed": len(failed),
+                "means": means,
+                "counts": counts,
+            },
+        )
+        return Reading(values=values, failed=len(failed), counts=counts)
+
+    def estimate(self, asked: Asked, systems: int = 1) -> str:
+        """Calls, tokens and cost before the first call, for ``--plan``."""
+        from distill_jax.teaching.reader import estimate
+
+        queries = asked.queries
+        expected = answers.accepted(queries)
+        rows = [row for row, query in enumerate(queries.ids) if query in expected]
+        found = estimate(
+            self.client.cost,
+            queries.select(rows),
+            asked.setting.collection,
+            seed=asked.setting.seed,
+            **self._method(),
+        )
+        limit = getattr(self.client, "budget_calls", None)
+        budget = "" if limit is None else f" (budget {limit:,})"
+        total = {name: systems * value for name, value in found.items()}
+        return (
+            f"LLM: at most {total['calls']:,} calls{budget}, {systems} rankings of "
+            f"{len(rows):,} questions; about {total['prompt_tokens']:,} tokens in and "
+            f"at most {total['completion_tokens']:,} out, cost {total['cost']:.2f}"
+        )
+
+    def _method(self) -> dict[str, Any]:
+        names = ("top_k", "prompt", "words", "max_tokens")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a reader made of one ranking.
+
+    Attributes:
+        values: ``{"EM": {query id: value}, "F1": ...}``.
+        failed: questions without a reply; they count 0.
+        counts: calls, cached, tokens and cost, as the ledger has them.
+    """
+
+    values: dict[str, dict[str, float]]
+    failed: int
+    counts: dict[str, Any]
+
+
+def behind(
+    base_url: str | None, model: str | None, make: Callable[[], Any]
+) -> Any | None:
+    """What ``make`` makes, where an LLM is named; None where none is.
+
+    Raises:
+        UserError: its address is given without its model's name, or the reverse.
+    """
+    if (base_url is None) != (model is None):
+        given, missing = ("LLM_BASE_URL", "LLM_MODEL")[:: 1 if model is None else -1]
+        raise UserError(f"{given} without {missing}", f"add --gin.{missing}=...")
+    return None if base_url is None else make()
+
+
+def _loader(job: Any, asked: Asked) -> dict[str, Any]:
+    # A local model may be another stage's; an endpoint has nothing to load.
+    return {"load": asked.model} if hasattr(job.client, "checkpoint") else {}

@@ -1,0 +1,278 @@
+"""Where training queries come from: the collection's own, or its documents.
+
+Each source is called with what is asked and returns a ``Split``: queries, and what is
+known of them (judgements, or the document that a query was made from).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.collections.collection import Queries
+from distill_jax.collections.qrels import Qrels
+from distill_jax.collections.schemes import load_collection
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import write_json
+from distill_jax.recipe.candidates import Asked
+from distill_jax.workspace.behind import behind
+from distill_jax.workspace.cached_step import part
+from distill_jax.workspace.console import Counter, say
+from distill_jax.workspace.context import Split
+from distill_jax.workspace.describe import describe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """The collection's training queries; ``limit`` of them, by hash of the id."""
+
+    limit: int | None = None
+
+    def __call__(self, asked: Asked) -> Split:
+        train = asked.setting.train
+        if train is None:
+            raise UserError(
+                "this collection has no training queries",
+                "use a recipe that makes queries from documents, e.g. specialize.gin",
+            )
+        if self.limit is None or self.limit >= len(train.queries):
+            return train
+        from distill_jax.io.draws import share
+
+        places = np.argsort([share(query, "limit") for query in train.queries.ids])
+        where = np.zeros(len(train.queries), bool)
+        where[places[: self.limit]] = True
+        return train.take(where)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cropped:
+    """Sentences of the documents (TWOLAR, DRAGON).
+
+    Attributes:
+        queries: how many documents are cropped; None crops all.
+    """
+
+    queries: int | None = None
+    per_doc: int = 1
+    min_words: int = 4
+    max_words: int = 64
+
+    def make(self, asked: Asked, rows: np.ndarray, folder: Path) -> Any:
+        from distill_jax.synthesis.crop import crop
+
+        del folder
+        return crop(
+            asked.setting.collection,
+            rows,
+            per_doc=self.per_doc,
+            min_words=self.min_words,
+            max_words=self.max_words,
+            sample=self.queries,
+            seed=asked.setting.seed,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generated:
+    """Queries by a T5 that was trained to ask (docT5query's form).
+
+    Attributes:
+        checkpoint: e.g. the MODEL_DIR of ``query_generator.gin``.
+        queries: how many documents are asked about; None takes all.
+        samples: queries of a document.
+    """
+
+    checkpoint: str | None
+    queries: int | None = None
+    samples: int = 1
+    top_k: int = 10
+    temperature: float = 1.0
+    max_new_tokens: int = 48
+
+    def make(self, asked: Asked, rows: np.ndarray, folder: Path) -> Any:
+        from distill_jax.synthesis import t5
+        from distill_jax.synthesis.crop import sampled
+
+        setting = asked.setting
+        if self.queries is not None:
+            rows = sampled(setting.collection, rows, self.queries, setting.seed)
+        with Counter("generating", len(rows), "documents") as counter:
+            return t5.generate(
+                asked.model(self.checkpoint),
+                setting.collection,
+                rows,
+                samples=self.samples,
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                seed=setting.seed,
+                mesh=setting.mesh,
+                directory=folder / "t5",
+                progress=counter,
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Written:
+    """Queries of several kinds by an LLM (004).
+
+    Attributes:
+        client: ``teaching.clients.Client``: endpoint, model, budget.
+        kinds: names of shipped kinds, or paths of a user's own.
+        queries: how many documents are asked about; None takes all.
+    """
+
+    client: Any
+    kinds: tuple[str, ...] = (
+        "questions",
+        "claims",
+        "titles",
+        "keywords",
+        "user_queries",
+        "zero_shot_queries",
+    )
+    queries: int | None = None
+    samples: int = 1
+    temperature: float = 0.8
+    max_tokens: int = 50
+
+    def make(self, asked: Asked, rows: np.ndarray, folder: Path) -> Any:
+        from distill_jax.synthesis import llm
+        from distill_jax.synthesis.crop import sampled
+
+        setting = asked.setting
+        if self.queries is not None:
+            rows = sampled(setting.collection, rows, self.queries, setting.seed)
+        client = self.client.at(setting.directory / "llm")
+        with Counter("writing queries", len(rows), "documents") as counter:
+            return llm.generate(
+                setting.collection,
+                rows,
+                client.complete_all,
+                kinds=self.kinds,
+                directory=folder / "llm",
+                samples=self.samples,
+                temperature=self.temperature,
+                max_tokens=self.max_tokens,
+                seed=setting.seed,
+                model=client.model,
+                progress=counter,
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Synthetic:
+    """Queries made from documents by one or more makers, and filtered.
+
+    Attributes:
+        makers: ``Cropped``, ``Generated``, ``Written``; one whose checkpoint is None
+            is left out.
+        round_trip: a candidate source; a query stays when its document is among the
+            first ``round_trip_depth``. None keeps all.
+        deduplicate: no queries of near-duplicate documents (004's rule).
+        limit: at most so many queries are kept, by the hash of their documents.
+        judgements: whether a query's own document counts as a judged positive.
+    """
+
+    makers: tuple[Any, ...]
+    round_trip: Any = None
+    round_trip_depth: int = 20
+    deduplicate: bool = True
+    limit: int | None = None
+
+    def __call__(self, asked: Asked) -> Split:
+        setting = asked.setting
+        inputs = {
+            "collection": setting.collection.digest,
+            "makers": describe(self),
+            "seed": setting.seed,
+            "held out": setting.test.queries.digest if setting.test else None,
+            **behind((self._asking(), self.round_trip), asked),
+        }
+        folder = asked.directory / "queries"
+        part(folder, inputs, lambda folder: self._make(asked, folder), what="queries")
+        _, queries, qrels = load_collection(f"beir:{folder}", split="train")
+        return Split(queries=queries, qrels=qrels)
+
+    def _asking(self) -> tuple[Any, ...]:
+        """The makers that make queries."""
+        named = [m for m in self.makers if getattr(m, "checkpoint", "") is not None]
+        if not named:
+            raise UserError(
+                "nothing makes queries", "name a generator, or crop: @queries.Cropped()"
+            )
+        return tuple(named)
+
+    def _make(self, asked: Asked, folder: Path) -> dict:
+        from distill_jax.lists.dedup import near_duplicates
+        from distill_jax.synthesis.filter import Funnel
+        from distill_jax.synthesis.made import Made
+        from distill_jax.synthesis.survey import survey
+
+        setting = asked.setting
+        duplicates = (
+            near_duplicates(setting.collection.texts) if self.deduplicate else None
+        )
+        found = survey(setting.collection, duplicates=duplicates)
+        for notice in found.notices:
+            say(f"note: {notice}")
+        made = Made.join(
+            [maker.make(asked, found.rows, folder) for maker in self._asking()]
+        )
+        funnel = Funnel(made).without_duplicates()
+        if setting.test is not None:
+            funnel.without(setting.test.queries, "test")
+        if self.round_trip is not None and len(funnel.made):
+            run = self.round_trip(
+                dataclasses.replace(asked, queries=funnel.made.queries)
+            )
+            funnel.round_trip(run.on(setting.collection), self.round_trip_depth)
+        if self.limit is not None and len(funnel.made) > self.limit:
+            funnel.keep("beyond the limit", _first(funnel.made, self.limit))
+        print(funnel.table(), flush=True)
+        if not len(funnel.made):
+            raise UserError(
+                "no query is left after the filters; the table above says why",
+                "loosen the filters, or give documents with more text",
+            )
+        funnel.made.write(
+            folder,
+            setting.collection,
+            fractions={"train": 1.0},
+            seed=setting.seed,
+            provenance={"makers": describe(self.makers)},
+        )
+        write_json(folder / "funnel.json", funnel.to_json())
+        return {"queries": len(funnel.made), "funnel": funnel.to_json()}
+
+
+def _first(made: Any, limit: int) -> np.ndarray:
+    from distill_jax.io.draws import share
+
+    places = [share(made.doc_ids[row], "limit") for row in made.sources.tolist()]
+    where = np.zeros(len(made), bool)
+    where[np.argsort(places, kind="stable")[:limit]] = True
+    return where
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Together:
+    """Several sources of queries, one after another; ids must differ."""
+
+    sources: tuple[Any, ...]
+
+    def __call__(self, asked: Asked) -> Split:
+        ids: list[str] = []
+        texts: list[str] = []
+        grades: dict[str, dict[str, int]] = {}
+        for number, source in enumerate(self.sources):
+            place = asked.directory / f"source-{number}"
+            split = source(dataclasses.replace(asked, directory=place))
+            ids += list(split.queries.ids)
+            texts += list(split.queries.texts)
+            grades |= {q: split.qrels.of(q) for q in split.qrels.query_ids}
+        return Split(queries=Queries(ids, texts), qrels=Qrels(grades))

@@ -1,0 +1,121 @@
+"""How a training's best checkpoint is chosen: on what, by what, and how often."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from distill_jax.inputs.feed import Featurizer, once
+from distill_jax.io.draws import split_by_hash
+from distill_jax.io.errors import UserError
+from distill_jax.lists.lists import Lists
+from distill_jax.models.pretrained import Pretrained
+from distill_jax.recipe.candidates import BM25, Asked
+from distill_jax.runtime import sharding
+from distill_jax.training.validation import validation
+from distill_jax.workspace import ranking
+
+if TYPE_CHECKING:
+    from distill_jax.recipe.training import Training
+
+
+def held_out(
+    training: Training, lists: Lists, asked: Asked
+) -> tuple[Lists, Lists | None]:
+    """The lists to train on, and those that the loss is measured on.
+
+    None of the latter where another measure chooses, or where a side would be empty.
+    """
+    if training.measure != "loss":
+        return lists, None
+    dev = split_by_hash(_names(lists, asked), training.dev_share)
+    if not dev.any() or dev.all():
+        return lists, None
+    return lists.take(np.flatnonzero(~dev)), lists.take(np.flatnonzero(dev))
+
+
+def _names(lists: Lists, asked: Asked) -> list[str]:
+    """What each list is split by: its query's one known document, or else its query.
+
+    Queries that were made from one document ask nearly the same: all are on one side
+    (Tamber et al. 2025 split by passage).
+    """
+    names = []
+    for row in lists.query_rows:
+        query = str(asked.queries.ids[row])
+        known = asked.qrels.of(query) if asked.qrels is not None else ()
+        names.append(next(iter(known)) if len(known) == 1 else query)
+    return names
+
+
+def period(training: Training, lists: int, steps: int) -> int:
+    """Steps between evaluations.
+
+    Args:
+        lists: trained on.
+        steps: in all.
+    """
+    wanted = training.eval_period
+    if wanted == "epoch":
+        return max(1, min(steps, round(lists / training.batch_size)))
+    if isinstance(wanted, str):
+        raise UserError(
+            f"no evaluation period {wanted!r}", "a number of steps, or 'epoch'"
+        )
+    return wanted or max(1, steps // 4)
+
+
+def evaluation(
+    training: Training,
+    student: Pretrained,
+    asked: Asked,
+    featurizer: Featurizer,
+    dev: Lists | None,
+) -> Callable[[Any, int], dict[str, float]] | None:
+    """What is measured during training: held-out loss, or ranking of dev queries.
+
+    None where the last checkpoint is kept.
+    """
+    measure, setting = training.measure, asked.setting
+    if measure is None:
+        return None
+    if measure == "loss":
+        if dev is None:
+            return None
+        run = validation(
+            student.graphdef(),
+            training.objective,
+            lambda: once(
+                dev,
+                featurizer,
+                training.batch_size,
+                multiple_of=sharding.data_devices(setting.mesh),
+                host=jax.process_index(),
+                hosts=jax.process_count(),
+            ),
+            setting.mesh,
+            at_once=training.chunk or training.micro_batch,
+        )
+        return lambda params, step: run(params)
+    judged = setting.dev
+    if judged is None:
+        raise UserError(
+            f"{measure} needs dev judgements, and the collection has none",
+            "use measure = 'loss', or None for the last checkpoint",
+        )
+    from distill_jax.evaluation.measures import evaluate
+
+    source = BM25(depth=training.dev_depth)
+    candidates = source(dataclasses.replace(asked, queries=judged.queries))
+
+    def rank_dev(params: Any, step: int) -> dict[str, float]:
+        del step
+        model = student.replace(params=params)
+        run = ranking.rerank(model, judged.queries, candidates, setting)
+        return evaluate(run, judged.qrels, [measure])
+
+    return rank_dev

@@ -1,0 +1,135 @@
+"""One stage: candidates, lists, training. Its files say what they were made from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distill_jax.lists.lists import Lists
+from distill_jax.models.pretrained import Pretrained
+from distill_jax.recipe.candidates import BM25, Asked
+from distill_jax.recipe.queries import Training as TrainingQueries
+from distill_jax.recipe.students import Student
+from distill_jax.recipe.training import Training, train
+from distill_jax.runs.run import Run
+from distill_jax.workspace.behind import behind
+from distill_jax.workspace.cached_step import part
+from distill_jax.workspace.console import say
+from distill_jax.workspace.context import Setting, Split
+from distill_jax.workspace.describe import describe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One trip around: candidates, lists of labels, a trained student.
+
+    Attributes:
+        name: of its folder, and of ``stage:NAME`` for later stages.
+        candidates: a source, see ``jobs.candidates``.
+        examples: what is learnt from, see ``jobs.examples``.
+        training: how.
+        queries: whom to train on, see ``jobs.queries``.
+        student: what this stage starts from; None goes on with the stage before.
+        filters: called with (asked, run) for a run without false negatives.
+    """
+
+    name: str = "train"
+    candidates: Any = dataclasses.field(default_factory=BM25)
+    examples: Any
+    training: Training
+    queries: Any = dataclasses.field(default_factory=TrainingQueries)
+    student: Student | None = None
+    filters: tuple[Any, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trip:
+    """What a stage ended with."""
+
+    name: str
+    directory: Path
+    student: Pretrained
+    fit: dict
+    made: dict
+
+
+def run_stage(
+    stage: Stage,
+    student: Pretrained,
+    setting: Setting,
+    directory: Path,
+    model: Callable[[str], Pretrained],
+) -> Trip:
+    """Makes what is not made yet, and trains; resumes wherever it was interrupted."""
+    asked = Asked(
+        setting=setting,
+        queries=None,  # type: ignore[arg-type]
+        student=student,
+        model=model,
+        directory=directory,
+    )
+    split = stage.queries(asked)
+    asked = dataclasses.replace(asked, queries=split.queries, qrels=split.qrels)
+    run, made = _candidates(stage, asked)
+    lists, facts = _lists(stage, asked, run)
+    made = {"candidates": made, "lists": facts}
+    trained, fit = train(stage.training, lists, student, asked)
+    return Trip(
+        name=stage.name, directory=directory, student=trained, fit=fit, made=made
+    )
+
+
+def _candidates(stage: Stage, asked: Asked) -> tuple[Run, dict]:
+    directory = asked.directory / "candidates"
+    inputs = {
+        "collection": asked.setting.collection.digest,
+        "queries": asked.queries.digest,
+        "sources": describe(stage.candidates),
+        "filters": describe(stage.filters),
+        "seed": asked.setting.seed,
+    }
+    inputs |= behind((stage.candidates, stage.filters), asked)
+
+    def make(directory: Path) -> dict:
+        run = stage.candidates(asked)
+        funnel = {"candidates": int(run.where.sum())}
+        for step in stage.filters:
+            run = step(asked, run)
+            funnel[type(step).__name__] = int(run.where.sum())
+        run.write(directory / "run.trec")
+        return {"queries": len(run), "funnel": funnel}
+
+    made = part(directory, inputs, make, what="candidates")
+    return Run.read(directory / "run.trec", collection=asked.setting.collection), made
+
+
+def _lists(stage: Stage, asked: Asked, run: Run) -> tuple[Lists, dict]:
+    setting = asked.setting
+    inputs = {
+        "candidates": run.digest,
+        "examples": describe(stage.examples),
+        "queries": asked.queries.digest,
+        "judgements": Split(queries=asked.queries, qrels=asked.qrels).digest,
+        "seed": setting.seed,
+    }
+    inputs |= behind(stage.examples, asked)
+
+    def make(directory: Path) -> dict:
+        lists = stage.examples(asked, run)
+        lists.save(directory)
+        sizes = lists.where.sum(1)
+        return {
+            "lists": len(lists),
+            "docs_per_list": float(sizes.mean()),
+            "labelled": int(lists.labelled.sum()),
+            "pairs": int((lists.first >= 0).sum()),
+        }
+
+    made = part(asked.directory / "lists", inputs, make, what="lists")
+    say(
+        f"{made['lists']:,} lists of {made['docs_per_list']:.1f} documents, "
+        f"{made['labelled']:,} with a positive, {made['pairs']:,} judged pairs"
+    )
+    return Lists.load(asked.directory / "lists"), made

@@ -1,0 +1,144 @@
+"""Where a student comes from: a checkpoint of any kind, or random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from distill_jax import weights
+from distill_jax.io.errors import UserError, near
+from distill_jax.models.pretrained import Pretrained, initial_params
+from distill_jax.text.tokenizer import Tokenizer
+from distill_jax.weights.folders import locate
+from distill_jax.weights.students import KINDS, spec_class
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Student:
+    """A model to start from.
+
+    Attributes:
+        checkpoint: what ``distill_jax.load`` takes, or ``stage:NAME`` for what an
+            earlier stage of the same job trained. None starts from random weights.
+        kind: what to make of it; None keeps what the checkpoint is.
+        backbone: from random weights only: ``t5:SIZE`` or ``bert:SIZE``.
+        vocabulary: from random weights only: a tokenizer's file or folder. None trains
+            one on the collection's texts.
+        vocabulary_size: pieces of a vocabulary that is trained here.
+        query_length, doc_length: tokens kept of a query and of a document.
+        dtype: of the matrix products: "float32" or "bfloat16".
+        dropout: rate in training; None keeps the checkpoint's.
+        attention_dropout: of BERT's attention weights; None is as ``dropout`` says.
+        options: other fields of the student's spec (``head``, ``pooling``, ...).
+    """
+
+    checkpoint: str | None = None
+    kind: str | None = None
+    backbone: str = "t5:tiny"
+    vocabulary: str | None = None
+    vocabulary_size: int = 8000
+    query_length: int | None = None
+    doc_length: int | None = None
+    dtype: str | None = None
+    dropout: float | None = None
+    attention_dropout: float | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind is not None and self.kind not in KINDS:
+            raise UserError(
+                f"no student kind {self.kind!r}{near(self.kind, KINDS)}",
+                f"one of {', '.join(KINDS)}",
+            )
+
+    def make(
+        self,
+        texts: Callable[[], Sequence[str]],
+        seed: int,
+        resolve: Callable[[str], str] = str,
+    ) -> Pretrained:
+        """The model. ``texts`` gives the texts a vocabulary would be trained on."""
+        overrides: dict[str, Any] = {
+            name: value
+            for name, value in (
+                ("query_length", self.query_length),
+                ("doc_length", self.doc_length),
+                ("dtype", self.dtype),
+            )
+            if value is not None
+        }
+        overrides |= self.options
+        if self.checkpoint is not None:
+            path = resolve(self.checkpoint)
+            model = weights.load(path, kind=self.kind, seed=seed, **overrides)
+        else:
+            model = self._from_scratch(texts, seed, overrides)
+        attention = self.attention_dropout
+        attention = self.dropout if attention is None else attention
+        rates = {"dropout": self.dropout, "attention_dropout": attention}
+        known = {field.name for field in dataclasses.fields(model.spec.backbone)}
+        rates = {k: v for k, v in rates.items() if v is not None and k in known}
+        backbone = dataclasses.replace(model.spec.backbone, **rates)
+        return model.replace(spec=dataclasses.replace(model.spec, backbone=backbone))
+
+    def _from_scratch(self, texts, seed: int, overrides: dict) -> Pretrained:
+        is_t5 = self.backbone.startswith("t5:")
+        if self.vocabulary is not None:
+            tokenizer = Tokenizer.load(locate(self.vocabulary))
+        elif is_t5:
+            tokenizer = Tokenizer.train_unigram(texts(), self.vocabulary_size)
+        else:
+            tokenizer = Tokenizer.train_wordpiece(texts(), self.vocabulary_size)
+        kind = self.kind or "reranker"
+        dtype = overrides.pop("dtype", None)
+        backbone = self._sizes(tokenizer, {} if dtype is None else {"dtype": dtype})
+        if kind == "reranker" and not is_t5:
+            overrides = {"head": "linear", **overrides}
+        spec = spec_class(kind)(backbone=backbone, **overrides)
+        if hasattr(spec, "resolved"):
+            spec = spec.resolved(tokenizer)
+        return Pretrained(
+            spec=spec,
+            params=initial_params(spec, seed),
+            tokenizer=tokenizer,
+            source=f"random weights ({self.backbone}, seed {seed})",
+        )
+
+    def _sizes(self, tokenizer: Tokenizer, changes: dict) -> Any:
+        from distill_jax.models import bert, t5
+
+        family, _, size = self.backbone.partition(":")
+        makers = {"t5": t5.sizes, "bert": bert.bert_sizes}
+        if family not in makers:
+            raise UserError(
+                f"no backbone {self.backbone!r}", "write t5:SIZE or bert:SIZE"
+            )
+        # A multiple of 128 divides over any mesh and suits every accelerator.
+        rows = -(-tokenizer.vocab_size // 128) * 128
+        if self.kind in ("dual_encoder", "colbert") and family == "t5":
+            changes = {**changes, "decoder_layers": 0}
+        if family == "bert":
+            # Segments of a pair are told apart by this vocabulary's own separator.
+            own = {"pad_id": tokenizer.pad_id, "sep_id": tokenizer.sep_id}
+            changes = {**changes, **{k: v for k, v in own.items() if v is not None}}
+        return makers[family](size, vocab_size=rows, **changes)
+
+
+def load_model(name: str, setting: Any, **overrides: Any) -> Pretrained:
+    """A checkpoint, or ``fresh:KIND:BACKBONE``: random weights, to try a recipe out.
+
+    Args:
+        overrides: ``kind`` and fields of the spec; None counts as not given.
+    """
+    overrides = {k: v for k, v in overrides.items() if v is not None}
+    if not name.startswith("fresh:"):
+        return weights.load(name, **overrides)
+    parts = name.split(":", 2)
+    if len(parts) != 3:
+        raise UserError(f"no model {name!r}", "e.g. fresh:reranker:t5:tiny")
+    overrides.pop("kind", None)
+    student = Student(
+        kind=parts[1], backbone=parts[2], vocabulary_size=1500, options=overrides
+    )
+    return student.make(setting.collection.full_texts, setting.seed)

@@ -1,0 +1,272 @@
+"""Teachers as a recipe names them: called with (asked, run) for labels.
+
+Each keeps its labels as a part of the stage, with a birth certificate, so that a change
+of the student's training labels nothing again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.labels.labels import PairLabels, TeacherLabels
+from distill_jax.recipe.candidates import Asked
+from distill_jax.runs.run import Run
+from distill_jax.workspace.cached_step import part
+from distill_jax.workspace.console import Counter, say
+from distill_jax.workspace.describe import describe
+from distill_jax.workspace.ranking import ENCODERS, rerank
+
+
+def _inputs(teacher: Any, asked: Asked, run: Run, **more: Any) -> dict:
+    return {
+        "teacher": describe(teacher),
+        "candidates": run.digest,
+        "collection": asked.setting.collection.digest,
+        "queries": asked.queries.digest,
+        **more,
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A reranker scores every candidate.
+
+    Attributes:
+        checkpoint: what ``distill_jax.load`` takes, or ``stage:NAME``.
+        kind: what to make of it; a bare T5 becomes a reranker.
+        prompt: the template; "instruction" is the zero-shot Yes/No form for Flan-T5.
+        query_length, doc_length: tokens kept; None keeps the checkpoint's.
+        cache: folder of scores by text, shared between jobs; None keeps one in
+            ``MODEL_DIR/scores``, so that a re-mined round pays only for new pairs.
+        tokens_per_batch: padded tokens computed at once; None chooses by platform.
+    """
+
+    checkpoint: str
+    kind: str | None = None
+    prompt: str | None = None
+    query_length: int | None = None
+    doc_length: int | None = None
+    cache: str | None = None
+    tokens_per_batch: int | None = None
+
+    def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
+        from distill_jax.teaching.scorers import label_run
+
+        setting = asked.setting
+        model = asked.model(self.checkpoint, **_overrides(self))
+        encodes = model.spec.kind in ENCODERS
+
+        def make(folder: Path) -> dict:
+            if encodes:
+                _vector_labels(model, asked, run).write(folder)
+                return {}
+            features = setting.pair_features(model, asked.queries)
+            with Counter("labelling", run.where.sum(), "pairs") as counter:
+                labels = label_run(
+                    model,
+                    features,
+                    asked.queries,
+                    run,
+                    folder,
+                    mesh=setting.mesh,
+                    tokens_per_batch=self.tokens_per_batch,
+                    cache=self.cache or setting.directory / "scores",
+                    progress=counter,
+                )
+            return {"counts": labels.provenance.get("counts", {})}
+
+        folder = asked.directory / "labels"
+        part(
+            folder,
+            _inputs(self, asked, run, weights=model.digest),
+            make,
+            what="labels",
+        )
+        return TeacherLabels.read(folder, collection=setting.collection)
+
+
+def _overrides(teacher: Any) -> dict[str, Any]:
+    """How a checkpoint is read, as far as the recipe says."""
+    names = ("kind", "prompt", "query_length", "doc_length")
+    values = {name: getattr(teacher, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _vector_labels(model: Any, asked: Asked, run: Run) -> TeacherLabels:
+    """An encoder as a teacher: its similarity is the score."""
+    scored = rerank(model, asked.queries, run, asked.setting)
+    return of_run(scored, {"teacher": model.source, "weights": model.digest})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The candidates' own scores: any run, or fusion of runs, as a teacher.
+
+    "Fuse BM25 and the dense retriever, teach the dense one" is this teacher over
+    ``candidates.Fused``.
+    """
+
+    def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
+        folder = asked.directory / "labels"
+        labels = of_run(run, {"teacher": "the candidates' scores"})
+
+        def make(folder: Path) -> None:
+            labels.write(folder)
+
+        part(folder, _inputs(self, asked, run), make, what="labels")
+        return TeacherLabels.read(folder, collection=asked.setting.collection)
+
+
+def of_run(run: Run, provenance: dict) -> TeacherLabels:
+    """A run's scores as labels."""
+    scores = np.where(run.where, run.scores, np.nan).astype(np.float32)
+    return TeacherLabels(
+        run.query_ids,
+        run.rows,
+        scores,
+        run.doc_ids,
+        provenance={**provenance, "candidates": run.digest},
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """Several teachers as one: a weighted sum of normalised scores, or RRF.
+
+    Attributes:
+        normalise: "zscore" or "minmax" per query; None is reciprocal rank fusion.
+    """
+
+    teachers: tuple[Any, ...]
+    weights: tuple[float, ...] | None = None
+    normalise: str | None = "zscore"
+
+    def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
+        runs, teachers = [], []
+        for number, teacher in enumerate(self.teachers):
+            place = asked.directory / "labels" / f"teacher-{number}"
+            labels = teacher(dataclasses.replace(asked, directory=place), run)
+            teachers.append(labels.provenance.get("teacher"))
+            runs.append(labels.usable().to_run())
+        if self.normalise is None:
+            together = Run.fuse(runs, weights=self.weights)
+        else:
+            weights = self.weights or (1.0,) * len(runs)
+            together = Run.combine(runs, weights, normalise=self.normalise)
+        together = together.on(asked.setting.collection)
+        labels = of_run(together, {"teacher": teachers, "candidates": run.digest})
+
+        def make(folder: Path) -> None:
+            labels.write(folder)
+
+        folder = asked.directory / "labels" / "ensemble"
+        inputs = _inputs(self, asked, run, labels=together.digest)
+        part(folder, inputs, make, what="ensemble")
+        return TeacherLabels.read(folder, collection=asked.setting.collection)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelFile:
+    """Labels that were made before: by a label job, or by another project's code.
+
+    Attributes:
+        path: a folder of shards, or a file that ``ir.label_readers`` knows.
+    """
+
+    path: str
+    format: str | None = None
+
+    def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
+        del run
+        collection = asked.setting.collection
+        if self.format is None:
+            return TeacherLabels.read(self.path, collection=collection)
+        from distill_jax.labels.readers import read_labels
+
+        found = read_labels(
+            self.path, form=self.format, collection=collection, unknown="drop"
+        )
+        for notice in found.notices:
+            say(f"note: {notice}")
+        return found.labels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairModel:
+    """A duo reranker judges sampled pairs of the pointwise order."""
+
+    checkpoint: str
+    kind: str | None = "duo"
+    prompt: str | None = None
+    query_length: int | None = None
+    doc_length: int | None = None
+    top_k: int = 100
+    delta: int = 10
+    pairs: int = 50
+    both_orders: bool = True
+
+    def __call__(self, asked: Asked, labels: TeacherLabels) -> PairLabels:
+        from distill_jax.teaching.pairs import label_pairs
+
+        setting = asked.setting
+        model = asked.model(self.checkpoint, **_overrides(self))
+        run = labels.to_run()
+
+        def make(folder: Path) -> dict:
+            with Counter("labelling pairs", len(run), "queries") as counter:
+                found = label_pairs(
+                    model,
+                    setting.pair_features(model, asked.queries),
+                    asked.queries,
+                    labels,
+                    folder,
+                    top_k=self.top_k,
+                    delta=self.delta,
+                    pairs=self.pairs,
+                    both_orders=self.both_orders,
+                    seed=setting.seed,
+                    mesh=setting.mesh,
+                    progress=counter,
+                )
+            return {"counts": found.provenance.get("counts", {})}
+
+        folder = asked.directory / "labels" / "pairs"
+        part(
+            folder,
+            _inputs(self, asked, run, weights=model.digest, seed=setting.seed),
+            make,
+            what="pair labels",
+        )
+        return PairLabels.read(folder, collection=setting.collection)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairScores:
+    """Pairs whose probability is the sigmoid of the pointwise teacher's difference."""
+
+    top_k: int = 100
+    delta: int = 10
+    pairs: int = 50
+
+    def __call__(self, asked: Asked, labels: TeacherLabels) -> PairLabels:
+        from distill_jax.teaching.pairs import pairs_of_scores
+
+        found = pairs_of_scores(
+            labels,
+            top_k=self.top_k,
+            delta=self.delta,
+            pairs=self.pairs,
+            seed=asked.setting.seed,
+        )
+
+        def make(folder: Path) -> None:
+            found.write(folder)
+
+        folder = asked.directory / "labels" / "pairs"
+        inputs = _inputs(self, asked, labels.to_run(), seed=asked.setting.seed)
+        part(folder, inputs, make, what="pair labels")
+        return PairLabels.read(folder, collection=asked.setting.collection)

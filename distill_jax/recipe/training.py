@@ -1,0 +1,291 @@
+"""How the lists of a stage are trained on: settings, and one restartable training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_jax.inputs.feed import Featurizer, Feed
+from distill_jax.inputs.streams import ArrayStream, SeqioStream
+from distill_jax.io.errors import UserError, near
+from distill_jax.io.files import digest, read_json, write_json
+from distill_jax.lists.lists import Lists
+from distill_jax.models.pretrained import Pretrained
+from distill_jax.recipe import selection
+from distill_jax.recipe.candidates import Asked
+from distill_jax.training import optimizers
+from distill_jax.training.loop import Fit, FitResult
+from distill_jax.workspace import ranking
+from distill_jax.workspace.cached_step import part
+from distill_jax.workspace.console import say
+from distill_jax.workspace.describe import describe
+
+# What changes neither the steps nor, but for rounding, what they learn.
+_FREE = ("chunk", "micro_batch", "checkpoint_period", "keep")
+
+STREAMS = {"seqio": SeqioStream, "arrays": ArrayStream}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a stage's lists are trained on.
+
+    Attributes:
+        objective: ``losses.Mixture`` or ``losses.Listwise``.
+        steps: updates; or ``epochs`` over the lists when ``steps`` is None.
+        batch_size: lists in a global batch (B).
+        learning_rate, schedule, warmup: peak; "linear" (to 0), "constant" or "floor"
+            (linear to a tenth); steps of warm-up, or a share of all steps below 1.
+        optimizer: "adamw" or "adafactor".
+        chunk: queries encoded at once (GradCache); any loss, the same gradient.
+        micro_batch: queries a pass, for losses that do not cross queries.
+        measure: what chooses the best checkpoint: "loss" on held-out lists, a ranking
+            measure on dev judgements ("nDCG@10"), or None for the last.
+        eval_period: in steps, or "epoch"; None evaluates four times.
+        patience: evaluations without a better one after which training stops.
+        dev_share: share of the lists held out for "loss": by the document that a query
+            was made from, or by its id.
+        stream: "seqio" or "arrays".
+        query_length, doc_length: tokens read in training, where fewer than the student
+            reads when it is used; None trains on what it reads.
+        lengths: allowed sequence lengths; few, since each is compiled.
+        may_change: names of these settings that may differ from the training that
+            MODEL_DIR holds: it is gone on with all the same.
+    """
+
+    objective: Any
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    schedule: str = "linear"
+    warmup: float = 0.1
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    clip: float | None = 1.0
+    chunk: int | None = None
+    micro_batch: int | None = None
+    measure: str | None = None
+    eval_period: int | str | None = None
+    patience: int | None = None
+    dev_share: float = 0.1
+    dev_depth: int = 30
+    checkpoint_period: int | None = 200
+    keep: int = 1
+    stream: str = "seqio"
+    query_length: int | None = None
+    doc_length: int | None = None
+    lengths: tuple[int, ...] = (32, 64, 96, 128, 160, 192, 256, 384, 512)
+    may_change: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+
+    def total(self, lists: int) -> int:
+        """Updates in all."""
+        if self.steps is not None:
+            return self.steps
+        if self.epochs is None:
+            raise UserError("neither steps nor epochs are set", "--gin.TRAIN_STEPS=...")
+        return max(1, math.ceil(self.epochs * lists / self.batch_size))
+
+    def made_optimizer(self, steps: int) -> optimizers.Optimizer:
+        warmup = int(self.warmup if self.warmup >= 1 else self.warmup * steps)
+        schedules = {
+            "constant": lambda: optimizers.constant(
+                peak=self.learning_rate, warmup=warmup
+            ),
+            "linear": lambda: optimizers.linear(
+                peak=self.learning_rate, warmup=warmup, steps=steps
+            ),
+            "floor": lambda: optimizers.linear_to_floor(
+                peak=self.learning_rate, warmup=warmup, steps=steps
+            ),
+        }
+        if self.schedule not in schedules:
+            raise UserError(
+                f"no schedule {self.schedule!r}", f"one of {', '.join(schedules)}"
+            )
+        schedule = schedules[self.schedule]()
+        if self.optimizer == "adamw":
+            return optimizers.adamw(
+                learning_rate=schedule, weight_decay=self.weight_decay, clip=self.clip
+            )
+        if self.optimizer == "adafactor":
+            return optimizers.adafactor(learning_rate=schedule, clip=self.clip)
+        raise UserError(f"no optimizer {self.optimizer!r}", "adamw or adafactor")
+
+
+class Stopped(Exception):
+    """A signal ended a stage; everything is saved. ``status`` is the exit status."""
+
+    def __init__(self, status: int):
+        super().__init__(f"stopped by signal {status - 128}")
+        self.status = status
+
+
+def train(
+    training: Training, lists: Lists, student: Pretrained, asked: Asked
+) -> tuple[Pretrained, dict]:
+    """Trains on lists; a finished training is not done again."""
+    directory = asked.directory
+    settings = describe(dataclasses.replace(training, objective=None))
+    settings |= {"objective": describe(training.objective), "seed": asked.setting.seed}
+    inputs = {"lists": lists.digest, "student": student.digest}
+    _refuse_other_settings(directory, inputs, settings, training.may_change)
+
+    def make(folder: Path) -> dict:
+        write_json(folder / "settings.json", settings)
+        result, trained = _fit(training, lists, student, asked, settings)
+        if result.interrupted:
+            raise Stopped(128 + (result.signal or 0))
+        if jax.process_index() == 0:
+            trained.save(folder)
+        return {
+            "step": result.step,
+            "best_step": result.best_step,
+            "finished": result.finished,
+            "compiled_shapes": result.compiled,
+            "spent": result.seconds,
+        }
+
+    made = part(
+        directory / "student",
+        inputs,
+        make,
+        what="training",
+        also=(directory / "checkpoints", directory / "metrics.jsonl"),
+    )
+    return Pretrained.read(directory / "student"), made
+
+
+def _refuse_other_settings(
+    directory: Path, inputs: dict, settings: dict, may_change: tuple[str, ...]
+) -> None:
+    """A run is not gone on with, nor taken for done, under other settings.
+
+    Unless each of those that differ is named in ``may_change``.
+    """
+    for name in may_change:
+        if name not in settings:
+            raise UserError(
+                f"may_change names {name!r}{near(name, settings)}",
+                f"the settings are {', '.join(sorted(settings))}",
+            )
+    record, before = (
+        directory / "student/part.json",
+        directory / "student/settings.json",
+    )
+    if not (record.is_file() and before.is_file()):
+        return
+    saved = any((directory / "checkpoints").glob("[0-9]*"))
+    if not (saved or read_json(record)["complete"]):
+        return  # nothing was trained under them
+    if read_json(record)["inputs"] != {k: digest(v) for k, v in inputs.items()}:
+        return  # made anew in any case, and the part says why
+    old = read_json(before)
+    changed = [
+        name
+        for name in sorted({*old, *settings} - {*_FREE})
+        if old.get(name) != settings.get(name)
+    ]
+    if not {*changed} <= {*may_change}:
+        told = "; ".join(
+            f"{name} {old.get(name)!r} -> {settings.get(name)!r}" for name in changed
+        )
+        raise UserError(
+            f"{directory} holds a training with other settings: {told}",
+            "set --gin.MODEL_DIR to a new folder, or go on under these settings: "
+            f"--gin.MAY_CHANGE={json.dumps(changed, separators=(',', ':'))}",
+        )
+    if changed and read_json(record)["complete"]:
+        # Made under the old ones: there may be more to do under these.
+        write_json(record, {**read_json(record), "complete": False})
+
+
+def _fit(
+    training: Training, lists: Lists, student: Pretrained, asked: Asked, settings: dict
+) -> tuple[FitResult, Pretrained]:
+    setting, mesh = asked.setting, asked.setting.mesh
+    ids = asked.queries.ids
+    lists, dev = selection.held_out(training, lists, asked)
+    steps = training.total(len(lists))
+    featurizer = make_featurizer(_cut(student, training), asked, training.lengths)
+    feed = Feed(
+        lists=lists,
+        featurizer=featurizer,
+        stream=_stream(training.stream),
+        batch_size=training.batch_size,
+        directory=asked.directory / "records",
+        seed=setting.seed,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+    )
+    evaluate = selection.evaluation(training, student, asked, featurizer, dev)
+    say(
+        f"training {student.spec.kind}: {steps} steps of {training.batch_size} lists "
+        f"({len(lists):,} lists, {steps * training.batch_size / len(lists):.1f} epochs)"
+    )
+    fit = Fit(
+        steps=steps,
+        directory=asked.directory,
+        optimizer=training.made_optimizer(steps),
+        mesh=mesh,
+        seed=setting.seed,
+        chunk=training.chunk,
+        micro_batch=training.micro_batch,
+        checkpoint_period=training.checkpoint_period,
+        keep=training.keep,
+        eval_period=selection.period(training, len(lists), steps) if evaluate else None,
+        best_measure=training.measure if evaluate else None,
+        best_mode="min" if training.measure == "loss" else "max",
+        patience=training.patience if evaluate else None,
+        config=settings,
+        may_change=(*_FREE, *training.may_change),
+        query_names=lambda rows: [ids[int(row)] for row in rows],
+    )
+    result = fit(student.graphdef(), student.params, training.objective, feed, evaluate)
+    params = jax.tree.map(lambda leaf: np.asarray(_whole(leaf)), result.params)
+    return result, student.replace(params=params, source=str(asked.directory), fresh=())
+
+
+def _cut(student: Pretrained, training: Training) -> Pretrained:
+    """The student as it reads in training."""
+    wanted = {"query_length": training.query_length, "doc_length": training.doc_length}
+    changes = {name: value for name, value in wanted.items() if value is not None}
+    return student.replace(spec=dataclasses.replace(student.spec, **changes))
+
+
+def _whole(leaf: Any) -> Any:
+    """A parameter that is spread over hosts, gathered on each."""
+    if getattr(leaf, "is_fully_addressable", True):
+        return leaf
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+def _stream(name: str) -> SeqioStream | ArrayStream:
+    if name not in STREAMS:
+        raise UserError(f"no stream {name!r}", "seqio or arrays")
+    return STREAMS[name]()
+
+
+def make_featurizer(
+    student: Pretrained, asked: Asked, lengths: tuple[int, ...]
+) -> Featurizer:
+    """The student's path from row numbers to tokens."""
+    kind, setting = student.spec.kind, asked.setting
+    pad_id = student.tokenizer.pad_id or 0
+    if kind in (*ranking.ENCODERS, "generator"):
+        return Featurizer(
+            kind=kind,
+            pad_id=pad_id,
+            query=setting.query_features(student, asked.queries),
+            doc=setting.doc_features(student),
+            buckets=lengths,
+        )
+    pair = setting.pair_features(student, asked.queries)
+    return Featurizer(kind=kind, pad_id=pad_id, pair=pair, buckets=lengths)

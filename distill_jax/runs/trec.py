@@ -1,0 +1,295 @@
+"""TREC run files, streamed: hundreds of millions of lines in arrays, not dicts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import numpy as np
+
+from distill_jax.io.bad_lines import columns, parsed
+from distill_jax.io.errors import UserError, clip
+from distill_jax.io.files import atomic_write, read_lines
+from distill_jax.io.strings import int_list
+
+if TYPE_CHECKING:
+    from distill_jax.collections.collection import Collection
+    from distill_jax.runs.run import Run
+
+ENCODED = ";ids=percent-encoded"
+"""Ends the tag of a file whose ids are percent-encoded."""
+
+_BLOCK_BYTES = 32 << 20
+_WRITE_CELLS = 1 << 20
+_BLANK = re.compile(r"[\s\x00-\x1f\x7f\x85\ufeff]")
+# What any reader might split at (ASCII or Unicode blanks, controls), and the escape.
+_UNSAFE = re.compile(r"[\s\x00-\x1f\x7f\x85%\ufeff]")
+
+
+def write_run(run: Run, path: str | Path, tag: str) -> None:
+    """See ``Run.write``."""
+    if not tag or tag.split() != [tag] or tag.endswith(ENCODED):
+        raise UserError(f"the run tag {clip(tag)} is empty or has blanks", "rename it")
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    used = np.unique(run.rows[run.where])
+    ids = [run.doc_ids[row] for row in int_list(used)]
+    names = list(run.query_ids)
+    if "" in names or "" in ids:
+        raise UserError("an empty id cannot stand in a run file", "rename it")
+    if any(_BLANK.search(name) for name in (*names, *ids)):
+        tag += ENCODED
+        ids, names = [_escape(i) for i in ids], [_escape(n) for n in names]
+    docs = pa.array(ids, pa.large_string())
+    queries = pa.array(names, pa.large_string())
+    step = max(1, _WRITE_CELLS // max(run.depth, 1))
+    with atomic_write(path, "wb") as out:
+        for start in range(0, len(run), step):
+            rows, scores = run.rows[start : start + step], run.scores[start:][:step]
+            query, column = np.nonzero(rows >= 0)
+            at = np.searchsorted(used, rows[query, column])
+            lines = pc.binary_join_element_wise(  # type: ignore[attr-defined]
+                queries.take(pa.array(query + start)),
+                _text("Q0"),
+                docs.take(pa.array(at)),
+                pa.array(column + 1).cast(pa.large_string()),
+                # Arrow prints the fewest digits that give the float32 back.
+                pa.array(scores[query, column]).cast(pa.large_string()),
+                _text(f"{tag}\n"),
+                _text(" "),
+            )
+            # The lines lie end to end in the array's buffer: it is the file.
+            data = lines.buffers()[2]
+            if data is not None and len(lines):
+                ends = np.frombuffer(lines.buffers()[1], np.int64)
+                out.write(memoryview(data)[: int(ends[len(lines)])])
+
+
+def _text(value: str) -> Any:
+    import pyarrow as pa
+
+    return pa.scalar(value, pa.large_string())
+
+
+def _escape(item_id: str) -> str:
+    def replace(match: re.Match) -> str:
+        return "".join(f"%{byte:02X}" for byte in match.group().encode())
+
+    return _UNSAFE.sub(replace, item_id)
+
+
+def read_run(path: str | Path, collection: Collection | None, limit: int | None) -> Run:
+    """See ``Run.read``."""
+    from distill_jax.runs.run import rectangle
+
+    try:
+        entries = _Entries(path, collection)
+        for block in _arrow_blocks(path):
+            entries.add(*block)
+    except _NotPlain:
+        # Runs of blanks, other columns, or a fault: the careful way says which.
+        entries = _Entries(path, collection)
+        for block in _line_blocks(path):
+            entries.add(*block)
+    query, rows, scores = entries.arrays()
+    entries.check_known()
+    try:
+        return rectangle(
+            list(entries.queries), query, rows, scores, entries.doc_ids, limit
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error.what}", error.todo) from None
+
+
+class _NotPlain(Exception):
+    """The file is not what the fast reader reads."""
+
+
+class _Entries:
+    """Lines gathered as arrays: query positions, rows, scores."""
+
+    def __init__(self, path: str | Path, collection: Collection | None):
+        self._path, self._collection = path, collection
+        self.queries: dict[str, int] = {}
+        self._docs: dict[str, int] = {}
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._unknown: list[str] = []
+        self._unknown_count = 0
+
+    def add(self, queries: Any, docs: Any, scores: np.ndarray, decode: bool) -> None:
+        """Adds columns: two pyarrow dictionary arrays and float32[E]."""
+        names = queries.dictionary.to_pylist()
+        if decode:
+            names = [unquote(name, errors="strict") for name in names]
+        seen = np.asarray(
+            [self.queries.setdefault(name, len(self.queries)) for name in names],
+            np.int32,
+        )
+        query = seen[queries.indices.to_numpy()] if len(seen) else np.zeros(0, np.int32)
+        ids = docs.dictionary
+        if self._collection is None or decode:
+            texts = ids.to_pylist()
+            if decode:
+                texts = [unquote(text, errors="strict") for text in texts]
+            if self._collection is None:
+                table = self._docs
+                found = [table.setdefault(text, len(table)) for text in texts]
+                known = np.asarray(found, np.int32)
+            else:
+                known = self._collection.rows(texts)
+        else:
+            known = self._collection.rows_of_arrow(ids)
+        if (known < 0).any():
+            missing = np.flatnonzero(known < 0)
+            self._unknown_count += len(missing)
+            self._unknown.append(ids[int(missing[0])].as_py())
+        rows = known[docs.indices.to_numpy()] if len(known) else np.zeros(0, np.int32)
+        self._parts.append((query, rows, scores))
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if not self._parts:
+            empty = np.zeros(0, np.int32)
+            return empty, empty, np.zeros(0, np.float32)
+        query, rows, scores = (np.concatenate(column) for column in zip(*self._parts))
+        self._parts = []
+        return query, rows, scores
+
+    def check_known(self) -> None:
+        if self._unknown:
+            name = self._collection.name if self._collection is not None else ""
+            raise UserError(
+                f"{self._path}: at least {self._unknown_count} documents are not in "
+                f"{name or 'the collection'}, e.g. {clip(self._unknown[0])}",
+                "use the run that was made from this collection",
+            )
+
+    @property
+    def doc_ids(self):
+        return list(self._docs) if self._collection is None else self._collection.ids
+
+
+def _arrow_blocks(path: str | Path) -> Iterator[tuple[Any, Any, np.ndarray, bool]]:
+    """Blocks of a file that has one tab or one blank between its columns."""
+    import pyarrow as pa
+    import pyarrow.csv as csv
+
+    first = next((line for _, line in read_lines(path) if line.strip()), None)
+    if first is None:
+        return
+    columns, delimiter = _layout(first)
+    try:
+        stream = pa.input_stream(
+            str(path), "gzip" if str(path).endswith(".gz") else None
+        )
+        reader = csv.open_csv(
+            stream,
+            read_options=csv.ReadOptions(
+                column_names=columns, block_size=_BLOCK_BYTES, use_threads=True
+            ),
+            parse_options=csv.ParseOptions(
+                delimiter=delimiter, quote_char=False, escape_char=False
+            ),
+            convert_options=csv.ConvertOptions(
+                column_types={
+                    "query": pa.string(),
+                    "doc": pa.string(),
+                    "score": pa.float64(),
+                    "tag": pa.string(),
+                },
+                include_columns=["query", "doc", "score"]
+                + (["tag"] if "tag" in columns else []),
+                strings_can_be_null=False,
+                null_values=[],
+            ),
+        )
+        for batch in reader:
+            scores = batch.column("score").to_numpy(zero_copy_only=False)
+            if "tag" not in columns:
+                scores = -scores
+            decode = False
+            if "tag" in columns and len(batch):
+                decode = batch.column("tag")[0].as_py().endswith(ENCODED)
+            query = batch.column("query").dictionary_encode()
+            doc = batch.column("doc").dictionary_encode()
+            if "" in query.dictionary.to_pylist()[:1]:
+                raise _NotPlain
+            if _holds_nul(query.dictionary) or _holds_nul(doc.dictionary):
+                raise _NotPlain
+            yield query, doc, scores.astype(np.float32), decode
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        raise _NotPlain(str(error)) from None
+
+
+def _holds_nul(ids: Any) -> bool:
+    import pyarrow.compute as pc
+
+    return bool(pc.any(pc.match_substring(ids, "\0")).as_py())  # type: ignore[attr-defined]
+
+
+def _layout(line: str) -> tuple[list[str], str]:
+    for delimiter in ("\t", " "):
+        fields = line.split(delimiter)
+        if len(fields) == 6 and all(fields):
+            return ["query", "q0", "doc", "rank", "score", "tag"], delimiter
+        if len(fields) == 3 and all(fields) and delimiter == "\t":
+            return ["query", "doc", "score"], delimiter
+    raise _NotPlain
+
+
+def _line_blocks(path: str | Path) -> Iterator[tuple[Any, Any, np.ndarray, bool]]:
+    """The same by lines: any blanks between columns, faults with their line."""
+    import pyarrow as pa
+
+    queries: list[str] = []
+    docs: list[str] = []
+    scores: list[float] = []
+    decode, fit = False, columns(path)
+
+    def block():
+        return (
+            pa.array(queries, pa.string()).dictionary_encode(),
+            pa.array(docs, pa.string()).dictionary_encode(),
+            np.asarray(scores, np.float32),
+            decode,
+        )
+
+    def parse(number: int, line: str) -> tuple[str, str, float] | None:
+        nonlocal decode
+        fields = line.split()
+        if not fields:
+            return None
+        if len(fields) not in (3, 6):
+            raise UserError(
+                f"{path}:{number}: {len(fields)} columns in {clip(line)}",
+                "a run line is 'qid Q0 docid rank score tag' or 'qid<tab>pid<tab>rank'",
+            )
+        if fit(number, fields) == 6:
+            query, _, doc, _, score, tag = fields
+            decode = tag.endswith(ENCODED)
+        else:
+            query, doc, score = fields
+        try:
+            value = float(score)
+        except ValueError:
+            raise UserError(
+                f"{path}:{number}: {clip(score)} is no number "
+                f"(query {clip(query)}, document {clip(doc)})",
+                "a run line is 'qid Q0 docid rank score tag'",
+            ) from None
+        if "\0" in line:
+            raise UserError(f"{path}:{number}: a NUL character", "is it damaged?")
+        return query, doc, -value if len(fields) == 3 else value
+
+    for query, doc, value in parsed(path, parse):
+        queries.append(query)
+        docs.append(doc)
+        scores.append(value)
+        if len(queries) >= 1 << 18:
+            yield block()
+            queries, docs, scores = [], [], []
+    if queries:
+        yield block()

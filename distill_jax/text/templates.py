@@ -1,0 +1,249 @@
+"""Templates joined at the token level: literals stay whole, each field is cut alone.
+
+The tokens of a joined text are the tokens of its parts end to end, because T5's and
+BERT's pre-tokenisers split at blanks and special tokens. ``Template.compile`` checks
+that on a probe with the tokenizer at hand and refuses a template where it fails.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from distill_jax.io.errors import UserError
+from distill_jax.text.token_store import TokenStore
+from distill_jax.text.tokenizer import Tokenizer
+
+_FIELD = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """How texts become one sequence of tokens.
+
+    Attributes:
+        text: literals and ``{fields}``, e.g.
+            ``"Query: {query} Document: {document} Relevant:</s>"``. Special tokens are
+            spelled out; nothing is added around the text.
+        lengths: most tokens of each field; a field that is not named is not cut.
+    """
+
+    text: str
+    lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        # Specs that hold templates are static arguments of jit: they must hash.
+        lengths = tuple(sorted((str(k), int(v)) for k, v in dict(self.lengths).items()))
+        object.__setattr__(self, "lengths", _Lengths(lengths))
+        unknown = set(self.lengths) - set(self.fields)
+        if unknown:
+            raise UserError(
+                f"lengths for {sorted(unknown)}, which are no fields of {self.text!r}",
+                f"its fields are {list(self.fields)}",
+            )
+        if not self.fields or len(set(self.fields)) != len(self.fields):
+            raise UserError(
+                f"the template {self.text!r} must have fields, each once",
+                'write e.g. "Query: {query} Document: {document} Relevant:</s>"',
+            )
+        for name, most in self.lengths.items():
+            if most < 1:
+                raise UserError(f"{name} is cut at {most} tokens", "give 1 or more")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields, in order."""
+        return tuple(_FIELD.findall(self.text))
+
+    @property
+    def literals(self) -> tuple[str, ...]:
+        """The texts around the fields: one more than there are fields."""
+        return tuple(_FIELD.split(self.text)[::2])
+
+    def join(self, **texts: str) -> str:
+        """The joined text, nothing cut: for messages, LLMs and tests."""
+        return _FIELD.sub(lambda match: texts[match.group(1)], self.text)
+
+    def with_lengths(self, **lengths: int) -> Template:
+        """The same text with other cuts."""
+        return Template(self.text, {**self.lengths, **lengths})
+
+    def compile(self, tokenizer: Tokenizer) -> tuple[np.ndarray, ...]:
+        """Token ids of the literals.
+
+        Raises:
+            UserError: joining tokens is not the same as tokenising the joined text, or
+                a literal's special token is unknown to the tokenizer.
+        """
+        literals = tokenizer.encode_batch(self.literals)
+        probe = "alpha beta 12"
+        parts = list(literals[:1])
+        for literal in literals[1:]:
+            parts += [tokenizer.encode(probe), literal]
+        joined = tokenizer.encode(self.join(**dict.fromkeys(self.fields, probe)))
+        if [token for part in parts for token in part] != joined:
+            raise UserError(
+                f"the template {self.text!r} glues a field to its neighbours",
+                "put a blank or a special token around every field",
+            )
+        for special in re.findall(r"</s>|<pad>|\[(?:CLS|SEP|MASK)\]", self.text):
+            if len(tokenizer.encode(special)) != 1:
+                raise UserError(
+                    f"the template {self.text!r} names {special}, which this "
+                    f"tokenizer ({tokenizer.kind}) does not have",
+                    "use the template that belongs to the model",
+                )
+        return tuple(np.asarray(ids, np.int32) for ids in literals)
+
+    def max_tokens(self, tokenizer: Tokenizer) -> int | None:
+        """The longest sequence it can make; None when a field is not cut."""
+        if set(self.lengths) != set(self.fields):
+            return None
+        return sum(map(len, self.compile(tokenizer))) + sum(self.lengths.values())
+
+    def to_json(self) -> dict:
+        return {"text": self.text, "lengths": dict(self.lengths)}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Template:
+        return cls(record["text"], record.get("lengths", {}))
+
+
+class _Lengths(Mapping):
+    """A mapping that hashes: a sorted tuple of pairs."""
+
+    def __init__(self, items: tuple[tuple[str, int], ...]):
+        self._items = items
+
+    def __getitem__(self, name: str) -> int:
+        return dict(self._items)[name]
+
+    def __iter__(self):
+        return iter(name for name, _ in self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(self._items)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and dict(self) == dict(other)
+
+    def __repr__(self) -> str:
+        return repr(dict(self._items))
+
+    def __reduce__(self):
+        return (_Lengths, (self._items,))
+
+
+class Features:
+    """Rows of token stores to padded sequences, by one gather.
+
+    Args:
+        template: how the fields are joined.
+        tokenizer: whose ids the stores hold.
+        **stores: a ``TokenStore`` for each field; ``document0``, ``document1``, ...
+            default to ``document``.
+
+    Raises:
+        UserError: a field has no store.
+    """
+
+    def __init__(self, template: Template, tokenizer: Tokenizer, **stores: TokenStore):
+        self.template = template
+        self.pad_id = tokenizer.pad_id or 0
+        self._literals = template.compile(tokenizer)
+        self._stores = []
+        for name in template.fields:
+            store = stores.get(name, stores.get(name.rstrip("0123456789")))
+            if store is None:
+                raise UserError(
+                    f"the template's field {{{name}}} has no texts",
+                    f"give them as {name}=TokenStore; given are {sorted(stores)}",
+                )
+            self._stores.append(store)
+        self._literal_tokens = sum(map(len, self._literals))
+
+    @property
+    def stores(self) -> tuple[TokenStore, ...]:
+        """The store of each field, in the template's order."""
+        return tuple(self._stores)
+
+    def _field_lengths(self, name: str, store: TokenStore, rows) -> np.ndarray:
+        rows = np.asarray(rows)
+        counts = np.asarray(store.offsets[rows + 1]) - store.offsets[rows]
+        most = self.template.lengths.get(name)
+        counts = counts if most is None else np.minimum(counts, most)
+        return np.where(rows >= 0, counts, 0)
+
+    def _rows(self, rows: Mapping[str, Any]) -> list[np.ndarray]:
+        fields = self.template.fields
+        if set(rows) != set(fields):
+            raise TypeError(f"rows for {sorted(rows)}, but the fields are {fields}")
+        arrays = [np.asarray(rows[name]) for name in fields]
+        return list(np.broadcast_arrays(*arrays)) if len(arrays) > 1 else arrays
+
+    def lengths(self, **rows: Any) -> np.ndarray:
+        """int32[M]: tokens of each joined sequence, after every field's cut.
+
+        Args:
+            **rows: int[M] for each field, rows of its store.
+        """
+        total = self._literal_tokens
+        for name, store, at in zip(
+            self.template.fields, self._stores, self._rows(rows)
+        ):
+            total = total + self._field_lengths(name, store, at)
+        return np.asarray(total, np.int32)
+
+    def tokens(self, length: int, **rows: Any) -> np.ndarray:
+        """int32[M, length]: the joined sequences, padded with ``pad_id``.
+
+        Args:
+            length: at least the longest of ``lengths(**rows)``.
+            **rows: int[M] for each field; a row of -1 in any field gives padding only.
+
+        Raises:
+            ValueError: a sequence is longer than ``length``: nothing is cut silently.
+        """
+        fields = self._rows(rows)
+        count = len(fields[0])
+        out = np.full((count, length), self.pad_id, np.int32)
+        flat = out.reshape(-1)
+        exists = np.all([at >= 0 for at in fields], axis=0)
+        # start[m]: where the next part of sequence m goes in the flat output.
+        ends = np.arange(1, count + 1, dtype=np.int64) * length
+        start = np.arange(count, dtype=np.int64) * length
+        parts = iter(self._literals)
+        start = self._put_literal(flat, start, ends, next(parts), exists)
+        for name, store, at in zip(self.template.fields, self._stores, fields):
+            counts = np.where(exists, self._field_lengths(name, store, at), 0)
+            if (start + counts > ends).any():
+                raise ValueError(f"a sequence is longer than {length} tokens")
+            source = np.asarray(store.offsets[np.where(exists, at, 0)])
+            flat[_ranges(start, counts)] = store.ids[_ranges(source, counts)]
+            start = start + counts
+            start = self._put_literal(flat, start, ends, next(parts), exists)
+        return out
+
+    @staticmethod
+    def _put_literal(flat, start, ends, literal, exists) -> np.ndarray:
+        if not len(literal):
+            return start
+        begin = start[exists]
+        if (begin + len(literal) > ends[exists]).any():
+            raise ValueError("a sequence is longer than the given length")
+        flat[begin[:, None] + np.arange(len(literal))] = literal
+        return np.where(exists, start + len(literal), start)
+
+
+def _ranges(start: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """``start[0], start[0] + 1, ... (counts[0] of them), start[1], ...`` int64."""
+    total = int(counts.sum())
+    before = np.cumsum(counts) - counts
+    return np.arange(total, dtype=np.int64) + np.repeat(start - before, counts)

@@ -1,0 +1,195 @@
+"""Token ids of a collection, made once: flat ids and offsets, memory-mapped."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import digest, digest_texts, read_json, room_for, write_json
+from distill_jax.text.tokenizer import Tokenizer
+
+_CHUNK_TEXTS = 8192
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenStore:
+    """Each text's token ids, without special tokens.
+
+    Attributes:
+        ids: uint16[T] or int32[T], all texts' ids end to end.
+        offsets: int64[M + 1]; text i is ``ids[offsets[i]:offsets[i + 1]]``.
+        digest: of the texts, the tokenizer and the limit.
+        truncated: how many texts were cut at ``limit``.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    digest: str = ""
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        row %= len(self)
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[M]: tokens of each text."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def build(
+        cls,
+        texts: Sequence[str],
+        tokenizer: Tokenizer,
+        directory: str | Path | None = None,
+        limit: int | None = None,
+        *,
+        texts_digest: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> TokenStore:
+        """Tokenises texts, or maps what an earlier call left under ``directory``.
+
+        Args:
+            texts: M texts; read in chunks, so a memory-mapped table will do.
+            tokenizer: whose ids.
+            directory: where stores are kept, one folder per digest. None: in memory.
+            limit: keep at most this many tokens of a text.
+            texts_digest: ``digest_texts(texts)`` when it is known already.
+            progress: called with (texts done, M) after every chunk.
+        """
+        key = digest(
+            "TokenStore",
+            _FORMAT,
+            texts_digest or digest_texts(texts),
+            tokenizer.digest,
+            limit,
+        )
+        if directory is None:
+            return cls._build_in_memory(texts, tokenizer, limit, key, progress)
+        folder = Path(directory) / key
+        if not (folder / "tokens.json").exists():
+            cls._build_on_disk(folder, texts, tokenizer, limit, key, progress)
+        return cls.read(folder, expect=key)
+
+    @classmethod
+    def _build_in_memory(cls, texts, tokenizer, limit, key, progress) -> TokenStore:
+        parts, lengths, truncated = [], [], 0
+        for ids, counts, cut in _chunks(texts, tokenizer, limit, progress):
+            parts.append(ids)
+            lengths.append(counts)
+            truncated += cut
+        flat = np.concatenate(parts) if parts else np.zeros(0, _dtype(tokenizer))
+        return cls(flat, _offsets(lengths), key, truncated)
+
+    @classmethod
+    def _build_on_disk(cls, folder, texts, tokenizer, limit, key, progress) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            lengths, truncated = [], 0
+            with room_for(folder), open(aside / "ids.bin", "wb") as out:
+                for ids, counts, cut in _chunks(texts, tokenizer, limit, progress):
+                    ids.tofile(out)
+                    lengths.append(counts)
+                    truncated += cut
+            offsets = _offsets(lengths)
+            np.save(aside / "offsets.npy", offsets)
+            write_json(
+                aside / "tokens.json",
+                {
+                    "format": _FORMAT,
+                    "digest": key,
+                    "dtype": np.dtype(_dtype(tokenizer)).name,
+                    "texts": len(offsets) - 1,
+                    "tokens": int(offsets[-1]),
+                    "truncated": truncated,
+                    "vocab_size": tokenizer.vocab_size,
+                },
+            )
+            try:
+                aside.rename(folder)
+            except OSError:
+                # Another process was faster, or left a folder without its record.
+                if not (folder / "tokens.json").exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                    aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    @classmethod
+    def read(cls, folder: str | Path, expect: str | None = None) -> TokenStore:
+        """Maps a store's files after checking sizes against its record.
+
+        Raises:
+            UserError: the record and the files do not fit together, or the digest is
+                not ``expect``.
+        """
+        folder = Path(folder)
+        record = read_json(folder / "tokens.json")
+        try:
+            dtype = {"uint16": np.uint16, "int32": np.int32}[record["dtype"]]
+            texts, tokens = int(record["texts"]), int(record["tokens"])
+            size = (folder / "ids.bin").stat().st_size
+            offsets = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
+            ok = (
+                record["format"] == _FORMAT
+                and expect in (None, record["digest"])
+                and offsets.shape == (texts + 1,)
+                and offsets.dtype == np.int64
+                and size == tokens * np.dtype(dtype).itemsize
+                and offsets[0] == 0
+                and offsets[-1] == tokens
+                and bool((np.diff(offsets) >= 0).all())
+            )
+        except (KeyError, TypeError, ValueError, OSError):
+            ok = False
+        if not ok:
+            raise UserError(
+                f"{folder}: the token store is damaged or of another version",
+                "delete this folder; it is rebuilt by the next run",
+            )
+        # An empty file cannot be mapped.
+        ids = (
+            np.memmap(folder / "ids.bin", dtype, "r") if tokens else np.zeros(0, dtype)
+        )
+        return cls(ids, offsets, record["digest"], int(record["truncated"]))
+
+
+def _dtype(tokenizer: Tokenizer) -> type:
+    return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+
+
+def _offsets(lengths: list[np.ndarray]) -> np.ndarray:
+    counts = np.concatenate([np.zeros(1, np.int64), *lengths])
+    return np.cumsum(counts, dtype=np.int64)
+
+
+def _chunks(texts, tokenizer, limit, progress):
+    """Yields (flat ids, lengths, texts cut) of ``_CHUNK_TEXTS`` texts at a time."""
+    dtype = _dtype(tokenizer)
+    for start in range(0, len(texts), _CHUNK_TEXTS):
+        lists = tokenizer.encode_batch(texts[start : start + _CHUNK_TEXTS])
+        counts = np.fromiter(map(len, lists), np.int64, len(lists))
+        cut = 0
+        if limit is not None:
+            cut = int((counts > limit).sum())
+            lists = [ids[:limit] for ids in lists]
+            counts = np.minimum(counts, limit)
+        chained = itertools.chain.from_iterable(lists)
+        flat = np.fromiter(chained, dtype, int(counts.sum()))
+        yield flat, counts, cut
+        if progress is not None:
+            progress(min(start + _CHUNK_TEXTS, len(texts)), len(texts))

@@ -1,0 +1,192 @@
+"""Hugging Face folders: T5, BERT and ELECTRA, bare or with a task's head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.io.errors import UserError
+from distill_jax.models.pretrained import Pretrained, flatten
+from distill_jax.text.tokenizer import Tokenizer
+from distill_jax.weights import bert, safe, t5
+from distill_jax.weights.folders import Folder, is_mono, read_json
+from distill_jax.weights.students import Base, assemble
+
+_T5 = ("t5", "mt5")
+_BERT = ("bert", "electra")
+_CLASSIFIERS = {"bert": "bert_classifier", "electra": "electra_classifier"}
+# The tensor of which the rows are a head's outputs.
+_LAST = {
+    "bert_classifier": "classifier.weight",
+    "electra_classifier": "classifier.out_proj.weight",
+    "linear": "linear.weight",
+}
+# Query tokens kept of a cross-encoder's pair where the folder does not say.
+_QUERY_LENGTH = 64
+
+
+def backbone(folder: Folder, tokenizer: Tokenizer, root: Path | None = None) -> Base:
+    """The encoder (of a T5 its decoder too), and a masked language model's head.
+
+    Raises:
+        UserError: another architecture, or names and shapes that do not fit.
+    """
+    root = root or folder.path
+    config = read_json(root / "config.json", {})
+    tensors = safe.open_folder(root)
+    if _family(config, root) == "t5":
+        tensors = _without_prefix(tensors, "transformer.")
+        ignore = {name: tensors[name] for name in tensors if _is_t5(name)}
+        sizes, params = t5.read(config, ignore, source=str(root))
+        return Base(sizes, params, tokenizer, str(folder.path))
+    has_mlm = any("predictions." in name for name in tensors)
+    has_mlm = has_mlm and not any("discriminator_predictions" in n for n in tensors)
+    head = "mlm" if has_mlm and _is_masked_lm(config) else None
+    sizes, params, _ = bert.read(config, tensors, head=head, source=str(root))
+    return Base(
+        sizes,
+        params["encoder"],
+        tokenizer,
+        str(folder.path),
+        params.get("head", {}),
+    )
+
+
+def read_classifier(
+    folder: Folder, tokenizer: Tokenizer, seed: int, fields: dict
+) -> Pretrained:
+    """A ...ForSequenceClassification or a lightning-ir mono with one output.
+
+    Raises:
+        UserError: it has several outputs, or is no BERT or ELECTRA.
+    """
+    from distill_jax.weights.sentence_folders import stated
+
+    config, path = folder.config, folder.path
+    family = _family(config, path)
+    if family == "t5":
+        raise UserError(
+            f"{path}: a classifier on a T5 is not read",
+            "give a T5ForConditionalGeneration or a T5EncoderModel",
+        )
+    head = "linear" if is_mono(config) else _CLASSIFIERS[family]
+    tensors = safe.open_folder(path)
+    last = _LAST[head]
+    outputs = tensors[last].shape[0] if last in tensors else 1
+    if config.get("pooling_strategy", "first") != "first" or "linear.bias" in tensors:
+        raise UserError(
+            f"{path}: a mono that pools by {config.get('pooling_strategy')!r}, or with "
+            "a bias",
+            "only a linear layer without bias on [CLS] is read",
+        )
+    if outputs != 1:
+        raise UserError(
+            f"{path}: a classifier of {outputs} classes, a cross-encoder has one",
+            "train one with num_labels=1",
+        )
+    sizes, params, _ = bert.read(config, tensors, head=head, source=str(path))
+    flat = flatten({"head": params["head"]})
+    base = Base(sizes, params["encoder"], tokenizer, str(path))
+    texts = read_json(path / "tokenizer_config.json", {})
+    limit = texts.get("model_max_length")
+    most = min(int(limit or sizes.max_positions), sizes.max_positions)
+    query = min(config.get("query_length") or _QUERY_LENGTH, most // 4)
+    found = {
+        "head": head,
+        "query_length": query,
+        "doc_length": min(config.get("doc_length") or most, most - query - 3),
+        # What its tokenizer does not give, the model takes for zeros.
+        "token_types": "token_type_ids"
+        in texts.get("model_input_names", ["token_type_ids"]),
+    }
+    fields = {**found, **stated(folder), **fields}
+    # A pairwise reranker has the same form; our export says so.
+    kind = (config.get("distill_jax") or {}).get("kind", "reranker")
+    return assemble(kind, base, flat, seed=seed, **fields)
+
+
+def read_model(
+    folder: Folder, tokenizer: Tokenizer, kind: str | None, seed: int, fields: dict
+) -> Pretrained:
+    """A T5, BERT or ELECTRA that is no cross-encoder.
+
+    A T5 with a decoder is a reranker unless told otherwise; other base models have to
+    be told what to become.
+
+    Raises:
+        UserError: no ``kind`` is given and the folder does not say.
+    """
+    from distill_jax.weights.sentence_folders import stated
+
+    note = folder.config.get("distill_jax") or {}
+    base = backbone(folder, tokenizer)
+    if kind is None:
+        kind = note.get("kind")
+    if kind is None and getattr(base.sizes, "decoder_layers", 0):
+        kind = "reranker"
+    if kind is None:
+        architecture = (folder.config.get("architectures") or ["a base model"])[0]
+        raise UserError(
+            f"{folder.path} is {architecture}: nothing says which student it is",
+            "give kind= reranker, duo, dual_encoder, colbert, splade or generator",
+        )
+    if kind == note.get("kind"):
+        fields = {**stated(folder), **fields}
+    given: dict[str, np.ndarray] = {}
+    if kind in ("reranker", "duo"):
+        given = _token_classifier(folder, base)
+        if given:
+            fields.setdefault("head", "linear")
+    return assemble(kind, base, given, seed=seed, **fields)
+
+
+def _token_classifier(folder: Folder, base: Base) -> dict[str, np.ndarray]:
+    """The linear head of a T5ForTokenClassification, read at position 0."""
+    architecture = (folder.config.get("architectures") or [""])[0]
+    if not architecture.endswith("ForTokenClassification"):
+        return {}
+    tensors = safe.open_folder(folder.path)
+    weight = np.asarray(tensors["classifier.weight"], np.float32)
+    if weight.shape[0] != 1 or _family(folder.config, folder.path) != "t5":
+        raise UserError(
+            f"{folder.path}: {architecture} with {weight.shape[0]} outputs",
+            "a reranker has one, on a T5",
+        )
+    return {
+        "head.kernel": np.ascontiguousarray(weight.T),
+        "head.bias": np.asarray(tensors["classifier.bias"], np.float32),
+    }
+
+
+def _family(config: dict, path: Path) -> str:
+    kind = config.get("backbone_model_type") or config.get("model_type", "")
+    kind = str(kind).lower()
+    if kind in _T5:
+        return "t5"
+    architecture = (config.get("architectures") or [""])[0].lower()
+    if kind == "electra" or architecture.startswith("electra"):
+        return "electra"
+    # Stanford's HF_ColBERT and old files say bert, or nothing but their architecture.
+    if kind.startswith("bert") or architecture.startswith(("bert", "hf_")):
+        return "bert"
+    raise UserError(
+        f"{path}/config.json: model_type {kind or 'absent'!r}",
+        f"these are read: {', '.join((*_T5, *_BERT))}",
+    )
+
+
+def _is_masked_lm(config: dict) -> bool:
+    architecture = (config.get("architectures") or [""])[0]
+    return architecture.endswith(("ForMaskedLM", "ForPreTraining"))
+
+
+def _is_t5(name: str) -> bool:
+    return name.startswith(("shared.", "encoder.", "decoder.", "lm_head."))
+
+
+def _without_prefix(tensors: Any, prefix: str) -> Any:
+    if not any(name.startswith(prefix) for name in tensors):
+        return tensors
+    return {name.removeprefix(prefix): tensors[name] for name in tensors}

@@ -1,0 +1,254 @@
+"""The folders of sentence-transformers to dual encoders and SPLADE.
+
+Both layouts of sentence-transformers are read: the old one (flags of the pooling,
+``max_seq_length``) and that of version 6 (``pooling_mode``, ``query_length``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.io.errors import UserError
+from distill_jax.models.pretrained import Pretrained
+from distill_jax.text.tokenizer import Tokenizer
+from distill_jax.weights import hugging_face, safe
+from distill_jax.weights.folders import Folder, read_json
+from distill_jax.weights.students import assemble
+
+_POOLINGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+}
+_OUR_POOLING = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+_ACTIVATIONS = {"Identity": "identity", "Tanh": "tanh"}
+# Theirs takes log(1 + x) of what it is given by "relu"; the longer name does so twice.
+_SPLADE = {"relu": "log1p_relu", "log1p_relu": "log1p_log1p_relu"}
+
+
+def read_dual(
+    folder: Folder, tokenizer: Tokenizer, seed: int, fields: dict
+) -> Pretrained:
+    """Transformer, Pooling, perhaps Dense, perhaps Normalize."""
+    names = [name for name, _ in folder.modules]
+    allowed = (
+        ["Transformer", "Pooling"],
+        ["Transformer", "Pooling", "Normalize"],
+        ["Transformer", "Pooling", "Dense"],
+        ["Transformer", "Pooling", "Dense", "Normalize"],
+    )
+    if names not in allowed:
+        raise UserError(
+            f"{folder.path}/modules.json is {' - '.join(names)}",
+            "a dual encoder is Transformer - Pooling [- Dense] [- Normalize]",
+        )
+    modules = dict(folder.modules)
+    base = hugging_face.backbone(folder, tokenizer, root=modules["Transformer"])
+    found: dict[str, Any] = {
+        "pooling": _pooling(modules["Pooling"]),
+        "normalise": "Normalize" in names,
+        **_lengths(folder, modules["Transformer"], base),
+        **_prompts(folder, tokenizer, {**stated(folder), **fields}),
+    }
+    if found["query_prefix"] or found["doc_prefix"]:
+        _includes_prompt(modules["Pooling"])
+    given: dict[str, np.ndarray] = {}
+    if "Dense" in names:
+        given, projection = dense(modules["Dense"])
+        found |= projection
+    _only(folder, truncate_dim=None)
+    similarity = top(folder).get("similarity_fn_name")
+    if similarity in ("dot", "dot_score", "cosine"):
+        found["similarity"] = similarity.removesuffix("_score")
+    elif similarity is not None:
+        raise UserError(
+            f"{folder.path}: similarity_fn_name is {similarity!r}",
+            "only dot and cosine are read",
+        )
+    elif not found["normalise"]:
+        # The library's own default; of unit vectors both are one.
+        found["similarity"] = "cosine"
+    fields = {**found, **stated(folder), **fields}
+    return assemble("dual_encoder", base, given, seed=seed, **fields)
+
+
+def read_splade(
+    folder: Folder, tokenizer: Tokenizer, seed: int, fields: dict
+) -> Pretrained:
+    """A masked language model and SpladePooling."""
+    modules = dict(folder.modules)
+    root = folder.modules[0][1]
+    base = hugging_face.backbone(folder, tokenizer, root=root)
+    config = read_json(modules["SpladePooling"] / "config.json", {})
+    activation = config.get("activation_function", "relu")
+    if activation not in _SPLADE:
+        raise UserError(
+            f"{modules['SpladePooling']}: activation_function {activation!r}",
+            f"one of {', '.join(_SPLADE)} is read",
+        )
+    _only(folder, max_active_dims=None, similarity_fn_name="dot")
+    found = {
+        "pooling": config.get("pooling_strategy", "max"),
+        "query_activation": _SPLADE[activation],
+        "doc_activation": _SPLADE[activation],
+        **_lengths(folder, root, base),
+        **_prompts(folder, tokenizer, {**stated(folder), **fields}),
+    }
+    fields = {**found, **stated(folder), **fields}
+    return assemble("splade", base, seed=seed, **fields)
+
+
+def joined(towers: list[Pretrained]) -> Pretrained:
+    """One student of a query encoder and a document encoder.
+
+    Raises:
+        UserError: they are not of one kind and size, or read different vocabularies.
+    """
+    queries, docs = towers
+    ours, theirs = queries.spec, docs.spec
+    sides = {"query_prefix", "query_length", "query_activation"}
+    changes: dict[str, Any] = {"tied": False}
+    for field in dataclasses.fields(ours):
+        if field.name in sides:
+            changes[field.name] = getattr(ours, field.name)
+    spec = dataclasses.replace(theirs, **changes)
+    same = dataclasses.replace(ours, **{n: getattr(theirs, n) for n in _sided(ours)})
+    if same != theirs or queries.tokenizer.digest != docs.tokenizer.digest:
+        raise UserError(
+            f"{queries.source} and {docs.source} are encoders of different forms",
+            "two towers have one architecture, pooling and vocabulary",
+        )
+    params = {
+        "query_tower": queries.params["tower"],
+        "doc_tower": docs.params["tower"],
+    }
+    return docs.replace(spec=spec, params=params)
+
+
+def _sided(spec: Any) -> list[str]:
+    """The fields that queries and documents have apart."""
+    names = [field.name for field in dataclasses.fields(spec)]
+    return [name for name in names if name.startswith(("query_", "doc_"))]
+
+
+def stated(folder: Folder) -> dict[str, Any]:
+    """The fields of the spec that our own export noted in the folder."""
+    note = folder.config.get("distill_jax") or {}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in note.get("fields", {}).items()
+    }
+
+
+def top(folder: Folder) -> dict:
+    """What sentence-transformers and PyLate say of the whole model."""
+    return folder.json("config_sentence_transformers.json")
+
+
+def _only(folder: Folder, **read: Any) -> None:
+    """Refuses a setting that changes scores and is read in one form, or None, only."""
+    for name, value in read.items():
+        found = top(folder).get(name)
+        if found not in (None, value):
+            raise UserError(
+                f"{folder.path}/config_sentence_transformers.json: {name} is {found!r}",
+                (f"only {value!r} is read" if value else "that is not read")
+                + "; take the entry out to go without it",
+            )
+
+
+def _pooling(path: Path) -> str:
+    config = read_json(path / "config.json", {})
+    modes = config.get("pooling_mode")
+    if modes is None:
+        modes = [mode for flag, mode in _POOLINGS.items() if config.get(flag)]
+        modes = modes or ["mean"]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    if len(modes) != 1 or modes[0] not in _OUR_POOLING:
+        raise UserError(
+            f"{path}: the pooling {' + '.join(map(str, modes))}",
+            f"one of {', '.join(_OUR_POOLING)} is read",
+        )
+    return _OUR_POOLING[modes[0]]
+
+
+def _includes_prompt(path: Path) -> None:
+    if read_json(path / "config.json", {}).get("include_prompt", True) is False:
+        raise UserError(
+            f"{path}: include_prompt is false, prompts are left out of the pooling",
+            "that is not read; give query_prefix='' and doc_prefix='' to go without",
+        )
+
+
+def dense(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A Dense module: parameters of the projection, and its fields in a spec.
+
+    Raises:
+        UserError: an activation that is not read, or a residual.
+    """
+    config = read_json(path / "config.json", {})
+    tensors = safe.open_folder(path)
+    weight = np.asarray(tensors["linear.weight"], np.float32)
+    activation = str(config.get("activation_function", "Tanh")).rsplit(".", 1)[-1]
+    if activation not in _ACTIVATIONS or config.get("use_residual"):
+        raise UserError(
+            f"{path}: a Dense with {activation} and use_residual "
+            f"{bool(config.get('use_residual'))}",
+            "Identity and Tanh without a residual are read",
+        )
+    given = {"projection.kernel": np.ascontiguousarray(weight.T)}
+    if "linear.bias" in tensors:
+        given["projection.bias"] = np.asarray(tensors["linear.bias"], np.float32)
+    return given, {
+        "projection": weight.shape[0],
+        "projection_bias": "linear.bias" in tensors,
+        "projection_activation": _ACTIVATIONS[activation],
+    }
+
+
+def _lengths(folder: Folder, root: Path, base: Any) -> dict[str, int]:
+    """Tokens at most, special tokens included, as sentence-transformers counts."""
+    inner = read_json(root / "sentence_bert_config.json", {})
+    cased = base.tokenizer.encode("A") != base.tokenizer.encode("a")
+    if inner.get("do_lower_case") and cased:
+        raise UserError(
+            f"{root}: texts are lowered before a tokenizer that tells cases apart",
+            'give tokenizer= one with "do_lower_case": true in tokenizer_config.json',
+        )
+    config = read_json(root / "tokenizer_config.json", {})
+    most = inner.get("max_seq_length") or config.get("model_max_length") or 512
+    most = int(min(most, getattr(base.sizes, "max_positions", 1 << 20)))
+    most = 512 if most > 1 << 16 else most  # a stated infinity
+    return {
+        "query_length": int(inner.get("query_length") or most),
+        "doc_length": int(inner.get("document_length") or most),
+    }
+
+
+def _prompts(folder: Folder, tokenizer: Tokenizer, fields: dict) -> dict[str, str]:
+    prompts = top(folder).get("prompts") or {}
+    default = prompts.get(top(folder).get("default_prompt_name") or "", "")
+    names = ("document", "passage", "corpus")
+    doc = next((prompts[name] for name in names if prompts.get(name)), default)
+    found = {"query_prefix": prompts.get("query", default), "doc_prefix": doc}
+    for name, prompt in found.items():
+        if name not in fields:
+            _apart(prompt, tokenizer, folder.path)
+    return found
+
+
+def _apart(prompt: str, tokenizer: Tokenizer, path: Path) -> None:
+    """Refuses a prompt that would run into the text: a template has a blank there."""
+    ends = not prompt or prompt[-1].isspace()
+    if not ends and tokenizer.encode(f"{prompt}a") != tokenizer.encode(f"{prompt} a"):
+        raise UserError(
+            f"{path}: the prompt {prompt!r} has no blank at its end",
+            "give query_prefix= and doc_prefix=; a blank is put behind them",
+        )

@@ -1,0 +1,220 @@
+"""T5 between Hugging Face folders and our parameters, in both directions.
+
+The names are those of ``transformers``' T5ForConditionalGeneration and T5EncoderModel
+(mT5 and Flan have the same). Two traps are handled here and nowhere else:
+
+- Whether the output head is tied and whether it is scaled are two questions.
+  transformers 5 writes ``tie_word_embeddings: true`` for every T5 and keeps the old
+  meaning in ``scale_decoder_outputs``; so the head is untied iff the file holds a
+  ``lm_head.weight`` that differs from the embeddings.
+- ``embed_tokens`` are copies of ``shared`` that some files repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from distill_jax.io.errors import UserError
+from distill_jax.models.pretrained import abstract_params, flatten, unflatten
+from distill_jax.models.t5 import T5Sizes
+from distill_jax.weights import tables
+from distill_jax.weights.tables import TRANSPOSED, Rule
+
+_PROJECTIONS = (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out"))
+
+
+def _attention(theirs: str, ours: str) -> list[Rule]:
+    return [
+        Rule(f"{theirs}.{short}.weight", f"{ours}.{long}.kernel", TRANSPOSED)
+        for short, long in _PROJECTIONS
+    ]
+
+
+def _stack(side: str, kinds: tuple[tuple[str, str], ...]) -> list[Rule]:
+    rules = [
+        Rule(f"{side}.final_layer_norm.weight", f"{side}.final_norm.scale"),
+        Rule(
+            f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            f"{side}.relative_bias.embedding",
+        ),
+    ]
+    block = f"{side}.block.{{i}}.layer"
+    layer = f"{side}.layers.{{i}}"
+    for j, (theirs, ours) in enumerate(kinds):
+        rules += _attention(f"{block}.{j}.{theirs}", f"{layer}.{ours}")
+        norm = f"{layer}.{ours}_norm.scale"
+        rules.append(Rule(f"{block}.{j}.layer_norm.weight", norm))
+    last = len(kinds)
+    rules += [
+        Rule(
+            f"{block}.{last}.DenseReluDense.{wi}.weight",
+            f"{layer}.ffn.{wi}.kernel",
+            TRANSPOSED,
+        )
+        for wi in ("wi", "wi_0", "wi_1", "wo")
+    ]
+    rules.append(Rule(f"{block}.{last}.layer_norm.weight", f"{layer}.ffn_norm.scale"))
+    return rules
+
+
+TABLE: tuple[Rule, ...] = (
+    Rule(
+        "shared.weight",
+        "encoder.embedding",
+        also=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
+    ),
+    *_stack("encoder", (("SelfAttention", "attention"),)),
+    *_stack(
+        "decoder",
+        (("SelfAttention", "self_attention"), ("EncDecAttention", "cross_attention")),
+    ),
+    Rule("lm_head.weight", "lm_head", TRANSPOSED),
+)
+
+
+def sizes_of(
+    config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], **overrides: Any
+) -> T5Sizes:
+    """The sizes that a config.json and the names in the file say.
+
+    Raises:
+        UserError: a form of T5 that is not known here.
+    """
+    activation = config.get("feed_forward_proj", "relu")
+    if activation not in ("relu", "gated-gelu"):
+        raise UserError(
+            f"config.json: feed_forward_proj {activation!r} is not a form of T5 1.0 "
+            "(relu) or 1.1 (gated-gelu)",
+            "convert the model to one of these",
+        )
+    decoder = any(name.startswith("decoder.block.") for name in tensors)
+    layers = int(config["num_layers"])
+    tied = not _own_head(tensors)
+    scaled = _scaled(config)
+    vocab_size = int(config["vocab_size"])
+    for name in ("shared.weight", "encoder.embed_tokens.weight"):
+        if name in tensors:
+            vocab_size = tensors[name].shape[0]
+    values = {
+        "vocab_size": vocab_size,
+        "d_model": int(config["d_model"]),
+        "d_ff": int(config["d_ff"]),
+        "heads": int(config["num_heads"]),
+        "d_kv": int(config["d_kv"]),
+        "encoder_layers": layers,
+        "decoder_layers": int(config.get("num_decoder_layers") or layers)
+        if decoder
+        else 0,
+        "gated": activation == "gated-gelu",
+        "tied": tied,
+        "scale_logits": None if scaled == tied else scaled,
+        "relative_buckets": int(config.get("relative_attention_num_buckets", 32)),
+        "relative_max_distance": int(
+            config.get("relative_attention_max_distance", 128)
+        ),
+        "dropout": float(config.get("dropout_rate", 0.1)),
+        "eps": float(config.get("layer_norm_epsilon", 1e-6)),
+    }
+    return T5Sizes(**{**values, **overrides})
+
+
+def _scaled(config: Mapping[str, Any]) -> bool:
+    if config.get("model_type") == "mt5":
+        # Never, whatever transformers 5 writes about its ties.
+        return False
+    tied = config.get("tie_word_embeddings", True)
+    return bool(config.get("scale_decoder_outputs", tied))
+
+
+def _own_head(tensors: Mapping[str, np.ndarray]) -> bool:
+    if "lm_head.weight" not in tensors:
+        return False
+    for name in ("shared.weight", "encoder.embed_tokens.weight"):
+        if name in tensors:
+            return not np.array_equal(tensors["lm_head.weight"], tensors[name])
+    return True
+
+
+def read(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    *,
+    encoder_only: bool = False,
+    source: str = "the checkpoint",
+    **overrides: Any,
+) -> tuple[T5Sizes, dict]:
+    """A Hugging Face T5 to sizes and the parameters of ``models.t5.T5``.
+
+    Args:
+        config: config.json.
+        tensors: name to array.
+        encoder_only: leave out the decoder and the head.
+        overrides: fields of ``T5Sizes`` to change (dtype, dropout, remat).
+
+    Returns:
+        the sizes, and ``{"encoder": ..., "decoder": ..., "lm_head": ...}``.
+
+    Raises:
+        UserError: names or shapes that do not fit, all of them.
+    """
+    ignore = [r"lm_head\.weight"]
+    if encoder_only:
+        overrides["decoder_layers"] = 0
+        ignore.append(r"decoder\..*")
+    sizes = sizes_of(config, tensors, **overrides)
+    if not sizes.tied:
+        ignore = ignore[1:] if sizes.decoder_layers else ignore
+    params, _ = tables.read(
+        tensors,
+        TABLE,
+        flatten(abstract_params(sizes)),
+        ignore=ignore,
+        source=source,
+    )
+    return sizes, unflatten(params)
+
+
+def write(sizes: T5Sizes, params: dict) -> tuple[dict, dict[str, np.ndarray]]:
+    """Sizes and parameters of ``models.t5.T5`` to config.json and named tensors.
+
+    Old readers take the scaling of a head from ``tie_word_embeddings``, new ones from
+    ``scale_decoder_outputs``: both are written, and an untied head always is.
+    """
+    tensors = tables.write(flatten(params), TABLE)
+    scaled = sizes.tied if sizes.scale_logits is None else sizes.scale_logits
+    decoder = sizes.decoder_layers > 0
+    config = {
+        "architectures": [
+            "T5ForConditionalGeneration" if decoder else "T5EncoderModel"
+        ],
+        "model_type": "t5",
+        "vocab_size": sizes.vocab_size,
+        "d_model": sizes.d_model,
+        "d_ff": sizes.d_ff,
+        "d_kv": sizes.d_kv,
+        "num_heads": sizes.heads,
+        "num_layers": sizes.encoder_layers,
+        "num_decoder_layers": sizes.decoder_layers or sizes.encoder_layers,
+        "feed_forward_proj": "gated-gelu" if sizes.gated else "relu",
+        "is_gated_act": sizes.gated,
+        "dense_act_fn": "gelu_new" if sizes.gated else "relu",
+        "tie_word_embeddings": sizes.tied,
+        "scale_decoder_outputs": scaled,
+        "relative_attention_num_buckets": sizes.relative_buckets,
+        "relative_attention_max_distance": sizes.relative_max_distance,
+        "dropout_rate": sizes.dropout,
+        "layer_norm_epsilon": sizes.eps,
+        "initializer_factor": 1.0,
+        "n_positions": 512,
+        "is_encoder_decoder": decoder,
+        "use_cache": decoder,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+        "dtype": "float32",
+        "torch_dtype": "float32",
+    }
+    return config, tensors

@@ -1,0 +1,1 @@
+"""What the parts of a job share: context, cached steps, fingerprints, console."""

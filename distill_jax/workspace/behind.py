@@ -1,0 +1,80 @@
+"""What stands behind the names in a recipe: digests of models and files, for records.
+
+A path is a name that stays while what it names changes. A part that was made with what
+was behind it then is made again when that is another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from distill_jax.io.files import digest
+
+# Fields of sources, teachers and makers that name a file, a folder or a model, and
+# those that name a prompt: one that ships, or a file of these kinds.
+_NAMES = ("checkpoint", "path", "prompt", "kinds")
+_PROMPTS = ("prompt", "kinds")
+_PROMPT_FILES = (".json", ".txt")
+# A larger file is known by its size and time: reading it would take longer than asking.
+_LARGE = 256 << 20
+
+
+def behind(value: Any, asked: Any) -> dict[str, str]:
+    """Digests of what the dataclasses in ``value`` read by a name.
+
+    ``initial`` and ``stage:NAME`` are models of this job, and no checkpoint is the
+    student of the moment. ``hf:`` and ``package:`` are others' releases, which their
+    names tell.
+
+    Args:
+        value: a source, a teacher, a maker, or a sequence of them.
+        asked: of ``jobs.candidates``: whose student and models are meant.
+    """
+    found: dict[str, str] = {}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name for field in dataclasses.fields(value)}
+        for name in fields.intersection(_NAMES):
+            found |= _named(name, getattr(value, name), asked)
+        value = [getattr(value, name) for name in sorted(fields)]
+    if isinstance(value, tuple | list):
+        for item in value:
+            found |= behind(item, asked)
+    return found
+
+
+def _named(field: str, name: Any, asked: Any) -> dict[str, str]:
+    if isinstance(name, tuple | list):
+        return {k: v for item in name for k, v in _named(field, item, asked).items()}
+    if field == "checkpoint" and name is None:
+        return {} if asked.student is None else {"student": asked.student.digest}
+    if field == "checkpoint" and (name == "initial" or str(name).startswith("stage:")):
+        return {name: asked.model(name).digest}
+    if field in _PROMPTS and not str(name).endswith(_PROMPT_FILES):
+        return {}
+    found = of_path(name)
+    return {} if found is None else {str(name): found}
+
+
+def of_path(name: Any) -> str | None:
+    """Digest of the files at a path; None where there are none.
+
+    Of a ``MODEL_DIR`` the student alone counts.
+    """
+    if not isinstance(name, str | Path) or not name or not Path(name).exists():
+        return None
+    path = Path(name)
+    if (path / "student").is_dir():
+        path = path / "student"
+    files = (
+        [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    )
+    return digest(*[(str(file.relative_to(path)), *_content(file)) for file in files])
+
+
+def _content(file: Path) -> tuple[Any, ...]:
+    status = file.stat()
+    if status.st_size > _LARGE:
+        return status.st_size, status.st_mtime_ns
+    return (digest(file.read_bytes()),)

@@ -1,0 +1,111 @@
+"""Parts of a job: files that know what they were made from.
+
+A part is a folder with ``part.json``. It is done when that file says so, and it stays
+done while its inputs (digests by name) are unchanged. The policy, in one place:
+
+1. complete, same inputs: used as it is;
+2. incomplete, same inputs: its maker is called again and goes on where it was;
+3. other inputs: moved aside (``NAME.old``), made anew, and what changed is named.
+
+With several processes the first decides and keeps the record; all make the part, which
+may take all of their devices, and none goes on before its files are there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import digest, read_json, write_json
+from distill_jax.runtime import processes
+from distill_jax.workspace.console import duration, say
+
+_RECORD = "part.json"
+
+
+def part(
+    directory: str | Path,
+    inputs: dict[str, Any],
+    make: Callable[[Path], dict[str, Any] | None],
+    *,
+    what: str,
+    also: tuple[Path, ...] = (),
+) -> dict[str, Any]:
+    """Makes a part, or finds it made; returns what its maker reported.
+
+    Args:
+        directory: the folder of the part.
+        inputs: everything that the part depends on; JSON-able values or digests.
+        make: called with the folder; resumes by itself where it was interrupted.
+            Returns JSON-able facts (counts, seconds, cost) to be kept.
+        what: the part's name for people.
+        also: other files and folders that belong to the part and move with it.
+    """
+    directory = Path(directory)
+    wanted = {name: digest(value) for name, value in inputs.items()}
+    done = processes.is_first() and _is_done(directory, wanted, what, also)
+    if processes.agreed(done):
+        say(f"{what}: already there")
+        return read_json(directory / _RECORD)["made"]
+    record = _record(directory)
+    started = time.perf_counter()
+    spent = 0.0 if record is None else record.get("seconds", 0.0)
+    state = {"inputs": wanted, "complete": False, "made": {}, "seconds": spent}
+    if processes.is_first():
+        write_json(directory / _RECORD, state)
+    processes.meet(f"{what} begins")
+    made = make(directory) or {}
+    seconds = spent + time.perf_counter() - started
+    made = {**made, "seconds": round(seconds, 3)}
+    state = {"inputs": wanted, "complete": True, "made": made, "seconds": seconds}
+    processes.meet(f"{what} is made")
+    if processes.is_first():
+        write_json(directory / _RECORD, state)
+    processes.meet(f"{what} is recorded")
+    say(f"{what}: {duration(seconds)}")
+    return made
+
+
+def _is_done(directory: Path, wanted: dict, what: str, also: tuple[Path, ...]) -> bool:
+    """Whether a part is complete; one of other inputs is moved aside."""
+    record = _record(directory)
+    if record is not None and record["inputs"] != wanted:
+        changed = sorted(
+            name
+            for name in {*record["inputs"], *wanted}
+            if record["inputs"].get(name) != wanted.get(name)
+        )
+        say(f"{what}: made again, because {', '.join(changed)} changed")
+        for path in (directory, *also):
+            move_aside(path)
+        return False
+    return record is not None and record["complete"]
+
+
+def _record(directory: Path) -> dict | None:
+    path = directory / _RECORD
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict) or not {"inputs", "complete", "made"} <= {*record}:
+        raise UserError(
+            f"{path}: damaged, it does not say what it is of",
+            f"delete {path}: the part is gone on with, or made again",
+        )
+    return record
+
+
+def move_aside(path: Path) -> None:
+    """Renames to ``NAME.old``; what was moved there before is deleted."""
+    if not path.exists():
+        return
+    old = path.with_name(path.name + ".old")
+    if old.is_dir():
+        shutil.rmtree(old)
+    elif old.exists():
+        old.unlink()
+    path.rename(old)

@@ -1,0 +1,229 @@
+"""What every part of a job shares: the collection, its splits, the mesh, the tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.qrels import Qrels
+from distill_jax.io.draws import split_by_hash
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import digest
+from distill_jax.models.pretrained import Pretrained
+from distill_jax.models.templates import side_template
+from distill_jax.text.templates import Features
+from distill_jax.text.token_store import TokenStore
+from distill_jax.text.tokenizer import Tokenizer
+from distill_jax.workspace.console import say
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Split:
+    """Some queries of a collection and the judgements on them."""
+
+    queries: Queries
+    qrels: Qrels
+
+    @property
+    def digest(self) -> str:
+        """What was asked and what was judged, not the order it was read in."""
+        grades = {query: self.qrels.of(query) for query in self.qrels.query_ids}
+        return digest(self.queries.digest, grades)
+
+    def take(self, where: np.ndarray) -> Split:
+        queries = self.queries.select(np.flatnonzero(where))
+        kept = set(queries.ids)
+        grades = {
+            query: self.qrels.of(query)
+            for query in self.qrels.query_ids
+            if query in kept
+        }
+        return Split(queries=queries, qrels=Qrels(grades))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Setting:
+    """The world of one job.
+
+    Attributes:
+        directory: the job's ``MODEL_DIR``.
+        collection: documents.
+        train, dev, test: queries with judgements; each ``None`` where there are none.
+        mesh: devices; None runs inference on one.
+        seed: of everything that is drawn.
+    """
+
+    directory: Path
+    collection: Collection
+    train: Split | None
+    dev: Split | None
+    test: Split | None
+    mesh: Any
+    seed: int
+    _stores: dict = dataclasses.field(default_factory=dict, repr=False)
+
+    def store(self, texts: Any, full_texts: Any, tokenizer: Tokenizer) -> TokenStore:
+        """The token ids of a collection or of queries, made once."""
+        key = (texts.digest, tokenizer.digest)
+        if key not in self._stores:
+            self._stores[key] = TokenStore.build(
+                full_texts,
+                tokenizer,
+                self.directory / "tokens",
+                texts_digest=digest("texts", texts.digest),
+            )
+        return self._stores[key]
+
+    @property
+    def judged(self) -> Split:
+        """The test split, which every job that measures has."""
+        assert self.test is not None
+        return self.test
+
+    def docs(self, tokenizer: Tokenizer) -> TokenStore:
+        texts = self.collection.full_texts()
+        return self.store(self.collection, texts, tokenizer)
+
+    def queries(self, queries: Queries, tokenizer: Tokenizer) -> TokenStore:
+        return self.store(queries, queries.texts, tokenizer)
+
+    def pair_features(self, model: Pretrained, queries: Queries) -> Features:
+        """Query and document (or documents) joined by a reranker's template."""
+        return Features(
+            model.spec.template,
+            model.tokenizer,
+            query=self.queries(queries, model.tokenizer),
+            document=self.docs(model.tokenizer),
+        )
+
+    def query_features(self, model: Pretrained, queries: Queries) -> Features:
+        store = self.queries(queries, model.tokenizer)
+        template = side_template(model.spec, "query", model.tokenizer)
+        return Features(template, model.tokenizer, text=store)
+
+    def doc_features(self, model: Pretrained) -> Features:
+        template = side_template(model.spec, "doc", model.tokenizer)
+        return Features(template, model.tokenizer, text=self.docs(model.tokenizer))
+
+
+def open_setting(
+    directory: str | Path,
+    collection: str,
+    *,
+    mesh: Any = None,
+    seed: int = 0,
+    dev_share: float = 0.1,
+    test_split: str = "test",
+    max_train_queries: int | None = None,
+    max_test_queries: int | None = None,
+    need: tuple[str, ...] = ("test",),
+) -> Setting:
+    """Loads a collection with its splits, and says what is wrong with it at once.
+
+    A collection without a dev split, or whose dev split is what is tested on, gets
+    one: the training queries whose id hashes below ``dev_share``, the same on every
+    machine.
+
+    Raises:
+        UserError: a split named in ``need`` is missing.
+    """
+    from distill_jax.collections.schemes import load_collection
+
+    docs, splits = None, {}
+    missing: UserError | None = None
+    for name in ("train", "dev", test_split):
+        try:
+            found, queries, qrels = load_collection(collection, split=name)
+        except UserError as error:
+            if name in need or (name == test_split and "test" in need):
+                raise
+            missing = error
+            continue
+        docs = docs or found
+        splits[name] = Split(queries=queries, qrels=qrels)
+    if docs is None:
+        raise missing or UserError(f"{collection} has no split")
+    for notice in docs.notices:
+        say(f"note: {notice}")
+    train, dev, test = (splits.get(n) for n in ("train", "dev", test_split))
+    if test_split == "dev":
+        dev = None  # What is tested on may not choose the model: it is cut from train.
+    if dev is None and train is not None and dev_share:
+        where = split_by_hash(train.queries.ids, dev_share)
+        if where.any() and not where.all():
+            dev, train = train.take(where), train.take(~where)
+    if train is not None and max_train_queries is not None:
+        train = train.take(np.arange(len(train.queries)) < max_train_queries)
+    if test is not None and max_test_queries is not None:
+        test = test.take(np.arange(len(test.queries)) < max_test_queries)
+    train, leak = without_leaks(train, {"dev": dev, test_split: test})
+    if leak is not None:
+        say(f"note: {leak}")
+        docs = docs.with_notices(leak)
+    counts = ", ".join(
+        f"{len(split.queries)} {name} queries"
+        for name, split in (("training", train), ("dev", dev), ("test", test))
+        if split is not None
+    )
+    say(f"{collection}: {len(docs):,} documents, {counts}")
+    return Setting(
+        directory=Path(directory),
+        collection=docs,
+        train=train,
+        dev=dev,
+        test=test,
+        mesh=mesh,
+        seed=seed,
+    )
+
+
+def without_leaks(
+    train: Split | None, held_out: Mapping[str, Split | None]
+) -> tuple[Split | None, str | None]:
+    """Training queries without those whose text a held-out split asks too.
+
+    A query that is trained on makes every figure about it a lie. Letter case and
+    spacing do not make another text.
+
+    Returns:
+        What is left, and a sentence about what is not; None where nothing was removed.
+
+    Raises:
+        UserError: a held-out query is in training by its id, or nothing is left.
+    """
+    if train is None:
+        return None, None
+    ids, asked = set(train.queries.ids), set()
+    for name, split in held_out.items():
+        if split is None or split is train:
+            continue
+        both = sorted(ids & set(split.queries.ids))
+        if both:
+            raise UserError(
+                f"{len(both)} {name} queries are also in training, e.g. {both[0]!r}",
+                "remove them from the training judgements",
+            )
+        asked |= {_plain(text) for text in split.queries.texts}
+    same = np.asarray([_plain(text) in asked for text in train.queries.texts], bool)
+    if not same.any():
+        return train, None
+    if same.all():
+        raise UserError(
+            "every training query has the text of a held-out one",
+            "give other training queries",
+        )
+    example = train.queries.texts[int(np.argmax(same))][:60]
+    notice = (
+        f"{int(same.sum())} training queries have the text of a held-out one, "
+        f"e.g. {example!r}: left out"
+    )
+    return train.take(~same), notice
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())

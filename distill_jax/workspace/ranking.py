@@ -1,0 +1,192 @@
+"""A model ranks: rerankers reorder a first stage, encoders search the collection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.collections.collection import Queries
+from distill_jax.inference.forward import encode_all, score_features
+from distill_jax.io.errors import UserError
+from distill_jax.models.pretrained import Pretrained
+from distill_jax.runs.run import Run
+from distill_jax.teaching.scorers import rows_of_queries
+from distill_jax.workspace.console import Counter, say
+from distill_jax.workspace.context import Setting
+
+ENCODERS = ("dual_encoder", "colbert", "splade")
+
+
+def rank(
+    model: Pretrained,
+    queries: Queries,
+    setting: Setting,
+    *,
+    first_stage: Run | None,
+    depth: int,
+    directory: Path,
+    index: str = "exact",
+) -> Run:
+    """The model's own ranking of the queries.
+
+    Rerankers reorder the first ``depth`` of ``first_stage``; a duo reranker reorders
+    the first few of them by votes. Encoders search everything.
+
+    Args:
+        directory: where vectors of the corpus are kept, keyed by the model's digest.
+        index: "exact" or "scann", for dual encoders.
+    """
+    if model.spec.kind in ENCODERS:
+        return search(
+            model, queries, setting, depth=depth, directory=directory, index=index
+        )
+    if first_stage is None:
+        raise UserError(
+            f"a {model.spec.kind} reorders candidates, and there are none",
+            "give a first stage (--gin.RUN, or BM25)",
+        )
+    candidates = first_stage.select(queries.ids).top(depth)
+    return rerank(model, queries, candidates, setting)
+
+
+def rerank(
+    model: Pretrained,
+    queries: Queries,
+    candidates: Run,
+    setting: Setting,
+) -> Run:
+    """Reorders the candidates of a run by any reranker or encoder.
+
+    Encoders score only the documents that the run names: cheap enough to be done
+    during training.
+
+    Raises:
+        UserError: a query of the run that ``queries`` lacks.
+    """
+    candidates = candidates.on(setting.collection)
+    if model.spec.kind == "duo":
+        return _duo_rank(model, queries, candidates, setting)
+    where = candidates.where
+    query_rows = rows_of_queries(queries, list(candidates.query_ids))
+    pair_queries = np.repeat(query_rows[:, None], where.shape[1], axis=1)[where]
+    pair_docs = candidates.rows[where]
+    if model.spec.kind in ENCODERS:
+        values = _score_by_vectors(model, queries, pair_queries, pair_docs, setting)
+    else:
+        with Counter("ranking", len(pair_docs), "pairs") as counter:
+            values = score_features(
+                model,
+                setting.pair_features(model, queries),
+                mesh=setting.mesh,
+                progress=counter.more,
+                query=pair_queries,
+                document=pair_docs,
+            )
+    scores = np.full(where.shape, -np.inf, np.float32)
+    scores[where] = values
+    return Run(candidates.query_ids, candidates.rows, scores, candidates.doc_ids)
+
+
+def _score_by_vectors(model, queries, pair_queries, pair_docs, setting) -> np.ndarray:
+    """Scores of (query, doc) pairs, each text encoded once."""
+    used_queries, query_at = np.unique(pair_queries, return_inverse=True)
+    used_docs, doc_at = np.unique(pair_docs, return_inverse=True)
+    vectors = [
+        encode_all(model, side, features, rows, mesh=setting.mesh)
+        for side, features, rows in (
+            ("query", setting.query_features(model, queries), used_queries),
+            ("doc", setting.doc_features(model), used_docs),
+        )
+    ]
+    if model.spec.kind == "colbert":
+        return np.asarray(
+            [
+                (vectors[0][q] @ vectors[1][d].T).max(1).sum()
+                for q, d in zip(query_at, doc_at)
+            ],
+            np.float32,
+        )
+    left, right = vectors[0][query_at], vectors[1][doc_at]
+    if model.spec.kind == "splade":
+        return np.asarray(left.multiply(right).sum(1), np.float32).ravel()
+    if model.spec.similarity == "cosine":
+        left = left / np.maximum(np.linalg.norm(left, axis=1, keepdims=True), 1e-12)
+        right = right / np.maximum(np.linalg.norm(right, axis=1, keepdims=True), 1e-12)
+    return np.einsum("md,md->m", left, right)
+
+
+def search(
+    model: Pretrained,
+    queries: Queries,
+    setting: Setting,
+    *,
+    depth: int,
+    directory: Path,
+    index: str = "exact",
+) -> Run:
+    """The first ``depth`` of the whole collection for each query."""
+    from distill_jax.retrieval import Exact, LateInteraction, Scann, Sparse
+
+    query_rows = np.arange(len(queries))
+    query_features = setting.query_features(model, queries)
+    asked = encode_all(model, "query", query_features, query_rows, mesh=setting.mesh)
+    docs = corpus_vectors(model, setting, directory)
+    ids = setting.collection.ids
+    if model.spec.kind == "colbert":
+        retriever = LateInteraction.build(docs, doc_ids=ids)
+    elif model.spec.kind == "splade":
+        retriever = Sparse.build(docs, doc_ids=ids)
+    elif index == "scann":
+        similarity = model.spec.similarity
+        # The width of the search is set by these very queries, at the depth they need.
+        retriever = Scann.build(
+            docs,
+            doc_ids=ids,
+            similarity=similarity,
+            queries=asked,
+            k=min(depth, len(ids)),
+        )
+        _say_shortfall(retriever.report)
+    else:
+        retriever = Exact.build(
+            docs, doc_ids=ids, similarity=model.spec.similarity, mesh=setting.mesh
+        )
+    return retriever.search(asked, depth, query_ids=queries.ids)
+
+
+def _say_shortfall(report: dict[str, Any]) -> None:
+    if not report["met"]:
+        say(
+            f"note: ScaNN finds {report['recall']:.3f} of the {report['k']} nearest "
+            f"documents, {report['wanted_recall']} were wanted; index = 'exact' finds "
+            "all"
+        )
+
+
+def corpus_vectors(model: Pretrained, setting: Setting, directory: Path) -> Any:
+    """Vectors of every document: of a dual encoder memory-mapped and resumable."""
+    from distill_jax.retrieval import embeddings
+
+    with Counter("encoding", len(setting.collection), "documents") as counter:
+        return embeddings.embed_docs(
+            model,
+            setting.doc_features(model),
+            directory,
+            corpus_digest=setting.collection.digest,
+            mesh=setting.mesh,
+            progress=counter.more,
+        )
+
+
+def _duo_rank(model, queries, candidates: Run, setting: Setting) -> Run:
+    from distill_jax.teaching.pairs import rank_by_votes
+
+    return rank_by_votes(
+        model,
+        setting.pair_features(model, queries),
+        queries,
+        candidates,
+        mesh=setting.mesh,
+    )

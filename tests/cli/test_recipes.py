@@ -1,0 +1,88 @@
+"""Flags, names and literals of the command line."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from distill_jax.cli import recipes
+from distill_jax.io.errors import UserError
+from distill_jax.workspace.console import duration
+
+
+def test_flags_with_and_without_equals_are_the_same():
+    joined = recipes.parse_flags(["--gin_file=a.gin", "--gin.SEED=3"])
+    apart = recipes.parse_flags(["--gin_file", "a.gin", "--gin.SEED", "3"])
+    single = recipes.parse_flags(["-gin_file=a.gin", "-gin.SEED=3"])
+    assert joined == apart == single
+    assert joined.bindings == (("SEED", "3"),)
+
+
+def test_later_values_keep_their_sequence_and_equals_signs():
+    flags = recipes.parse_flags(
+        ["--gin_file=a.gin", "--gin_file=b.gin", "--gin.MESH=data=2,model=4", "--plan"]
+    )
+    assert flags.gin_files == ("a.gin", "b.gin")
+    assert flags.plan
+    assert not flags.debug
+    assert flags.bindings == (("MESH", "data=2,model=4"),)
+
+
+def test_search_paths_are_a_list(tmp_path):
+    flags = recipes.parse_flags(
+        ["--gin_file=a.gin", f"--gin_search_paths=x,{tmp_path}"]
+    )
+    (tmp_path / "a.gin").write_text("")
+    assert recipes.find("a.gin", flags.search_paths) == tmp_path / "a.gin"
+
+
+@pytest.mark.parametrize(
+    ("value", "gin"),
+    [
+        ("200", "200"),
+        ("1e-4", "1e-4"),
+        ("None", "None"),
+        ("('a', 'b')", "('a', 'b')"),
+        ("runs/teacher", "'runs/teacher'"),
+        ("it's", '"it\'s"'),
+        ("beir:/data/x y", "'beir:/data/x y'"),
+        ("@candidates.BM25()", "@candidates.BM25()"),
+        ("%OTHER", "%OTHER"),
+        ("", "''"),
+        ("true", "'true'"),
+    ],
+)
+def test_what_is_no_python_literal_is_a_string(value, gin):
+    assert recipes.literal(value) == gin
+
+
+def test_the_command_can_be_pasted_again():
+    argv = ["--gin_file=a.gin", "--gin.MODEL_DIR=runs/of mine", "--gin.X=('a',)"]
+    line = recipes.command_line(argv)
+    assert shlex.split(line) == ["python", "-m", "distill_jax.main", *argv]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"),
+     (7620, "2 h 07 min"), (3599.7, "1 h 00 min")],
+)  # fmt: skip
+def test_durations_are_said_as_people_say_them(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_gin_s_errors_lose_their_inner_lines():
+    error = ValueError("no such thing\n  In file x, line 3\n    A = b\n")
+    told = str(recipes.explain(error, [recipes.directory() / "label.gin"]))
+    assert told.startswith("label.gin: no such thing")
+    assert told.count("\n") == 1
+
+
+def test_a_user_s_error_is_not_wrapped():
+    error = UserError("what", "todo")
+    assert recipes.explain(error, []) is error
+
+
+def test_the_shipped_folder_has_the_recipes():
+    assert (recipes.directory() / "quickstart.gin").is_file()

@@ -1,0 +1,117 @@
+"""Records tell a file or a model that changed behind its name."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from distill_jax.io.errors import UserError
+from distill_jax.jobs.distill import Distill
+from distill_jax.recipe.candidates import BM25, Asked, Fused, RunFile, Search
+from distill_jax.recipe.models import Models
+from distill_jax.recipe.queries import Cropped, Generated, Synthetic, Written
+from distill_jax.recipe.stage import Stage, Training
+from distill_jax.recipe.students import Student
+from distill_jax.recipe.teachers import LabelFile, Model
+from distill_jax.workspace.behind import behind, of_path
+from distill_jax.workspace.context import open_setting
+
+
+def asked(student="s0", **models):
+    return SimpleNamespace(
+        student=SimpleNamespace(digest=student),
+        model=lambda name: SimpleNamespace(digest=models[name.replace(":", "_")]),
+    )
+
+
+def test_the_student_and_models_of_this_job_count():
+    source = Fused(sources=(BM25(), Search(), Search(checkpoint="stage:a")))
+    found = behind(source, asked(stage_a="a0"))
+    assert found == {"student": "s0", "stage:a": "a0"}
+    assert found != behind(source, asked(stage_a="a1"))
+    assert found != behind(source, asked("s1", stage_a="a0"))
+    assert behind(Search(checkpoint="hf:a/b"), asked()) == {}
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        lambda path: RunFile(path=path),
+        lambda path: LabelFile(path=path),
+        lambda path: (Model(checkpoint=path),),
+        lambda path: Synthetic(makers=(Generated(checkpoint=path),)),
+        lambda path: Synthetic(makers=(Written(client=None, kinds=(path,)),)),
+    ],
+)
+def test_files_behind_a_name_count(tmp_path, reads):
+    path = tmp_path / "file.json"
+    path.write_text("one")
+    before = behind(reads(str(path)), asked())
+    assert behind(reads(str(path)), asked()) == before
+    path.write_text("two")
+    assert behind(reads(str(path)), asked()) != before
+
+
+def test_of_a_model_dir_the_student_counts(tmp_path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "params").write_text("one")
+    before = of_path(tmp_path)
+    (tmp_path / "report.html").write_text("another page")
+    assert of_path(tmp_path) == before
+    (tmp_path / "student" / "params").write_text("two")
+    assert of_path(tmp_path) != before
+    assert of_path(tmp_path / "absent") is None
+    assert of_path("hf:a/b") is None
+
+
+def job(**more):
+    stages = (Stage(examples=None, training=Training(objective=None)),)
+    return Distill(
+        directory="x", collection="y", student=Student(), stages=stages, **more
+    )
+
+
+def test_a_stage_of_a_later_round_is_that_round_s(tmp_path):
+    models = Models(job(), SimpleNamespace())
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        models.trained["a"] = SimpleNamespace(student=number, directory=folder)
+        assert models.load("stage:a") == number
+        assert models._path("stage:a") == str(folder / "student")
+
+
+def test_what_is_reordered_is_as_deep_as_what_is_asked():
+    assert job(depth=1000)._source().depth == 1000
+    assert job(depth=20)._source().depth == 100
+    assert job(first_stage=Search())._source() == Search()
+
+
+def test_no_test_on_what_is_trained_on():
+    with pytest.raises(UserError, match="training split"):
+        job(test_split="train")
+
+
+def test_a_prompt_that_ships_is_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims" / "notes").write_text("the user's own")
+    assert behind(Written(client=None, kinds=("claims",)), asked()) == {}
+
+
+def test_a_generator_that_is_none_is_left_out(toy, tmp_path):
+    setting = open_setting(tmp_path, toy, need=())
+    student = SimpleNamespace(digest="s0")
+    asks = Asked(
+        setting=setting, queries=None, student=student, model=None, directory=tmp_path
+    )  # type: ignore[arg-type]
+    none = Generated(checkpoint=None)
+    made = Synthetic(makers=(none, Cropped(min_words=2)))(asks)
+    assert len(made.queries) > 10
+    assert {query.split("|")[1] for query in made.queries.ids} == {"crop"}
+    # What is left out depends on nothing.
+    record = json.loads((tmp_path / "queries" / "part.json").read_text())
+    assert "student" not in record["inputs"]
+    with pytest.raises(UserError, match="nothing makes queries"):
+        Synthetic(makers=(none,))(asks)
