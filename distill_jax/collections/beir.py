@@ -17,26 +17,41 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
     """Loads one split of a BEIR folder.
 
     The queries are those the split's qrels judge, in the order of ``queries.jsonl``,
-    with their ``answers`` where lines have that field. A line's ``metadata`` (SciFact's
-    holds the answers) reaches no text.
+    with their ``answers`` where lines have that field. Queries that no file of qrels
+    names belong to ``train``: a teacher can label them, and they count in no measure.
+    A line's ``metadata`` (SciFact's holds the answers) reaches no text.
 
     Raises:
         UserError: a missing file or split, a malformed line, ids that do not fit.
     """
     folder = _folder(where)
     query_path = _file(folder, "queries.jsonl")
-    judgements = Qrels.read(_split(folder, split))
-    name = f"{folder.resolve().name}/{split}"
-    collection = docs(where)
+    splits = _splits(folder)
+    if split not in splits and split != "train":
+        raise _no_split(folder, split, splits)
     answers: dict[str, list[str]] = {}
+    name = f"{folder.resolve().name}/{split}"
     every, notices = queries_of(query_path, _items(query_path, answers), name)
     if answers:
         every = with_answers(every, answers)
-    qrels = judgements.restrict(every, collection)
-    queries = every.select([r for r, i in enumerate(every.ids) if i in qrels])
-    lost = len(set(judgements.query_ids) & set(every.ids)) - len(queries)
+    named = _named(splits) if split == "train" else set(every.ids)
+    unjudged = [query for query in every.ids if query not in named]
+    if split not in splits and not unjudged:
+        raise _no_split(folder, split, splits)
+    collection = docs(where)
+    qrels, lost = Qrels({}), 0
+    if split in splits:
+        judgements = Qrels.read(splits[split])
+        qrels = judgements.restrict(every, collection)
+        lost = len(set(judgements.query_ids) & set(every.ids)) - len(qrels.query_ids)
+    kept = {*qrels.query_ids, *unjudged}
+    queries = every.select([r for r, i in enumerate(every.ids) if i in kept])
     if lost:
         notices.append(f"{lost} queries have no judged document left: left out")
+    if unjudged:
+        notices.append(
+            f"{len(unjudged)} of {len(queries)} training queries are not judged (kept)"
+        )
     return collection.with_notices(*notices, *qrels.notices), queries, qrels
 
 
@@ -71,17 +86,24 @@ def _file(folder: Path, name: str) -> Path:
     )
 
 
-def _split(folder: Path, split: str) -> Path:
+def _splits(folder: Path) -> dict[str, Path]:
     found = {}
     for path in sorted((folder / "qrels").glob("*.tsv*")):
         if path.name.endswith((".tsv", ".tsv.gz")):
             found[path.name.removesuffix(".gz").removesuffix(".tsv")] = path
-    if split not in found:
-        raise UserError(
-            f"{folder / 'qrels'}: no split {split!r}{near(split, found)}",
-            f"the splits there are: {', '.join(found) or 'none'}",
-        )
-    return found[split]
+    return found
+
+
+def _no_split(folder: Path, split: str, splits: dict[str, Path]) -> UserError:
+    return UserError(
+        f"{folder / 'qrels'}: no split {split!r}{near(split, splits)}",
+        f"the splits there are: {', '.join(splits) or 'none'}",
+    )
+
+
+def _named(splits: dict[str, Path]) -> set[str]:
+    """The queries that any file of judgements names."""
+    return {query for path in splits.values() for query in Qrels.read(path).query_ids}
 
 
 def _items(path: Path, answers: dict[str, list[str]] | None = None) -> Iterator[Item]:

@@ -9,12 +9,16 @@ from typing import Any
 
 from distill_jax.collections.builder import Item, clean, in_memory, queries_of
 from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.jsonl import with_answers
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.errors import UserError, near
 
 
 def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
-    """Loads ``NAME/SPLIT``, or ``NAME`` itself when it has judgements of its own.
+    """Loads ``NAME/SPLIT``, or ``NAME`` itself, which is one split.
+
+    A name with none of the usual splits below it is ``train`` or ``dev`` if a part of
+    it says so, else ``test``. Queries that nobody judged belong to ``train``.
 
     Raises:
         UserError: ir_datasets is not installed, an unknown name, no such split (those
@@ -23,12 +27,21 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
     dataset, name = _find(_library(), where, split)
     with _told(name):
         collection = in_memory(*_docs(dataset, where), where)
-        queries, notices = queries_of(*_queries(dataset, name), name)
+        answers: dict[str, list[str]] = {}
+        queries, notices = queries_of(*_queries(dataset, name, answers), name)
         judged: dict[str, dict[str, int]] = {}
-        for qrel in dataset.qrels_iter():
+        for qrel in dataset.qrels_iter() if dataset.has("qrels") else ():
             judged.setdefault(qrel.query_id, {})[qrel.doc_id] = int(qrel.relevance)
-    qrels = Qrels(judged).restrict(queries, collection)
-    queries = queries.select([r for r, i in enumerate(queries.ids) if i in qrels])
+    if answers:
+        queries = with_answers(queries, answers)
+    qrels = Qrels(judged).restrict(queries, collection) if judged else Qrels({})
+    unjudged = [r for r, query in enumerate(queries.ids) if query not in qrels]
+    if unjudged and split == "train":
+        notices.append(
+            f"{len(unjudged)} of {len(queries)} queries are not judged (kept)"
+        )
+    elif unjudged:
+        queries = queries.select([r for r, i in enumerate(queries.ids) if i in qrels])
     return collection.with_notices(*notices, *qrels.notices), queries, qrels
 
 
@@ -76,19 +89,38 @@ def _told(name: str) -> Iterator[None]:
         ) from None
 
 
+_SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev"}
+"""Parts of a name that say which split a set is."""
+
+
 def _find(ir_datasets: Any, where: str, split: str) -> tuple[Any, str]:
     where = where.strip("/")
     known = _names(ir_datasets)
-    for name in (f"{where}/{split}", where):
+    names = [f"{where}/{split}"]
+    if split == "dev":
+        names.append(f"{where}/validation")
+    below = _below(known, where)
+    parts = {name.split("/")[0] for name in below}
+    one = not parts & {*_SPLITS, "test"}
+    for name in (*names, where):
         try:
             dataset = ir_datasets.load(name)
         except KeyError:
             continue
-        whole = all(dataset.has(part) for part in ("docs", "queries", "qrels"))
-        # A set with splits below it is not itself a split.
-        if whole and (name != where or not _below(known, where)):
-            return dataset, name
-    below = _below(known, where)
+        if not (dataset.has("docs") and dataset.has("queries")):
+            continue
+        judged = dataset.has("qrels")
+        if name != where:
+            if judged or split == "train":
+                return dataset, name
+        elif one:
+            own = _own_split(where) if judged else "train"
+            if split == own:
+                return dataset, name
+            raise UserError(
+                f"irds:{where}: no split {split!r}, the set is one split",
+                f"what it is: {own} (--gin.SPLIT={own})",
+            )
     if below:
         raise UserError(
             f"irds:{where}: no split {split!r}{near(split, below)}",
@@ -99,6 +131,12 @@ def _find(ir_datasets: Any, where: str, split: str) -> tuple[Any, str]:
         + near(where, known),
         "see https://ir-datasets.com for the names",
     )
+
+
+def _own_split(name: str) -> str:
+    """Which split a set without splits below it is, by the parts of its name."""
+    found = [_SPLITS[part] for part in name.split("/") if part in _SPLITS]
+    return found[-1] if found else "test"
 
 
 def _names(ir_datasets: Any) -> list[str]:
@@ -123,7 +161,9 @@ def _docs(dataset: Any, name: str) -> tuple[Path, Iterator[Item]]:
     return source, items()
 
 
-def _queries(dataset: Any, name: str) -> tuple[Path, Iterator[Item]]:
+def _queries(
+    dataset: Any, name: str, answers: dict[str, list[str]]
+) -> tuple[Path, Iterator[Item]]:
     source = Path(f"irds:{name}")
 
     def items() -> Iterator[Item]:
@@ -131,6 +171,8 @@ def _queries(dataset: Any, name: str) -> tuple[Path, Iterator[Item]]:
             text = getattr(query, "text", None)
             if text is None:
                 text = query.default_text()
+            if getattr(query, "answers", None):
+                answers[query.query_id] = list(query.answers)
             yield clean(Item(number, query.query_id, "", text), source)
 
     return source, items()

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from distill_jax.collections.collection import Collection, Queries
     from distill_jax.collections.qrels import Qrels
 
-SCHEMES = ("beir", "msmarco", "irds", "pydocs", "tfds", "jsonl")
-QUESTIONS = ("tfds", "jsonl")
-"""Schemes that hold questions with answers, and no documents."""
+SCHEMES = ("beir", "msmarco", "irds", "pydocs", "tfds", "jsonl", "queries")
+QUESTIONS = ("tfds", "jsonl", "queries")
+"""Schemes that hold questions, perhaps with answers, and no documents."""
 
 NO_DOCUMENTS = "questions and answers, no documents"
 """A notice of what such schemes load."""
@@ -78,7 +78,7 @@ def load_collection(
 
     Args:
         spec: ``beir:PATH``, ``msmarco:PATH``, ``irds:NAME``, ``pydocs[:PACKAGES]``,
-            ``tfds:NAME`` or ``jsonl:PATH``.
+            ``tfds:NAME``, ``jsonl:PATH`` or ``queries:PATH``.
         split: usually ``train``, ``dev`` or ``test``.
 
     Raises:

@@ -55,6 +55,10 @@ class Distill:
         export: a format of ``export.write``, "auto" for the student's own, None for
             none.
         mesh: e.g. "data=4,model=2"; None puts all devices on the data axis.
+        dev_share: of the judged training queries, where the collection has no dev split
+            and dev queries choose a checkpoint or a round; else none is held out.
+        train_queries: ``queries:PATH`` or any collection's name: its training queries
+            in place of this one's.
     """
 
     directory: str
@@ -75,6 +79,7 @@ class Distill:
     test_split: str = "test"
     max_train_queries: int | None = None
     max_test_queries: int | None = None
+    train_queries: str | None = None
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -118,11 +123,17 @@ class Distill:
             self.collection,
             mesh=sharding.make_mesh(self.mesh),
             seed=self.seed,
-            dev_share=self.dev_share,
+            dev_share=self.dev_share if self._looks_at_dev() else 0.0,
             test_split=self.test_split,
             max_train_queries=self.max_train_queries,
             max_test_queries=self.max_test_queries,
+            train_queries=self.train_queries,
         )
+
+    def _looks_at_dev(self) -> bool:
+        """Whether dev queries choose anything: a round, or a stage's checkpoint."""
+        measures = {stage.training.measure for stage in self.stages}
+        return self.stop_measure is not None or bool(measures - {None, "loss"})
 
     def plan(self) -> int:
         """Sizes, steps, shapes, memory and cost, without training."""

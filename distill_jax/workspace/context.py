@@ -122,12 +122,17 @@ def open_setting(
     max_train_queries: int | None = None,
     max_test_queries: int | None = None,
     need: tuple[str, ...] = ("test",),
+    train_queries: str | None = None,
 ) -> Setting:
     """Loads a collection with its splits, and says what is wrong with it at once.
 
     A collection without a dev split, or whose dev split is what is tested on, gets
-    one: the training queries whose id hashes below ``dev_share``, the same on every
-    machine.
+    one: the judged training queries whose id hashes below ``dev_share``, the same on
+    every machine.
+
+    Args:
+        train_queries: ``queries:PATH``, or any collection's name: its training queries
+            are trained on in place of this one's.
 
     Raises:
         UserError: a split named in ``need`` is missing.
@@ -151,10 +156,13 @@ def open_setting(
     for notice in docs.notices:
         say(f"note: {notice}")
     train, dev, test = (splits.get(n) for n in ("train", "dev", test_split))
+    if train_queries is not None:
+        train = _queries_of(train_queries, docs)
     if test_split == "dev":
         dev = None  # What is tested on may not choose the model: it is cut from train.
     if dev is None and train is not None and dev_share:
-        where = split_by_hash(train.queries.ids, dev_share)
+        judged = np.asarray([query in train.qrels for query in train.queries.ids])
+        where = split_by_hash(train.queries.ids, dev_share) & judged
         if where.any() and not where.all():
             dev, train = train.take(where), train.take(~where)
     if train is not None and max_train_queries is not None:
@@ -180,6 +188,21 @@ def open_setting(
         mesh=mesh,
         seed=seed,
     )
+
+
+def _queries_of(spec: str, docs: Collection) -> Split:
+    """The training queries of another place; judgements count that fit ``docs``."""
+    from distill_jax.collections.schemes import NO_DOCUMENTS, load_collection
+
+    found, queries, qrels = load_collection(spec, split="train")
+    for notice in found.notices:
+        if notice != NO_DOCUMENTS:
+            say(f"note: {spec}: {notice}")
+    if len(qrels):
+        known = {doc for query in qrels for doc in qrels.of(query)}
+        fits = any(row >= 0 for row in docs.rows(sorted(known)))
+        qrels = qrels.restrict(queries, docs) if fits else Qrels({})
+    return Split(queries=queries, qrels=qrels)
 
 
 def without_leaks(

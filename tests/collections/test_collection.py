@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill_jax.collections import builder
 from distill_jax.collections.collection import Collection, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.collections.schemes import load_collection
@@ -46,7 +47,7 @@ def kept(request, monkeypatch, tmp_path):
     """Small collections are lists; the same ones forced into mapped tables."""
     monkeypatch.setenv("DISTILL_JAX_CACHE", str(tmp_path / "cache"))
     if request.param == "mapped":
-        monkeypatch.setattr(building, "LARGE_BYTES", 0)
+        monkeypatch.setattr(builder, "LARGE_BYTES", 0)
     return request.param
 
 
@@ -75,7 +76,7 @@ def test_both_forms_have_one_digest(tmp_path, monkeypatch):
     monkeypatch.setenv("DISTILL_JAX_CACHE", str(tmp_path / "cache"))
     spec = write(tmp_path / "set")
     small = load_collection(spec)[0]
-    monkeypatch.setattr(building, "LARGE_BYTES", 0)
+    monkeypatch.setattr(builder, "LARGE_BYTES", 0)
     large = load_collection(spec)[0]
     again = load_collection(spec)[0]
     assert small.digest == large.digest == again.digest
