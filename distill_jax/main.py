@@ -12,7 +12,10 @@ import logging
 import signal
 import sys
 import time
+import tokenize
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import gin
 from gin import config as gin_config
@@ -26,9 +29,6 @@ from distill_jax.runtime import processes
 from distill_jax.training.runfiles import Lock
 from distill_jax.workspace.console import duration
 
-# What gin can call by now, by name; it has no public form of this question.
-_REGISTRY = gin_config._REGISTRY
-
 # What gin raises at a name or a value that is wrong.
 _PARSING = (
     ValueError,
@@ -39,6 +39,7 @@ _PARSING = (
     RuntimeError,
     ImportError,
     OSError,
+    tokenize.TokenError,
 )
 
 
@@ -114,6 +115,13 @@ def bad_lines(flags: recipes.Flags):
 
 def build_job(flags: recipes.Flags):
     """Checks and parses the gin files and bindings, and builds the job they name."""
+    with explained(flags):
+        read_config(flags)
+        return gin.get_configurable("distill_jax.jobs.run")()
+
+
+def read_config(flags: recipes.Flags) -> None:
+    """Checks the gin files and bindings and gives them to gin; calls nothing."""
     logging.getLogger().setLevel(logging.WARNING)
     gin.clear_config()
     paths = [recipes.find(name, flags.search_paths) for name in flags.gin_files]
@@ -121,27 +129,53 @@ def build_job(flags: recipes.Flags):
     roots.append(recipes.directory())
     for root in roots:
         gin.add_config_file_search_path(str(root))
+    parsed = [s for path in paths for s in statements(path, roots, flags)]
+    trust.refuse_bomb(parsed)
+    bindings = [*_imports(parsed), *recipes.bindings(flags, parsed)]
+    with _quiet():
+        gin.parse_config_files_and_bindings(
+            [str(path) for path in paths],
+            bindings,
+            print_includes_and_imports=False,
+        )
+    trust.refuse_foreign_names(_named(), flags.allowed_imports)
+
+
+@contextlib.contextmanager
+def explained(flags: recipes.Flags):
+    """Gin's errors in two lines; ``--debug`` leaves them as they are."""
     try:
-        parsed = [s for path in paths for s in statements(path, roots, flags)]
-        trust.refuse_bomb(parsed)
-        bindings = [*_imports(parsed), *recipes.bindings(flags, parsed)]
-        known = dict(_REGISTRY.items())
-        with _quiet():
-            gin.parse_config_files_and_bindings(
-                [str(path) for path in paths],
-                bindings,
-                print_includes_and_imports=False,
-            )
-        named = {k: v.wrapped for k, v in _REGISTRY.items() if k not in known}
-        trust.refuse_foreign_names(named, flags.allowed_imports)
-        return gin.get_configurable("distill_jax.jobs.run")()
+        yield
     except UserError as error:
         # Gin's copy of an error has lines of its own behind ours.
         raise UserError(error.what, error.todo) from error
     except _PARSING as error:
         if flags.debug:
             raise
-        raise recipes.explain(error, paths) from error
+        raise recipes.explain(error, flags.gin_files) from error
+
+
+def _named() -> dict[str, Any]:
+    """Everything that a binding is of or refers to, by its name."""
+    # Gin has no public form of these questions.
+    named = {}
+    for (_, selector), parameters in gin_config._CONFIG.items():
+        named[selector] = gin_config._REGISTRY[selector].wrapped
+        for reference in _references(parameters):
+            named[reference.selector] = reference.configurable.wrapped
+    own = (gin_config.macro, gin_config._retrieve_constant, gin_config.singleton)
+    return {k: v for k, v in named.items() if not any(v is part for part in own)}
+
+
+def _references(value: Any) -> Iterator[Any]:
+    """References inside a value, keys of dicts included: gin calls those too."""
+    if isinstance(value, gin_config.ConfigurableReference):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _references([*value, *value.values()])
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _references(item)
 
 
 def _imports(parsed: list) -> list[str]:

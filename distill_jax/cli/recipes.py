@@ -17,7 +17,6 @@ _FLAGS = (
     "--on-bad-line", "--bad-line-rate",
 )  # fmt: skip
 _SWITCHES = ("--list", "--plan", "--debug", "--deterministic", "--help")
-_ALLOWED_IMPORTS = ("__gin__", "distill_jax")
 
 USAGE = """\
 python -m distill_jax.main --gin_file=RECIPE.gin [--gin_file=...] [--gin.NAME=VALUE ...]
@@ -47,7 +46,7 @@ class Flags:
     gin_files: tuple[str, ...] = ()
     bindings: tuple[tuple[str, str], ...] = ()
     search_paths: tuple[Path, ...] = ()
-    allowed_imports: tuple[str, ...] = _ALLOWED_IMPORTS
+    allowed_imports: tuple[str, ...] = ()
     skip_bad_lines: bool = False
     bad_line_rate: float = 0.01
     list: bool = False
@@ -63,7 +62,7 @@ def parse_flags(argv: Sequence[str]) -> Flags:
         UserError: an unknown flag, a flag without its value, or no recipe at all.
     """
     files, bindings, paths = [], [], []
-    imports: list[str] = list(_ALLOWED_IMPORTS)
+    imports: list[str] = []
     skip, rate = False, 0.01
     switches = dict.fromkeys(_SWITCHES, False)
     words = list(argv)
@@ -216,13 +215,13 @@ def literal(value: str) -> str:
         return repr(value)
 
 
-def explain(error: Exception, paths: Sequence[Path]) -> UserError:
+def explain(error: Exception, files: Sequence[str]) -> UserError:
     """A gin error in two lines: what and where, and what to do."""
     if isinstance(error, UserError):
         return error
     text = re.sub(r"\s+", " ", str(error)).strip()
     text = re.sub(r"In call to configurable '[^']*' \(<.*?>\)", "", text).strip()
-    where = ", ".join(path.name for path in paths)
+    where = ", ".join(Path(name).name for name in files)
     return UserError(
         f"{where}: {text[:400]}",
         "check the name's spelling and its value; --debug shows the traceback",

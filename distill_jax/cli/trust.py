@@ -2,8 +2,8 @@
 
 Gin resolves dotted names through modules, so a file that may import this package could
 reach ``os.system`` behind any module that imports ``os``. Three rules keep a recipe to
-what it is for: imports and the things it names come from allowed packages, includes lie
-below the folders of the recipes, and what its macros expand to has a size.
+what it is for: it names declared parts and what the user allows, includes lie below the
+folders of the recipes, and what its macros expand to has a size.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.io.errors import UserError
+from distill_jax.recipe import registry
 
 MOST_PARTS = 100_000
 """Values that a file may expand to. The largest shipped recipe has some hundreds."""
@@ -23,7 +24,7 @@ _REFERENCE = re.compile(r"([%@])([\w./]+)(\(\))?")
 
 def refuse_foreign_import(module: str, path: Path, allowed: Sequence[str]) -> None:
     """A gin file may import this package and what the user allows."""
-    if module.split(".")[0] not in allowed:
+    if module.split(".")[0] not in ("__gin__", "distill_jax", *allowed):
         raise UserError(
             f"{path} imports {module!r}, which a recipe may not",
             f"if you trust it: --allow_import={module.split('.')[0]}",
@@ -31,18 +32,27 @@ def refuse_foreign_import(module: str, path: Path, allowed: Sequence[str]) -> No
 
 
 def refuse_foreign_names(named: Mapping[str, Any], allowed: Sequence[str]) -> None:
-    """What a file binds or calls must be defined in an allowed package.
+    """What a file binds or calls is a declared part, or of a package of the user's.
 
     Args:
         named: callables by the name under which the file reaches them.
+        allowed: packages that the user allows, by name.
     """
-    for name, made in sorted(named.items()):
-        home = str(getattr(made, "__module__", None) or type(made).__module__)
-        if home.split(".")[0] not in allowed:
+    for name, value in sorted(named.items()):
+        home = str(getattr(value, "__module__", None) or type(value).__module__)
+        root = home.split(".")[0]
+        if registry.is_part(value) or (root != "distill_jax" and root in allowed):
+            continue
+        if root == "distill_jax":
             raise UserError(
-                f"the recipe names {name}, which is of {home!r}: a recipe may not",
-                f"if you trust it: --allow_import={home.split('.')[0]}",
+                f"the recipe names {name}, which is not a part of a recipe",
+                "distill_jax/recipe/registry.py lists what is; code of your own comes "
+                "from a package of yours: --allow_import=PACKAGE",
             )
+        raise UserError(
+            f"the recipe names {name}, which is of {home!r}: a recipe may not",
+            f"if you trust it: --allow_import={root}",
+        )
 
 
 def refuse_foreign_include(

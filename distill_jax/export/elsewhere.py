@@ -6,8 +6,8 @@ that has loaded the one is ended by the other. SeqIO brings TensorFlow into trai
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
@@ -18,6 +18,9 @@ from typing import Any
 import numpy as np
 
 from distill_jax.io.errors import UserError
+from distill_jax.models.pretrained import Pretrained
+from distill_jax.models.specs import from_json, to_json
+from distill_jax.text.tokenizer import Tokenizer
 
 _CHILD = """
 import sys
@@ -40,9 +43,14 @@ def scores(
         UserError: it ended without an answer.
     """
     with tempfile.TemporaryDirectory(prefix="verify-") as place:
-        bare = pretrained.replace(params={})
-        asked = bare, Path(folder).resolve(), format, list(tuples)
-        Path(place, "asked.pkl").write_bytes(pickle.dumps(asked))
+        request = {
+            "spec": to_json(pretrained.spec),
+            "folder": str(Path(folder).resolve()),
+            "format": format,
+            "tuples": [list(texts) for texts in tuples],
+        }
+        Path(place, "request.json").write_text(json.dumps(request), encoding="ascii")
+        pretrained.tokenizer.save(Path(place, "tokenizer"))
         path = os.pathsep.join([str(Path(part).resolve()) for part in sys.path])
         done = subprocess.run(
             [sys.executable, "-c", _CHILD, place],
@@ -62,12 +70,16 @@ def scores(
 
 
 def answer(place: str) -> None:
-    """The other process: reads what is asked, and leaves the scores beside it."""
+    """The other process: reads the request, and leaves the scores beside it."""
     from distill_jax.export import targets
 
-    # Written by ``scores`` a moment ago, into a folder that only this user can enter.
-    asked = pickle.loads(Path(place, "asked.pkl").read_bytes())
-    pretrained, folder, format, tuples = asked
-    _, score = targets.scorer(pretrained, folder, format)
+    request = json.loads(Path(place, "request.json").read_bytes())
+    pretrained = Pretrained(
+        spec=from_json(request["spec"]),
+        params={},
+        tokenizer=Tokenizer.load(Path(place, "tokenizer")),
+    )
+    tuples = [tuple(texts) for texts in request["tuples"]]
+    _, score = targets.scorer(pretrained, Path(request["folder"]), request["format"])
     assert score is not None
     np.save(Path(place, "scores.npy"), np.asarray(score(tuples)))

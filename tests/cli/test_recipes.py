@@ -74,7 +74,7 @@ def test_durations_are_said_as_people_say_them(seconds, text):
 
 def test_gin_s_errors_lose_their_inner_lines():
     error = ValueError("no such thing\n  In file x, line 3\n    A = b\n")
-    told = str(recipes.explain(error, [recipes.directory() / "label.gin"]))
+    told = str(recipes.explain(error, [str(recipes.directory() / "label.gin")]))
     assert told.startswith("label.gin: no such thing")
     assert told.count("\n") == 1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -156,13 +157,27 @@ def test_a_system_s_name_is_a_file_s_name(path, name):
     assert _name(path, {name: None}) == f"{name}-2"
 
 
+# Modules that turn bytes into objects or texts into programs by design.
+RUNNERS = {
+    "pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle",
+    "joblib", "runpy", "code", "codeop",
+}  # fmt: skip
+CALLS = re.compile(
+    r"(os\.(system|popen|exec\w*|spawn\w*)|eval|exec|compile|builtins\.\w+|torch\.load)"
+)
+
+
 def calls(source: str) -> list[str]:
     """What a source does that could run a text as a program, or a file as one."""
     found = []
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            names += [getattr(node, "module", None) or ""]
+            found += [name for name in names if name.split(".")[0] in RUNNERS]
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            if called in ("os.system", "os.popen", "eval", "exec", "pickle.load"):
+            if CALLS.fullmatch(called):
                 found.append(called)
             found += [
                 keyword.arg
@@ -185,4 +200,7 @@ def test_no_text_becomes_a_program():
     }
     assert not offences
     assert calls("subprocess.run(x, shell=True); eval(y)") == ["shell", "eval"]
-    assert calls("np.load(x, allow_pickle=False)") == []
+    assert calls("np.load(x, allow_pickle=False); re.compile(y)") == []
+    assert calls("import pickle\npickle.loads(x)") == ["pickle"]
+    assert calls("from marshal import loads") == ["marshal"]
+    assert calls("os.execvp(x, y)") == ["os.execvp"]

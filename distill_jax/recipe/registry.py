@@ -1,0 +1,107 @@
+"""What a gin file may name: the recipe parts of this package, one line each.
+
+Gin reaches anything that an imported module holds. Only what stands here can be bound
+or called from a gin file; a new part of a recipe is added here. Code of the user's own
+comes from a package that ``--allow_import`` names.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "distill_jax.jobs": ("run",),
+    "distill_jax.jobs.compare": ("Compare",),
+    "distill_jax.jobs.distill": ("Distill",),
+    "distill_jax.jobs.evaluate": ("Evaluate",),
+    "distill_jax.jobs.export": ("Export",),
+    "distill_jax.jobs.generator": ("TrainGenerator",),
+    "distill_jax.jobs.labelling": (
+        "Desk",
+        "Label",
+        "Mine",
+        "Synthesize",
+    ),
+    "distill_jax.losses": (
+        "Listwise",
+        "Mixture",
+        "Term",
+        "adr_mse",
+        "in_batch_contrastive",
+        "kl_divergence",
+        "lambda_loss",
+        "listmle",
+        "margin_mse",
+        "no_contrast",
+        "pairwise_kl",
+        "pointwise_cross_entropy",
+        "query_likelihood",
+        "ranknet",
+        "softmax_cross_entropy",
+    ),
+    "distill_jax.recipe.candidates": (
+        "BM25",
+        "Fused",
+        "Named",
+        "Reranked",
+        "RunFile",
+        "Search",
+        "Shared",
+        "WithoutKnown",
+    ),
+    "distill_jax.recipe.examples": (
+        "Judged",
+        "JudgedPairs",
+        "Mixed",
+        "Taught",
+    ),
+    "distill_jax.recipe.llm": (
+        "Listwise",
+        "Reader",
+        "behind",
+    ),
+    "distill_jax.recipe.queries": (
+        "Cropped",
+        "Generated",
+        "Synthetic",
+        "Together",
+        "Training",
+        "Written",
+    ),
+    "distill_jax.recipe.stage": ("Stage",),
+    "distill_jax.recipe.students": ("Student",),
+    "distill_jax.recipe.teachers": (
+        "Ensemble",
+        "LabelFile",
+        "Model",
+        "PairModel",
+        "PairScores",
+        "Scores",
+    ),
+    "distill_jax.recipe.training": ("Training",),
+    "distill_jax.teaching.clients": ("Client",),
+    "distill_jax.training.optimizers": (
+        "adafactor",
+        "adamw",
+        "constant",
+        "linear",
+        "linear_to_floor",
+    ),
+}
+"""Names by the module that gives them."""
+
+
+def is_part(value: Any) -> bool:
+    """Whether ``value`` is one of ``PARTS``: the object itself, whatever its name.
+
+    A module that was not imported yet has given nothing to a gin file.
+    """
+    return any(value is part for part in _loaded())
+
+
+def _loaded() -> Iterator[Any]:
+    for module, names in PARTS.items():
+        if module in sys.modules:
+            yield from (getattr(sys.modules[module], name) for name in names)
