@@ -56,17 +56,22 @@ KEPT = {
 }
 
 
+# Loaded when they are used: what stands in them imports a heavy package at once.
+HEAVY = {"retrieval.kernels"}  # numba
+
+
 def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(source: str, path: Path) -> Iterator[tuple[int, str]]:
+def imported(source: str | ast.AST, path: Path) -> Iterator[tuple[int, str]]:
     """(line, module) of every import, wherever it stands, relative ones resolved.
 
     ``import_module("distill_jax....")`` counts, also as the start of an f-string.
     """
     package = ["distill_jax", *path.relative_to(PACKAGE).parent.parts]
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source) if isinstance(source, str) else source
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -86,6 +91,68 @@ def imported(source: str, path: Path) -> Iterator[tuple[int, str]]:
 def _names_import(function: ast.expr) -> bool:
     name = getattr(function, "attr", getattr(function, "id", ""))
     return name in ("import_module", "__import__")
+
+
+def late_imports(source: str, path: Path) -> Iterator[tuple[int, str]]:
+    """(line, module) of the house's own imports that stand inside functions."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for line, module in imported(node, path):
+                if module.startswith("distill_jax.") and not _by_name(node):
+                    yield line, module
+
+
+def _by_name(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Loads the module of a name when the name is met: a registry, lazy names."""
+    return any(
+        isinstance(node, ast.Call) and _names_import(node.func)
+        for node in ast.walk(function)
+    )
+
+
+def late_offences(source: str, path: Path) -> list[str]:
+    """Imports inside functions that nothing heavy excuses, as ``file:line: why``."""
+    room, found = room_of(path), []
+    for line, module in late_imports(source, path):
+        other = module.split(".")[1]
+        where = f"{path.relative_to(PACKAGE.parent)}:{line}"
+        file = ".".join(module.split(".")[1:3])
+        if file in HEAVY:
+            continue
+        if other == room:
+            found.append(f"{where}: {module} is in the same room: import it above")
+        elif FLOORS.get(other, 9) < 1 and FLOORS.get(room, 9) < FLOORS["workspace"]:
+            found.append(f"{where}: {module} is light: import it above")
+    return found
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that import each other, straight or by others."""
+    reach = {module: set(others) for module, others in imports.items()}
+    for middle in reach:
+        for module in reach:
+            if middle in reach[module]:
+                reach[module] |= reach[middle]
+    found = {
+        tuple(sorted(m for m in reach if m in reach[module] and module in reach[m]))
+        for module in reach
+        if module in reach[module]
+    }
+    return [list(group) for group in sorted(found)]
+
+
+def imports_between(sources: dict[str, tuple[str, Path]]) -> dict[str, set[str]]:
+    """Each module's imports of other modules, those of type checkers too."""
+    found: dict[str, set[str]] = {}
+    for name, (source, path) in sources.items():
+        found[name] = set()
+        for _, module in imported(source, path):
+            while module and module not in sources:
+                module = module.rpartition(".")[0]
+            # A package that gives names lazily imports nothing by itself.
+            if module not in ("", name, "distill_jax"):
+                found[name].add(module)
+    return found
 
 
 def offences(source: str, path: Path) -> list[str]:
@@ -115,6 +182,52 @@ def test_imports_go_down_only():
     for path in sorted(PACKAGE.rglob("*.py")):
         found += offences(path.read_text(encoding="utf-8"), path)
     assert not found, "\n".join(found)
+
+
+def test_no_modules_import_each_other():
+    sources = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        if path.name != "__init__.py":
+            sources[".".join(parts)] = (path.read_text(encoding="utf-8"), path)
+    assert len(sources) > 100
+    assert not circles(imports_between(sources))
+
+
+def test_imports_stand_at_the_top():
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        found += late_offences(path.read_text(encoding="utf-8"), path)
+    assert not found, "\n".join(found)
+
+
+def test_a_circle_is_seen_also_behind_type_checking_and_inside_functions():
+    texts = {
+        "a": "from distill_jax.runs import b",
+        "b": "if TYPE_CHECKING:\n    from distill_jax.runs.c import C",
+        "c": "def f():\n    from distill_jax.runs.a import A",
+        "d": "from distill_jax.runs.a import A",
+    }
+    sources = {
+        f"distill_jax.runs.{name}": (text, PACKAGE / f"runs/{name}.py")
+        for name, text in texts.items()
+    }
+    (group,) = circles(imports_between(sources))
+    assert group == [f"distill_jax.runs.{name}" for name in "abc"]
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "seen"),
+    [
+        ("models/t5.py", "from distill_jax.models import bert", True),
+        ("teaching/a.py", "from distill_jax.text.buckets import plan", True),
+        ("teaching/a.py", "from distill_jax.weights import load", False),
+        ("retrieval/postings.py", "from distill_jax.retrieval import kernels", False),
+        ("models/a.py", "import_module(f'distill_jax.models.{name}')", False),
+    ],
+)
+def test_a_late_import_is_seen_unless_it_is_heavy(file, source, seen):
+    assert bool(late_offences(f"def f():\n    {source}", PACKAGE / file)) == seen
 
 
 @pytest.mark.parametrize(

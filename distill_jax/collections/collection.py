@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +13,8 @@ from distill_jax.io.errors import UserError, clip, near
 from distill_jax.io.files import digest, digest_texts
 from distill_jax.io.strings import StringTable, arrow_strings, int_list
 
-if TYPE_CHECKING:
-    pass
+NO_DOCUMENTS = "questions and answers, no documents"
+"""The notice of a collection that came with questions only."""
 
 _DICT_ROWS = 2_000_000
 

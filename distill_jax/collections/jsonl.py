@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.collections.builder import Item, clean, queries_of
-from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.collection import NO_DOCUMENTS, Collection, Queries
 from distill_jax.collections.qrels import Qrels
-from distill_jax.collections.schemes import NO_DOCUMENTS
 from distill_jax.io.bad_lines import parsed_jsonl
 from distill_jax.io.errors import UserError, near
 

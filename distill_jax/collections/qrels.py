@@ -5,14 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from distill_jax.collections.collection import Collection, Queries
 from distill_jax.io.bad_lines import columns, parsed
 from distill_jax.io.errors import UserError, clip
 from distill_jax.io.files import atomic_write, digest
-
-if TYPE_CHECKING:
-    from distill_jax.collections.collection import Collection, Queries
 
 
 class Qrels:

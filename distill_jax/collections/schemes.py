@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.qrels import Qrels
 from distill_jax.io import bad_lines
 from distill_jax.io.errors import UserError, clip, near
-
-if TYPE_CHECKING:
-    from distill_jax.collections.collection import Collection, Queries
-    from distill_jax.collections.qrels import Qrels
 
 SCHEMES = ("beir", "msmarco", "irds", "pydocs", "tfds", "jsonl", "queries")
 QUESTIONS = ("tfds", "jsonl", "queries")
 """Schemes that hold questions, perhaps with answers, and no documents."""
-
-NO_DOCUMENTS = "questions and answers, no documents"
-"""A notice of what such schemes load."""
 
 
 def load(spec: str, split: str) -> tuple[Collection, Queries, Qrels]:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.collections.builder import Item, clean, queries_of
-from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.collection import NO_DOCUMENTS, Collection, Queries
 from distill_jax.collections.jsonl import answers_of, with_answers
 from distill_jax.collections.qrels import Qrels
-from distill_jax.collections.schemes import NO_DOCUMENTS
 from distill_jax.io.errors import UserError, near
 
 _SPLITS = {"dev": "validation"}

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.labels.labels import PairLabels, TeacherLabels
+from distill_jax.evaluation.measures import evaluate
+from distill_jax.labels.labels import TeacherLabels
+from distill_jax.labels.pair_labels import PairLabels
 
 ONE_HOT = 0.99  # the softmax's mass on one doc from which a list has no soft target
 AIM = 0.5  # suggested_temperature: share of the largest entropy that a list could have
@@ -128,8 +130,6 @@ def teacher_report(
     report = score_report(labels, temperature)
     warnings: list[str] = []
     if qrels is not None and not labels.failed.all():
-        from distill_jax.evaluation.measures import evaluate
-
         taught = labels.to_run()
         runs = {"teacher": taught, "first_stage": first_stage, "student": student}
         # The same queries for all, or the means say nothing.

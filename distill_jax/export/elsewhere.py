@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax.export import targets
 from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.specs import from_json, to_json
@@ -71,8 +72,6 @@ def scores(
 
 def answer(place: str) -> None:
     """The other process: reads the request, and leaves the scores beside it."""
-    from distill_jax.export import targets
-
     request = json.loads(Path(place, "request.json").read_bytes())
     pretrained = Pretrained(
         spec=from_json(request["spec"]),

@@ -11,7 +11,7 @@ from typing import Any
 
 import distill_jax
 from distill_jax.export.usage import usage
-from distill_jax.models.pretrained import Pretrained
+from distill_jax.models.pretrained import Pretrained, flatten
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.models.templates import side_template
 
@@ -244,6 +244,4 @@ def _bullets(facts: Mapping[str, Any]) -> str:
 
 
 def _count(params: dict) -> int:
-    from distill_jax.models.pretrained import flatten
-
     return sum(int(leaf.size) for leaf in flatten(params).values())

@@ -18,6 +18,7 @@ from distill_jax.evaluation.measures import evaluate_queries
 from distill_jax.io.errors import UserError
 from distill_jax.jobs import reporting
 from distill_jax.jobs.export import AUTO, exported
+from distill_jax.jobs.plan import plan
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe.candidates import BM25, Asked
 from distill_jax.recipe.models import Models
@@ -137,8 +138,6 @@ class Distill:
 
     def plan(self) -> int:
         """Sizes, steps, shapes, memory and cost, without training."""
-        from distill_jax.jobs.plan import plan
-
         return plan(self)
 
     def _rounds(self, student, setting, models, table, first) -> Trip:

@@ -18,6 +18,7 @@ import numpy as np
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest, read_json, write_json
 from distill_jax.jobs.export import AUTO, exported
+from distill_jax.jobs.plan import plan_generator
 from distill_jax.jobs.reporting import digest_versions, export_entry
 from distill_jax.lists.building import lists_from_judgements
 from distill_jax.models.pretrained import Pretrained
@@ -106,8 +107,6 @@ class TrainGenerator:
 
     def plan(self) -> int:
         """Sizes, steps, shapes and memory, without training."""
-        from distill_jax.jobs.plan import plan_generator
-
         return plan_generator(self)
 
     def setting(self) -> Setting:

@@ -2,7 +2,7 @@
 
 A label is worth money: it is stored raw (logits, never squashed), in float32, with a
 birth certificate (``provenance``), and a failure is stored as a failure. How the
-files look is in ``label_files``; foreign formats are in ``label_readers``.
+files look is in ``store``; foreign formats are in ``readers``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.labels.ragged import first_twice, rectangle, rows_of, translate
-
-__all__ = ["Kind", "PairLabels", "TeacherLabels"]
+from distill_jax.labels.shards import id_column, list_column
+from distill_jax.labels.store import read_lists, write_all
+from distill_jax.runs.run import Run
 
 Kind = Literal["score", "rank"]
 
@@ -147,10 +147,8 @@ class TeacherLabels:
             )
         return replace(self, rows=rows, scores=scores.astype(np.float32))
 
-    def to_run(self) -> Any:
+    def to_run(self) -> Run:
         """The teacher's order as a Run (failed lists are left out)."""
-        from distill_jax.runs.run import Run
-
         labels, lists = self.training_labels(), {}
         for i, query_id in enumerate(self.query_ids):
             if self.failed[i]:
@@ -258,8 +256,6 @@ class TeacherLabels:
 
     def write(self, directory: str | Path) -> Path:
         """Replaces what ``directory`` holds by these labels, as one finished folder."""
-        from distill_jax.labels.store import write_all
-
         return write_all(directory, self)
 
     @classmethod
@@ -270,10 +266,46 @@ class TeacherLabels:
         expect: Mapping[str, Any] | None = None,
         unknown: str = "refuse",
     ) -> TeacherLabels:
-        """Loads and validates; see ``label_files.read_lists``."""
-        from distill_jax.labels.store import read_lists
+        """Reads a folder of shards.
 
-        return read_lists(directory, collection, expect, unknown)
+        Args:
+          collection: gives the rows; without it ``doc_ids`` are the ids met.
+          expect: provenance entries that must hold, such as
+            ``{"candidates": run.digest}``.
+          unknown: "refuse" docs that the collection does not have, or "drop" them.
+
+        Raises:
+          UserError: a shard is missing, cut or altered; shards or ``expect`` disagree
+            on the provenance; scores are not finite, lengths differ, ids are unknown.
+        """
+        labels = cls(**read_lists(directory, collection, expect, unknown))
+        there = labels.rows >= 0
+        # Dropped docs leave holes before the end of a list: close them.
+        if (there[:, :-1] < there[:, 1:]).any() or (
+            ~there & np.isfinite(labels.scores)
+        ).any():
+            labels = labels.keep(there)
+        labels.check(str(directory))
+        return labels
+
+    def columns(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The Arrow columns of a shard, one line a query, and no metadata."""
+        import pyarrow as pa
+
+        there = self.rows >= 0
+        scored = there & ~self.failed[:, None]
+        columns = {
+            "query_id": pa.array(self.query_ids, pa.string()),
+            "doc_ids": list_column(
+                id_column(self.doc_ids, self.rows[there]), there.sum(axis=1)
+            ),
+            "scores": list_column(
+                pa.array(self.scores[scored], pa.float32()), scored.sum(axis=1)
+            ),
+            "kind": pa.array([self.kind] * len(self), pa.string()),
+            "failed": pa.array(self.failed, pa.bool_()),
+        }
+        return columns, {}
 
 
 def _ranks_of(ranks: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ import numpy as np
 
 from distill_jax.io.errors import UserError
 from distill_jax.labels.ragged import first_twice, translate
+from distill_jax.labels.shards import id_column
+from distill_jax.labels.store import read_pairs, write_all
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +123,6 @@ class PairLabels:
 
     def write(self, directory: str | Path) -> Path:
         """Replaces what ``directory`` holds by these labels, as one finished folder."""
-        from distill_jax.labels.store import write_all
-
         return write_all(directory, self)
 
     @classmethod
@@ -133,7 +133,27 @@ class PairLabels:
         expect: Mapping[str, Any] | None = None,
         unknown: str = "refuse",
     ) -> PairLabels:
-        """Loads and validates; see ``label_files.read_pairs``."""
-        from distill_jax.labels.store import read_pairs
+        """Loads and validates; arguments and errors as ``TeacherLabels.read``."""
+        labels = cls(**read_pairs(directory, collection, expect, unknown))
+        labels.check(str(directory))
+        return labels
 
-        return read_pairs(directory, collection, expect, unknown)
+    def columns(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The Arrow columns of a shard, one line a pair, and the queries without."""
+        import pyarrow as pa
+
+        there = self.first >= 0
+        counts = there.sum(axis=1)
+        probability = self.probability[there]
+        columns = {
+            "query_id": pa.array(
+                np.repeat(np.asarray(self.query_ids, object), counts), pa.string()
+            ),
+            "first": id_column(self.doc_ids, self.first[there]),
+            "second": id_column(self.doc_ids, self.second[there]),
+            "probability": pa.array(
+                probability, pa.float32(), mask=np.isnan(probability)
+            ),
+        }
+        without = [query for query, n in zip(self.query_ids, counts) if n == 0]
+        return columns, {"without_pairs": without}

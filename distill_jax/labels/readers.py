@@ -21,10 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax.collections.collection import Collection, Queries
 from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import read_lines
 from distill_jax.labels import tables
-from distill_jax.labels.labels import Kind, PairLabels, TeacherLabels
+from distill_jax.labels.labels import Kind, TeacherLabels
+from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.labels.ragged import rectangle, rows_of
 from distill_jax.labels.records import RECORDS, Record
 
@@ -135,8 +137,6 @@ def _assemble(
     )
     queries = None
     if all(record.query is not None for record in records):
-        from distill_jax.collections.collection import Queries
-
         queries = Queries(
             [record.query_id for record in records],
             [record.query or "" for record in records],
@@ -196,8 +196,6 @@ def _pairs(
 
 
 def _collection(records: Sequence[Record], path: Path, notices: list[str]) -> Any:
-    from distill_jax.collections.collection import Collection
-
     docs: dict[str, tuple[str, str]] = {}
     changed = 0
     for record in records:

@@ -3,65 +3,65 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import atomic_write
-from distill_jax.labels.labels import PairLabels, TeacherLabels
 
 RELABEL = "label again into another MODEL_DIR, or delete this folder"
-
-Labels = TeacherLabels | PairLabels
 
 _METADATA = b"distill_jax"
 
 
-def write_shard(path: Path, labels: Labels) -> None:
+class Labels(Protocol):
+    """Labels of lists or of pairs, as far as a shard is concerned."""
+
+    @property
+    def query_ids(self) -> tuple[str, ...]: ...
+
+    @property
+    def provenance(self) -> dict[str, Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def check(self, place: str = ...) -> None:
+        """Raises UserError on the first thing that training must not see."""
+        ...
+
+    def columns(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The Arrow columns of a shard, and its own part of the metadata."""
+        ...
+
+
+def write_shard(
+    path: Path, labels: Labels, provenance: Mapping[str, Any] | None = None
+) -> None:
+    """Writes one shard atomically.
+
+    Args:
+      provenance: what its metadata say, by default what the labels say.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    metadata: dict[str, Any] = {"format": 1, "provenance": labels.provenance}
-    if isinstance(labels, PairLabels):
-        there = labels.first >= 0
-        counts = there.sum(axis=1)
-        probability = labels.probability[there]
-        columns = {
-            "query_id": pa.array(
-                np.repeat(np.asarray(labels.query_ids, object), counts), pa.string()
-            ),
-            "first": _ids(labels.doc_ids, labels.first[there]),
-            "second": _ids(labels.doc_ids, labels.second[there]),
-            "probability": pa.array(
-                probability, pa.float32(), mask=np.isnan(probability)
-            ),
-        }
-        metadata["without_pairs"] = [
-            query_id for query_id, n in zip(labels.query_ids, counts) if n == 0
-        ]
-    else:
-        there = labels.rows >= 0
-        scored = there & ~labels.failed[:, None]
-        columns = {
-            "query_id": pa.array(labels.query_ids, pa.string()),
-            "doc_ids": _ragged(
-                _ids(labels.doc_ids, labels.rows[there]), there.sum(axis=1)
-            ),
-            "scores": _ragged(
-                pa.array(labels.scores[scored], pa.float32()), scored.sum(axis=1)
-            ),
-            "kind": pa.array([labels.kind] * len(labels), pa.string()),
-            "failed": pa.array(labels.failed, pa.bool_()),
-        }
-    text = json.dumps(metadata, sort_keys=True, allow_nan=False)
+    columns, metadata = labels.columns()
+    provenance = labels.provenance if provenance is None else provenance
+    text = json.dumps(
+        {"format": 1, "provenance": provenance, **metadata},
+        sort_keys=True,
+        allow_nan=False,
+    )
     table = pa.table(columns).replace_schema_metadata({_METADATA: text.encode()})
     with atomic_write(path, "wb") as file:
         pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
-def _ids(doc_ids: Any, rows: np.ndarray) -> Any:
+def id_column(doc_ids: Sequence[str], rows: np.ndarray) -> Any:
+    """The ids of rows int[M] as an Arrow column; each id is looked up once."""
     import pyarrow as pa
 
     used, codes = np.unique(rows, return_inverse=True)
@@ -69,7 +69,8 @@ def _ids(doc_ids: Any, rows: np.ndarray) -> Any:
     return met.take(pa.array(codes.reshape(-1)))
 
 
-def _ragged(flat: Any, lengths: np.ndarray) -> Any:
+def list_column(flat: Any, lengths: np.ndarray) -> Any:
+    """Flat values as an Arrow column of lists of these lengths."""
     import pyarrow as pa
 
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ import numpy as np
 
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import read_json, write_json
-from distill_jax.labels.labels import PairLabels, TeacherLabels
 from distill_jax.labels.ragged import rectangle, rows_of
 from distill_jax.labels.shards import (
     RELABEL,
@@ -93,7 +91,7 @@ class LabelWriter:
         labels.check(str(path))
         (self.directory / _COMPLETE).unlink(missing_ok=True)
         provenance = {**self.provenance, **({"counts": dict(counts)} if counts else {})}
-        write_shard(path, replace(labels, provenance=provenance))
+        write_shard(path, labels, provenance)
         self.done |= set(labels.query_ids)
         return path
 
@@ -153,8 +151,10 @@ def read_lists(
     collection: Any = None,
     expect: Mapping[str, Any] | None = None,
     unknown: str = "refuse",
-) -> TeacherLabels:
-    """TeacherLabels of a folder of shards.
+) -> dict[str, Any]:
+    """The fields of a TeacherLabels, from a folder of shards.
+
+    ``rows`` are -1 where a document was dropped.
 
     Args:
       collection: gives the rows; without it ``doc_ids`` are the ids met.
@@ -185,18 +185,15 @@ def read_lists(
     rows, doc_ids = rows_of(docs.flatten(), collection, unknown)
     scores = np.full(int(lengths.sum()), np.nan, np.float32)
     scores[np.repeat(~failed, lengths)] = given.flatten().to_numpy()
-    labels = TeacherLabels(
-        tuple(table["query_id"].to_pylist()),
-        rectangle(rows, lengths, -1, np.int32),
-        rectangle(scores, lengths, np.nan, np.float32),
-        doc_ids,
-        kinds.pop() if kinds else "score",
-        failed,
-        _with_counts(directory, provenance),
-    )
-    labels = labels.keep(labels.rows >= 0) if (rows < 0).any() else labels
-    labels.check(str(directory))
-    return labels
+    return {
+        "query_ids": tuple(table["query_id"].to_pylist()),
+        "rows": rectangle(rows, lengths, -1, np.int32),
+        "scores": rectangle(scores, lengths, np.nan, np.float32),
+        "doc_ids": doc_ids,
+        "kind": kinds.pop() if kinds else "score",
+        "failed": failed,
+        "provenance": _with_counts(directory, provenance),
+    }
 
 
 def read_pairs(
@@ -204,8 +201,8 @@ def read_pairs(
     collection: Any = None,
     expect: Mapping[str, Any] | None = None,
     unknown: str = "refuse",
-) -> PairLabels:
-    """PairLabels of a folder of shards; arguments and errors as ``read_lists``."""
+) -> dict[str, Any]:
+    """The fields of a PairLabels; arguments and errors as ``read_lists``."""
     import pyarrow as pa
 
     tables, provenance, empty = [], {}, []
@@ -230,16 +227,14 @@ def read_pairs(
     if np.isnan(probability).sum() != nulls:
         raise UserError(f"{directory}: a probability is nan", RELABEL)
     lengths = np.bincount(codes[kept], minlength=len(query_ids) + len(empty))
-    labels = PairLabels(
-        (*query_ids, *empty),
-        rectangle(first[kept], lengths, -1, np.int32),
-        rectangle(second[kept], lengths, -1, np.int32),
-        rectangle(probability[kept], lengths, np.nan, np.float32),
-        doc_ids,
-        _with_counts(directory, provenance),
-    )
-    labels.check(str(directory))
-    return labels
+    return {
+        "query_ids": (*query_ids, *empty),
+        "first": rectangle(first[kept], lengths, -1, np.int32),
+        "second": rectangle(second[kept], lengths, -1, np.int32),
+        "probability": rectangle(probability[kept], lengths, np.nan, np.float32),
+        "doc_ids": doc_ids,
+        "provenance": _with_counts(directory, provenance),
+    }
 
 
 def _checked_shards(

@@ -15,6 +15,7 @@ from flax import nnx
 
 from distill_jax.models.reranker import Reranker, checked_words, settle
 from distill_jax.models.t5 import T5Sizes
+from distill_jax.text.templates import Template
 
 PROMPTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "duot5": (
@@ -63,9 +64,7 @@ class DuoSpec:
 
     @property
     def template(self):
-        """The ``ir.templates.Template`` that joins a query and two documents."""
-        from distill_jax.text.templates import Template
-
+        """The ``text.templates.Template`` that joins a query and two documents."""
         lengths = {
             "query": self.query_length,
             "document0": self.doc_length,

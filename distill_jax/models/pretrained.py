@@ -18,6 +18,7 @@ from flax import nnx
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest, read_json, write_json
 from distill_jax.models.specs import from_json, to_json
+from distill_jax.models.t5 import T5, T5Sizes
 from distill_jax.text.tokenizer import Tokenizer
 
 
@@ -117,10 +118,15 @@ class Pretrained:
         )
 
 
+def build(spec: Any, rngs: nnx.Rngs) -> nnx.Module:
+    """The module of a student's spec, or a bare T5 of its sizes."""
+    return T5(spec, rngs=rngs) if isinstance(spec, T5Sizes) else spec.build(rngs)
+
+
 @functools.lru_cache(maxsize=64)
 def _halves(spec: Any) -> tuple[Any, Any]:
     """A spec's graphdef and abstract state, built once without allocating weights."""
-    return nnx.split(nnx.eval_shape(lambda: spec.build(nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: build(spec, nnx.Rngs(0))))
 
 
 def graphdef_of(spec: Any) -> Any:
@@ -133,7 +139,7 @@ def initial_params(spec: Any, seed: int) -> dict:
 
     @jax.jit
     def make():
-        return nnx.to_pure_dict(nnx.state(spec.build(nnx.Rngs(seed)), nnx.Param))
+        return nnx.to_pure_dict(nnx.state(build(spec, nnx.Rngs(seed)), nnx.Param))
 
     return make()
 

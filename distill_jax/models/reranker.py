@@ -16,7 +16,9 @@ from jaxtyping import Array, Float, Int
 
 from distill_jax.batches import PairBatch
 from distill_jax.io.errors import UserError, near
+from distill_jax.models import bert_heads
 from distill_jax.models.t5 import T5, T5Sizes
+from distill_jax.text.templates import Template
 
 MONOT5 = "Query: {query} Document: {document} Relevant:</s>"
 RANKT5 = "Query: {query} Document: {document}</s>"
@@ -159,9 +161,7 @@ class RerankerSpec:
 
     @property
     def template(self):
-        """The ``ir.templates.Template`` that joins query and document."""
-        from distill_jax.text.templates import Template
-
+        """The ``text.templates.Template`` that joins query and document."""
         return Template(
             self.prompt, {"query": self.query_length, "document": self.doc_length}
         )
@@ -194,8 +194,6 @@ class Reranker(nnx.Module):
                 rngs=rngs,
             )
         elif spec.head in ENCODER_HEADS:
-            from distill_jax.models import bert_heads
-
             head = {
                 "linear": bert_heads.LinearClassifier,
                 "bert_classifier": bert_heads.BertClassifier,

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
-from flax import nnx
 
 from distill_jax.io.errors import UserError, near
-
-if TYPE_CHECKING:
-    from distill_jax.models.t5 import T5
 
 _POLICIES = {
     "none": None,
@@ -66,12 +62,6 @@ class T5Sizes:
                 f"remat={self.remat!r} is not known{near(self.remat, _POLICIES)}",
                 f"set it to one of {', '.join(_POLICIES)}",
             )
-
-    def build(self, rngs: nnx.Rngs) -> T5:
-        """The network: an encoder alone where there are no decoder layers."""
-        from distill_jax.models.t5 import T5
-
-        return T5(self, rngs=rngs)
 
     def forward_flops(self, length: int, *, absorbed: bool = True) -> float:
         """Matmul FLOPs to encode ``length`` tokens and decode one step.

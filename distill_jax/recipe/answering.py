@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.collections import schemes
+from distill_jax.collections.collection import NO_DOCUMENTS
 from distill_jax.collections.qrels import Qrels
 from distill_jax.collections.schemes import load_collection
 from distill_jax.evaluation import answers
@@ -36,7 +37,7 @@ def open_questions(
     docs = schemes.load_docs(collection)
     found, queries, _ = load_collection(questions, split)
     known = answers.accepted(queries)
-    notices = [note for note in found.notices if note != schemes.NO_DOCUMENTS]
+    notices = [note for note in found.notices if note != NO_DOCUMENTS]
     if len(known) < len(queries):
         rows = [row for row, query in enumerate(queries.ids) if query in known]
         lost = f"{len(queries) - len(rows)} of {len(queries)} questions have no answer"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from distill_jax.evaluation.measures import evaluate
 from distill_jax.inputs.feed import Featurizer, once
 from distill_jax.io.draws import split_by_hash
 from distill_jax.io.errors import UserError
@@ -19,12 +20,30 @@ from distill_jax.runtime import sharding
 from distill_jax.training.validation import validation
 from distill_jax.workspace import ranking
 
-if TYPE_CHECKING:
-    from distill_jax.recipe.training import Training
+
+class Selection(Protocol):
+    """What of a training says how its checkpoints are measured."""
+
+    @property
+    def measure(self) -> str | None: ...
+    @property
+    def objective(self) -> Any: ...
+    @property
+    def eval_period(self) -> int | str | None: ...
+    @property
+    def dev_share(self) -> float: ...
+    @property
+    def dev_depth(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def chunk(self) -> int | None: ...
+    @property
+    def micro_batch(self) -> int | None: ...
 
 
 def held_out(
-    training: Training, lists: Lists, asked: Asked
+    training: Selection, lists: Lists, asked: Asked
 ) -> tuple[Lists, Lists | None]:
     """The lists to train on, and those that the loss is measured on.
 
@@ -52,7 +71,7 @@ def _names(lists: Lists, asked: Asked) -> list[str]:
     return names
 
 
-def period(training: Training, lists: int, steps: int) -> int:
+def period(training: Selection, lists: int, steps: int) -> int:
     """Steps between evaluations.
 
     Args:
@@ -70,7 +89,7 @@ def period(training: Training, lists: int, steps: int) -> int:
 
 
 def evaluation(
-    training: Training,
+    training: Selection,
     student: Pretrained,
     asked: Asked,
     featurizer: Featurizer,
@@ -107,8 +126,6 @@ def evaluation(
             f"{measure} needs dev judgements, and the collection has none",
             "use measure = 'loss', or None for the last checkpoint",
         )
-    from distill_jax.evaluation.measures import evaluate
-
     source = BM25(depth=training.dev_depth)
     candidates = source(dataclasses.replace(asked, queries=judged.queries))
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.labels.labels import PairLabels, TeacherLabels
+from distill_jax.labels.labels import TeacherLabels
+from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.recipe.candidates import Asked
 from distill_jax.runs.run import Run
 from distill_jax.workspace.cached_step import part

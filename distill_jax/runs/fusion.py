@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.runs.run import Run, rectangle
 from distill_jax.io.strings import int_list
+from distill_jax.runs.order import Lists, padded
 
 
-def normalised(run: Run, how: str | None) -> tuple[np.ndarray, np.ndarray]:
+def normalised(run: Lists, how: str | None) -> tuple[np.ndarray, np.ndarray]:
     """(values float64[Q, K], what a missing document gets float64[Q])."""
     scores = np.where(run.where, run.scores.astype(np.float64), np.nan)
     if how is None:
-        return np.nan_to_num(scores), np.zeros(len(run))
-    if not run.depth:
-        return scores, np.zeros(len(run))
+        return np.nan_to_num(scores), np.zeros(len(run.rows))
+    if not run.rows.shape[1]:
+        return scores, np.zeros(len(run.rows))
     count = np.maximum(run.where.sum(1), 1)
     low = np.where(run.where, scores, np.inf).min(1)
     if how == "minmax":
@@ -35,12 +35,11 @@ def normalised(run: Run, how: str | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def merge(
-    runs: Sequence[Run],
+    runs: Sequence[Lists],
     gains: Sequence[np.ndarray],
     weights: Sequence[float] | None,
-    depth: int | None,
     floors: Sequence[Mapping[str, float]] | None = None,
-) -> Run:
+) -> Lists:
     """Sums gains float64[Q, K] of runs over their cells; one list a query."""
     if not runs:
         raise UserError("no runs to join", "give at least one")
@@ -65,11 +64,10 @@ def merge(
         pairs = list(zip(weights, floors))
         base = [sum(w * f.get(q, 0.0) for w, f in pairs) for q in queries]
         total = total + np.asarray(base)[query]
-    run = rectangle(queries, query, rows.astype(np.int32), total, doc_ids)
-    return run if depth is None else run.top(depth)
+    return padded(queries, query, rows.astype(np.int32), total, doc_ids)
 
 
-def _shared_ids(runs: Sequence[Run]) -> tuple[Sequence[str], list[np.ndarray | None]]:
+def _shared_ids(runs: Sequence[Lists]) -> tuple[Sequence[str], list[np.ndarray | None]]:
     """One id sequence for all runs, and each run's rows -> its rows (None: same)."""
     first = runs[0].doc_ids
     if all(run.doc_ids is first for run in runs):

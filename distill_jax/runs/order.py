@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,6 +11,58 @@ from distill_jax.io.errors import UserError, clip
 from distill_jax.io.strings import int_list
 
 _CHUNK_CELLS = 1 << 22
+
+
+class Lists(NamedTuple):
+    """The lists of a run as arrays, before it is a ``Run``; also what one is made of.
+
+    Attributes:
+        query_ids: Q ids.
+        rows: int32[Q, K], positions in ``doc_ids``, -1 pads.
+        scores: float[Q, K], -inf where padded.
+        doc_ids: ids that rows index.
+    """
+
+    query_ids: Sequence[str]
+    rows: np.ndarray
+    scores: np.ndarray
+    doc_ids: Sequence[str]
+
+    @property
+    def where(self) -> np.ndarray:
+        """bool[Q, K]: which cells hold a document."""
+        return self.rows >= 0
+
+
+def padded(
+    query_ids: Sequence[str],
+    query: np.ndarray,
+    rows: np.ndarray,
+    scores: np.ndarray,
+    doc_ids: Sequence[str],
+) -> Lists:
+    """Flat entries to padded lists.
+
+    Args:
+        query_ids: Q ids.
+        query: int[E], position of each entry's query.
+        rows: int32[E].
+        scores: float[E].
+        doc_ids: ids that rows index.
+    """
+    if len(query) > 1 and (query[1:] < query[:-1]).any():
+        order = np.argsort(query, kind="stable")
+        query, rows, scores = query[order], rows[order], scores[order]
+    counts = np.bincount(query, minlength=len(query_ids)) if len(query) else None
+    depth = 0 if counts is None else int(counts.max())
+    out_rows = np.full((len(query_ids), depth), -1, np.int32)
+    out_scores = np.full((len(query_ids), depth), -np.inf, np.float32)
+    if counts is not None:
+        starts = np.cumsum(counts) - counts
+        column = np.arange(len(query)) - np.repeat(starts, counts)
+        out_rows[query, column] = rows
+        out_scores[query, column] = scores
+    return Lists(query_ids, out_rows, out_scores, doc_ids)
 
 
 def ordered(

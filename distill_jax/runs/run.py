@@ -12,8 +12,10 @@ import numpy as np
 from distill_jax.collections.collection import Collection
 from distill_jax.io.errors import UserError, clip, near
 from distill_jax.io.files import digest, digest_texts
-from distill_jax.runs.order import ordered
 from distill_jax.io.strings import int_list
+from distill_jax.runs.fusion import merge, normalised
+from distill_jax.runs.order import Lists, ordered
+from distill_jax.runs.trec import read_run, write_run
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -56,8 +58,6 @@ class Run:
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "scores", scores)
 
-    # ---------------------------------------------------------------- looking
-
     def __len__(self) -> int:
         """The number of queries."""
         return len(self.query_ids)
@@ -96,6 +96,10 @@ class Run:
         codes[self.where] = place[inverse]
         return used[order], codes
 
+    def as_lists(self) -> Lists:
+        """The same arrays, for functions that make lists of lists."""
+        return Lists(self.query_ids, self.rows, self.scores, self.doc_ids)
+
     def lists(self) -> dict[str, list[tuple[str, float]]]:
         """``{query id: [(document id, score), ...]}``."""
         return {
@@ -123,8 +127,6 @@ class Run:
     @functools.cached_property
     def _positions(self) -> dict[str, int]:
         return {query: i for i, query in enumerate(self.query_ids)}
-
-    # ---------------------------------------------------------------- making
 
     @classmethod
     def from_lists(
@@ -178,9 +180,12 @@ class Run:
             UserError: with file:line, for a malformed line, a document twice in a
                 list, or (with a collection) documents that it does not have.
         """
-        from distill_jax.runs.trec import read_run
-
-        return read_run(path, collection, limit)
+        lists = read_run(path, collection)
+        try:
+            run = cls(*lists)
+        except UserError as error:
+            raise UserError(f"{path}: {error.what}", error.todo) from None
+        return run if limit is None else run.top(limit)
 
     def write(self, path: str | Path, tag: str = "distill_jax") -> None:
         """Writes a TREC run file atomically, in bounded memory.
@@ -193,11 +198,7 @@ class Run:
             path: the file, compressed when it ends in ``.gz``.
             tag: the run's name, without blanks.
         """
-        from distill_jax.runs.trec import write_run
-
-        write_run(self, path, tag)
-
-    # ---------------------------------------------------------------- changing
+        write_run(self.as_lists(), path, tag)
 
     def top(self, k: int) -> Run:
         """The best ``k`` documents of every query."""
@@ -236,8 +237,6 @@ class Run:
     def _like(self, rows: np.ndarray, scores: np.ndarray) -> Run:
         return Run(self.query_ids, rows, scores, self.doc_ids)
 
-    # ---------------------------------------------------------------- joining
-
     @classmethod
     def fuse(
         cls,
@@ -254,13 +253,14 @@ class Run:
             weights: one a run, 1 by default.
             depth: keep so many documents of a query, all by default.
         """
-        from distill_jax.runs.fusion import merge
 
         def gains(run: Run) -> np.ndarray:
             ranks = np.arange(1, run.depth + 1, dtype=np.float64)
             return np.broadcast_to(1.0 / (k + ranks), run.rows.shape)
 
-        return merge(runs, [gains(run) for run in runs], weights, depth)
+        lists = [run.as_lists() for run in runs]
+        fused = cls(*merge(lists, [gains(run) for run in runs], weights))
+        return fused if depth is None else fused.top(depth)
 
     @classmethod
     def combine(
@@ -283,50 +283,15 @@ class Run:
         Raises:
             UserError: an unknown normalisation.
         """
-        from distill_jax.runs.fusion import merge, normalised
-
         if normalise not in ("minmax", "zscore", None):
             raise UserError(
                 f"unknown normalisation {normalise!r}", "use minmax, zscore or None"
             )
-        parts, floors = [], []
-        for run in runs:
+        lists, parts, floors = [run.as_lists() for run in runs], [], []
+        for run in lists:
             values, floor = normalised(run, normalise)
             # Lacking a document then means adding nothing.
             parts.append(values - floor[:, None])
             floors.append(dict(zip(run.query_ids, floor.tolist())))
-        return merge(runs, parts, weights, depth, floors)
-
-
-def rectangle(
-    query_ids: Sequence[str],
-    query: np.ndarray,
-    rows: np.ndarray,
-    scores: np.ndarray,
-    doc_ids: Sequence[str],
-    limit: int | None = None,
-) -> Run:
-    """Flat entries to a run.
-
-    Args:
-        query_ids: Q ids.
-        query: int[E], position of each entry's query.
-        rows: int32[E].
-        scores: float[E].
-        doc_ids: ids that rows index.
-        limit: keep the best so many of a query.
-    """
-    if len(query) > 1 and (query[1:] < query[:-1]).any():
-        order = np.argsort(query, kind="stable")
-        query, rows, scores = query[order], rows[order], scores[order]
-    counts = np.bincount(query, minlength=len(query_ids)) if len(query) else None
-    depth = 0 if counts is None else int(counts.max())
-    out_rows = np.full((len(query_ids), depth), -1, np.int32)
-    out_scores = np.full((len(query_ids), depth), -np.inf, np.float32)
-    if counts is not None:
-        starts = np.cumsum(counts) - counts
-        column = np.arange(len(query)) - np.repeat(starts, counts)
-        out_rows[query, column] = rows
-        out_scores[query, column] = scores
-    run = Run(tuple(query_ids), out_rows, out_scores, doc_ids)
-    return run if limit is None else run.top(limit)
+        combined = cls(*merge(lists, parts, weights, floors))
+        return combined if depth is None else combined.top(depth)

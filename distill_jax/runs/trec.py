@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 
+from distill_jax.collections.collection import Collection
 from distill_jax.io.bad_lines import columns, parsed
 from distill_jax.io.errors import UserError, clip
 from distill_jax.io.files import atomic_write, read_lines
 from distill_jax.io.strings import int_list
-
-if TYPE_CHECKING:
-    from distill_jax.collections.collection import Collection
-    from distill_jax.runs.run import Run
+from distill_jax.runs.order import Lists, padded
 
 ENCODED = ";ids=percent-encoded"
 """Ends the tag of a file whose ids are percent-encoded."""
@@ -29,7 +27,7 @@ _BLANK = re.compile(r"[\s\x00-\x1f\x7f\x85\ufeff]")
 _UNSAFE = re.compile(r"[\s\x00-\x1f\x7f\x85%\ufeff]")
 
 
-def write_run(run: Run, path: str | Path, tag: str) -> None:
+def write_run(run: Lists, path: str | Path, tag: str) -> None:
     """See ``Run.write``."""
     if not tag or tag.split() != [tag] or tag.endswith(ENCODED):
         raise UserError(f"the run tag {clip(tag)} is empty or has blanks", "rename it")
@@ -46,9 +44,9 @@ def write_run(run: Run, path: str | Path, tag: str) -> None:
         ids, names = [_escape(i) for i in ids], [_escape(n) for n in names]
     docs = pa.array(ids, pa.large_string())
     queries = pa.array(names, pa.large_string())
-    step = max(1, _WRITE_CELLS // max(run.depth, 1))
+    step = max(1, _WRITE_CELLS // max(run.rows.shape[1], 1))
     with atomic_write(path, "wb") as out:
-        for start in range(0, len(run), step):
+        for start in range(0, len(run.rows), step):
             rows, scores = run.rows[start : start + step], run.scores[start:][:step]
             query, column = np.nonzero(rows >= 0)
             at = np.searchsorted(used, rows[query, column])
@@ -82,10 +80,8 @@ def _escape(item_id: str) -> str:
     return _UNSAFE.sub(replace, item_id)
 
 
-def read_run(path: str | Path, collection: Collection | None, limit: int | None) -> Run:
-    """See ``Run.read``."""
-    from distill_jax.runs.run import rectangle
-
+def read_run(path: str | Path, collection: Collection | None) -> Lists:
+    """The lists of a run file in any order; see ``Run.read``."""
     try:
         entries = _Entries(path, collection)
         for block in _arrow_blocks(path):
@@ -97,12 +93,7 @@ def read_run(path: str | Path, collection: Collection | None, limit: int | None)
             entries.add(*block)
     query, rows, scores = entries.arrays()
     entries.check_known()
-    try:
-        return rectangle(
-            list(entries.queries), query, rows, scores, entries.doc_ids, limit
-        )
-    except UserError as error:
-        raise UserError(f"{path}: {error.what}", error.todo) from None
+    return padded(list(entries.queries), query, rows, scores, entries.doc_ids)
 
 
 class _NotPlain(Exception):

@@ -22,6 +22,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.runtime import processes
 from distill_jax.teaching.ledger import Ledger, Limit
 from distill_jax.teaching.sessions import Session
+from distill_jax.text.buckets import buckets_up_to, plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,8 +214,6 @@ class LocalSession:
         self._decode = decode
 
     def complete_all(self, requests: Sequence[Any]) -> list[str | None]:
-        from distill_jax.text.buckets import buckets_up_to, plan
-
         began = time.monotonic()
         tokenizer = self.pretrained.tokenizer
         texts = [

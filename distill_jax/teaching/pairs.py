@@ -16,7 +16,8 @@ import numpy as np
 from distill_jax.collections.collection import Queries
 from distill_jax.inference.forward import score_features
 from distill_jax.io.draws import generator
-from distill_jax.labels.labels import PairLabels, TeacherLabels
+from distill_jax.labels.labels import TeacherLabels
+from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.labels.store import LabelWriter, stored_counts
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.runs.run import Run

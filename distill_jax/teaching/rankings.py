@@ -24,6 +24,7 @@ from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.store import LabelWriter, stored_counts
 from distill_jax.runs.run import Run
 from distill_jax.teaching import parsing, prompts, windows
+from distill_jax.teaching.chat import estimated_tokens
 from distill_jax.teaching.listwise import Method, Sitting, passes_over, wave
 
 Progress = Callable[[int, int], Any]
@@ -121,8 +122,6 @@ def estimate(
         run: the candidates; without one ``depth`` documents a query are assumed.
         sample: requests that are written out and measured.
     """
-    from distill_jax.teaching.chat import estimated_tokens
-
     how = Method(**method)
     prompt = how.load()
     if run is None:

@@ -13,6 +13,13 @@ from typing import Any
 from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.text.tokenizer import Tokenizer
+from distill_jax.weights import (
+    hugging_face,
+    late_folders,
+    own,
+    sentence_folders,
+    t5x_folders,
+)
 from distill_jax.weights.folders import TOWERS, Folder, locate, recognise
 from distill_jax.weights.students import adapted, check_vocabulary, spec_class
 
@@ -60,14 +67,6 @@ def _read(
     seed: int,
     fields: dict,
 ) -> Pretrained:
-    from distill_jax.weights import (
-        hugging_face,
-        late_folders,
-        own,
-        sentence_folders,
-        t5x_folders,
-    )
-
     ours = {
         "student": own.read_student,
         "model_dir": own.read_model_dir,

@@ -54,6 +54,15 @@ class Folder:
         return read_json(self.path / name, {} if default is None else default)
 
 
+def stated(folder: Folder) -> dict[str, Any]:
+    """The fields of the spec that our own export noted in the folder."""
+    note = folder.config.get("distill_jax") or {}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in note.get("fields", {}).items()
+    }
+
+
 def read_json(path: Path, default: Any = None) -> Any:
     """A JSON file, ``default`` when absent.
 

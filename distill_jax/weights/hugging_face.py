@@ -11,7 +11,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained, flatten
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights import bert, safe, t5
-from distill_jax.weights.folders import Folder, is_mono, read_json
+from distill_jax.weights.folders import Folder, is_mono, read_json, stated
 from distill_jax.weights.students import Base, assemble
 
 _T5 = ("t5", "mt5")
@@ -62,8 +62,6 @@ def read_classifier(
     Raises:
         UserError: it has several outputs, or is no BERT or ELECTRA.
     """
-    from distill_jax.weights.sentence_folders import stated
-
     config, path = folder.config, folder.path
     family = _family(config, path)
     if family == "t5":
@@ -118,8 +116,6 @@ def read_model(
     Raises:
         UserError: no ``kind`` is given and the folder does not say.
     """
-    from distill_jax.weights.sentence_folders import stated
-
     note = folder.config.get("distill_jax") or {}
     base = backbone(folder, tokenizer)
     if kind is None:

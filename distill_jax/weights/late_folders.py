@@ -12,8 +12,8 @@ from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights import hugging_face, safe
-from distill_jax.weights.folders import Folder, read_json
-from distill_jax.weights.sentence_folders import dense, stated, top
+from distill_jax.weights.folders import Folder, read_json, stated
+from distill_jax.weights.sentence_folders import dense, top
 from distill_jax.weights.students import assemble
 
 

@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.models.pretrained import Pretrained, flatten
+from distill_jax.models.pretrained import (
+    Pretrained,
+    abstract_params,
+    flatten,
+    unflatten,
+)
 from distill_jax.weights.safe import confined, read_header
 from distill_jax.weights.students import check_vocabulary
 
@@ -102,8 +107,6 @@ def _orbax(folder: Path) -> dict:
 
 def _checked(pretrained: Pretrained, params: dict, folder: Path) -> Pretrained:
     """The student with ``params``, if they are the ones that its spec asks for."""
-    from distill_jax.models.pretrained import abstract_params, unflatten
-
     flat = flatten(params)
     wanted = flatten(abstract_params(pretrained.spec))
     wrong = [

@@ -16,7 +16,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights import hugging_face, safe
-from distill_jax.weights.folders import Folder, read_json
+from distill_jax.weights.folders import Folder, read_json, stated
 from distill_jax.weights.students import assemble
 
 _POOLINGS = {
@@ -136,15 +136,6 @@ def _sided(spec: Any) -> list[str]:
     """The fields that queries and documents have apart."""
     names = [field.name for field in dataclasses.fields(spec)]
     return [name for name in names if name.startswith(("query_", "doc_"))]
-
-
-def stated(folder: Folder) -> dict[str, Any]:
-    """The fields of the spec that our own export noted in the folder."""
-    note = folder.config.get("distill_jax") or {}
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in note.get("fields", {}).items()
-    }
 
 
 def top(folder: Folder) -> dict:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.collection import NO_DOCUMENTS, Collection, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.draws import split_by_hash
 from distill_jax.io.errors import UserError
@@ -192,7 +192,7 @@ def open_setting(
 
 def _queries_of(spec: str, docs: Collection) -> Split:
     """The training queries of another place; judgements count that fit ``docs``."""
-    from distill_jax.collections.schemes import NO_DOCUMENTS, load_collection
+    from distill_jax.collections.schemes import load_collection
 
     found, queries, qrels = load_collection(spec, split="train")
     for notice in found.notices:

@@ -15,7 +15,8 @@ from distill_jax.evaluation.diagnostics import (
     teacher_report,
     tied_pairs,
 )
-from distill_jax.labels.labels import PairLabels, TeacherLabels
+from distill_jax.labels.labels import TeacherLabels
+from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.runs.run import Run
 
 

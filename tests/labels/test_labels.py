@@ -15,7 +15,8 @@ import pytest
 
 from distill_jax.collections.collection import Collection
 from distill_jax.io.errors import UserError
-from distill_jax.labels.labels import PairLabels, TeacherLabels
+from distill_jax.labels.labels import TeacherLabels
+from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.labels.store import LabelWriter, is_complete, shards
 
 COLLECTION = Collection(

@@ -9,7 +9,8 @@ from distill_jax.collections.collection import Collection, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.draws import split_by_hash
 from distill_jax.io.errors import UserError
-from distill_jax.labels.labels import PairLabels, TeacherLabels
+from distill_jax.labels.labels import TeacherLabels
+from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.lists.building import (
     lists_from_judgements,
     lists_from_labels,

@@ -13,7 +13,7 @@ from flax import nnx
 
 from distill_jax.io.errors import UserError
 from distill_jax.models import attention, t5
-from distill_jax.models.pretrained import initial_params
+from distill_jax.models.pretrained import build, initial_params
 from distill_jax.weights import t5 as hf
 from distill_jax.weights.safe import open_folder
 
@@ -85,7 +85,7 @@ def load(path, **overrides):
     config = json.loads((path / "config.json").read_text())
     sizes, params = hf.read(config, open_folder(path), **overrides)
     return sizes, nnx.merge(
-        nnx.split(nnx.eval_shape(lambda: sizes.build(nnx.Rngs(0))))[0],
+        nnx.split(nnx.eval_shape(lambda: build(sizes, nnx.Rngs(0))))[0],
         nnx.State(params),
     )
 
@@ -216,7 +216,7 @@ SMALL = t5.T5Sizes(
 
 def module(sizes, seed=0):
     """A T5 whose weights are large enough for the parts to matter."""
-    made = sizes.build(nnx.Rngs(seed))
+    made = build(sizes, nnx.Rngs(seed))
     params = nnx.to_pure_dict(nnx.state(made, nnx.Param))
     keys = iter(jax.random.split(jax.random.key(seed), 200))
     params = jax.tree.map(
@@ -271,7 +271,7 @@ def test_rematerialising_changes_neither_loss_nor_gradient(remat):
     params = initial_params(SMALL, 0)
 
     def run(sizes):
-        graph = nnx.split(nnx.eval_shape(lambda: sizes.build(nnx.Rngs(0))))[0]
+        graph = nnx.split(nnx.eval_shape(lambda: build(sizes, nnx.Rngs(0))))[0]
 
         def loss(params):
             made = nnx.merge(graph, nnx.State(params))
@@ -309,7 +309,7 @@ def test_bfloat16_is_near_float32_and_scores_are_float32():
     model = module(SMALL)
     params = nnx.state(model, nnx.Param)
     half = dataclasses.replace(SMALL, dtype="bfloat16")
-    graph = nnx.split(nnx.eval_shape(lambda: half.build(nnx.Rngs(0))))[0]
+    graph = nnx.split(nnx.eval_shape(lambda: build(half, nnx.Rngs(0))))[0]
     got = nnx.merge(graph, params).first_step_logits(tokens, IDS)
     assert got.dtype == jnp.float32
     want = model.first_step_logits(tokens, IDS)
@@ -357,6 +357,6 @@ def test_buckets_are_those_of_transformers(bidirectional):
 )
 def test_published_sizes_have_the_published_number_of_parameters(name, millions):
     sizes = t5.sizes(name)
-    shapes = nnx.eval_shape(lambda: sizes.build(nnx.Rngs(0)))
+    shapes = nnx.eval_shape(lambda: build(sizes, nnx.Rngs(0)))
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shapes, nnx.Param)))
     assert count / 1e6 == pytest.approx(millions, abs=0.06)

@@ -11,7 +11,8 @@ from scipy.optimize import minimize
 
 from distill_jax.collections.collection import Collection, Queries
 from distill_jax.io.errors import UserError
-from distill_jax.labels.labels import PairLabels, TeacherLabels
+from distill_jax.labels.labels import TeacherLabels
+from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.teaching.pairs import (
     aggregate,
     bradley_terry,

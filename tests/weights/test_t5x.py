@@ -10,7 +10,7 @@ from flax import nnx
 
 from distill_jax.io.errors import UserError
 from distill_jax.models import t5
-from distill_jax.models.pretrained import flatten, initial_params
+from distill_jax.models.pretrained import build, flatten, initial_params
 from distill_jax.weights import t5x
 
 OWN = (r"projection_layer\.kernel",)
@@ -25,7 +25,7 @@ def test_dual_encoder_encodings_are_t5x_own(shared):
     arrays = t5x.read_t5x(checkpoint(shared))
     sizes, params = t5x.read(arrays, ignore=OWN)
     assert (sizes.heads, sizes.relative_buckets, sizes.decoder_layers) == (2, 4, 0)
-    module = nnx.eval_shape(lambda: sizes.build(nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: build(sizes, nnx.Rngs(0)))
     model = nnx.merge(nnx.split(module)[0], nnx.State(params))
     for side in ("left", "right"):
         tokens = reference[f"{side}_tokens"]
