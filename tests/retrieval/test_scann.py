@@ -202,7 +202,7 @@ def test_bad_vectors_are_refused(index):
 
 def test_a_scann_that_cannot_run_is_an_error_with_a_way_out(monkeypatch):
     scann_import.module.cache_clear()
-    monkeypatch.setattr(scann_import, "_PROBE", "import os; os.kill(os.getpid(), 4)")
+    monkeypatch.setattr(scann_import, "_TRIAL", "import os; os.kill(os.getpid(), 4)")
     try:
         with pytest.raises(UserError, match="search with Exact"):
             Scann.build(clustered(30, 0))
@@ -210,13 +210,72 @@ def test_a_scann_that_cannot_run_is_an_error_with_a_way_out(monkeypatch):
         scann_import.module.cache_clear()
 
 
-def test_importing_scann_does_not_import_tensorflow():
-    code = (
-        "import sys, numpy; from distill_jax.retrieval import Scann;"
-        "Scann.build(numpy.eye(20, dtype='float32'));"
-        "assert 'scann' in sys.modules and 'tensorflow' not in sys.modules"
+_SCANN = """
+import sys, numpy, pathlib, tempfile
+from distill_jax.retrieval import Scann
+docs = numpy.random.default_rng(0).normal(size=(600, 16)).astype("float32")
+index = Scann.build(docs, leaves=12, recall=0.5)
+assert index.report["kind"] == "tree"
+with tempfile.TemporaryDirectory() as folder:
+    index.save(folder)
+    found = Scann.load(folder).search(docs[:50], 3).rows[:, 0]
+assert (found == numpy.arange(50)).mean() > 0.5, found
+"""
+_TENSORFLOW = """
+import tensorflow as tf
+numbers = tf.data.Dataset.range(100).map(lambda number: number * 2).batch(10)
+assert sum(int(batch.numpy().sum()) for batch in numbers) == 9900
+"""
+# What another release of TensorFlow than the one that ScaNN was built for does.
+_OTHER_RELEASE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import tensorflow
+try:
+    import scann
+    raise SystemExit("the real scann package was to fail here")
+except RuntimeError as error:
+    assert "undefined symbol" in str(error)
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        _SCANN + "assert 'tensorflow' not in sys.modules",
+        _SCANN + _TENSORFLOW + _SCANN,
+        _TENSORFLOW + _SCANN + _TENSORFLOW,
+        _OTHER_RELEASE + _SCANN + "import tensorflow",
+        _SCANN + _OTHER_RELEASE + _SCANN,
+        "import sys; sys.modules['tensorflow'] = None" + _SCANN,
+        _SCANN + "import scann; assert scann.scann_ops_pybind.builder",
+        "import scann" + _SCANN + "assert scann.scann_ops_pybind.builder",
+    ],
+    ids=[
+        "alone",
+        "before TensorFlow",
+        "after TensorFlow",
+        "after another TensorFlow",
+        "before another TensorFlow",
+        "without TensorFlow",
+        "before the whole package",
+        "after the whole package",
+    ],
+)
+def test_scann_works_whatever_tensorflow_is_there(code, tmp_path):
+    if code.count(_TENSORFLOW):
+        pytest.importorskip("tensorflow")
+    fake = tmp_path / "tensorflow"
+    fake.mkdir()
+    (fake / "__init__.py").write_text(
+        "class Module: pass\n"
+        "def function(**options): return lambda method: method\n"
+        "def load_op_library(path): raise RuntimeError(path + ': undefined symbol')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
