@@ -15,8 +15,9 @@ from distill_jax import report
 from distill_jax.evaluation import answers
 from distill_jax.evaluation.measures import evaluate_queries, measured_names, ties
 from distill_jax.io.errors import UserError
-from distill_jax.recipe import answering
+from distill_jax.recipe import answering, checkpoints
 from distill_jax.recipe.candidates import BM25, Asked
+from distill_jax.recipe.checkpoints import Checkpoint
 from distill_jax.recipe.students import load_model
 from distill_jax.runs.run import Run
 from distill_jax.runtime import sharding
@@ -31,7 +32,11 @@ class Evaluate:
 
     Attributes:
         runs: TREC files, each a system named by its file.
-        checkpoints: models; encoders search, rerankers reorder ``first_stage``.
+        checkpoints: models, by path or as ``checkpoints.Checkpoint``; encoders search,
+            rerankers reorder ``first_stage``.
+        reading: how ``checkpoints`` are read; None as they say themselves.
+        first_stage: what rerankers reorder; None takes the one run of ``runs`` where
+            there is just one, else BM25's first ``depth``.
         questions: ``jsonl:PATH`` or ``tfds:NAME``: questions with answers to ask of the
             collection instead of its own queries. Nothing is judged then.
         split: whose queries and judgements.
@@ -50,9 +55,10 @@ class Evaluate:
     directory: str
     collection: str
     runs: tuple[str, ...] = ()
-    checkpoints: tuple[str, ...] = ()
+    checkpoints: tuple[Any, ...] = ()
+    reading: Checkpoint | None = None
     questions: str | None = None
-    first_stage: Any = dataclasses.field(default_factory=BM25)
+    first_stage: Any = None
     split: str = "test"
     depth: int = 100
     measures: tuple[str, ...] = ("nDCG@10", "RR@10", "R@100")
@@ -115,7 +121,7 @@ class Evaluate:
 
     def plan(self) -> int:
         setting = self._setting()
-        systems = [name for name in (*self.runs, *self.checkpoints) if name]
+        systems = [str(name) for name in (*self.runs, *self.checkpoints) if name]
         print(
             f"{len(setting.judged.queries):,} queries, {len(setting.collection):,} "
             f"documents; systems: {', '.join(systems)}"
@@ -196,11 +202,12 @@ class Evaluate:
             run = Run.read(path, collection=setting.collection)
             found[_name(path, found)] = run
         first = None
-        for path in filter(None, self.checkpoints):
-            model = load_model(path, setting)
+        for checkpoint in checkpoints.each(self.checkpoints, self.reading):
+            path = str(checkpoint.path)
+            model = load_model(checkpoint, setting)
             if model.spec.kind not in ranking.ENCODERS and first is None:
-                first = self.first_stage(self._asked(setting, directory))
-                found = {"first_stage": first, **found}
+                name, first = self._first_stage(setting, directory, found)
+                found = {name: first, **found}
             started = time.monotonic()
             run = ranking.rank(
                 model,
@@ -222,6 +229,16 @@ class Evaluate:
         if self.without_own:
             found = {name: without_own(run) for name, run in found.items()}
         return found
+
+    def _first_stage(
+        self, setting: Setting, directory: Path, runs: dict[str, Run]
+    ) -> tuple[str, Run]:
+        """What rerankers reorder, and the name of its row."""
+        if self.first_stage is None and len(runs) == 1:
+            (name,) = runs
+            return name, runs[name]
+        source = self.first_stage or BM25(depth=max(100, self.depth))
+        return "first_stage", source(self._asked(setting, directory))
 
     def _asked(self, setting: Setting, directory: Path) -> Asked:
         return Asked(

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_jax import weights
 from distill_jax.io.files import read_json
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.recipe import checkpoints
 from distill_jax.workspace.context import Setting
 
 AUTO = "auto"
@@ -20,25 +20,25 @@ class Export:
     """Exports any model that ``distill_jax.load`` takes.
 
     Attributes:
-        checkpoint: a MODEL_DIR, a checkpoint step, or any folder of the ecosystem.
+        checkpoint: a MODEL_DIR, a checkpoint step, or any folder of the ecosystem; or
+            a ``checkpoints.Checkpoint`` of one.
         directory: where the export goes.
         format: "transformers", "sentence_transformers", "pylate" or "t5x"; None
             chooses by the model.
-        kind: makes another student of a base model; None keeps what it is.
     """
 
-    checkpoint: str
+    checkpoint: Any
     directory: str
     format: str | None = None
-    kind: str | None = None
     tolerance: float = 1e-4
 
     def __call__(self, *, config: str = "", command: str = "") -> int:
         del config
         from distill_jax import export
 
-        model = weights.load(self.checkpoint, kind=self.kind)
-        report = Path(self.checkpoint) / "report.json"
+        found = checkpoints.named(self.checkpoint)
+        model = checkpoints.load(found)
+        report = Path(str(found.path)) / "report.json"
         found = read_json(report) if report.is_file() else {}
         result = export.write(
             model,

@@ -76,10 +76,10 @@ class Desk:
 def _loader(setting: Setting):
     loaded: dict[str, Any] = {}
 
-    def load(name: str, **overrides: Any) -> Any:
-        key = repr((name, sorted(overrides.items())))
+    def load(model: Any, **overrides: Any) -> Any:
+        key = repr((model, sorted(overrides.items())))
         if key not in loaded:
-            loaded[key] = load_model(name, setting, **overrides)
+            loaded[key] = load_model(model, setting, **overrides)
         return loaded[key]
 
     return load

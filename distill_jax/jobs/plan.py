@@ -29,7 +29,7 @@ def plan(job: Any) -> int:
     known: dict[str, plan_step.Step] = {}
     for number, stage in enumerate(job.stages):
         student = stage.student or (job.student if number == 0 else None)
-        if student is not None and not (student.checkpoint or "").startswith("stage:"):
+        if student is not None and not str(student.checkpoint).startswith("stage:"):
             spec, why = _spec(student)
         print(f"\nstage {stage.name}" + (f", {job.rounds} rounds" * (job.rounds > 1)))
         queries, judged = asked_queries(stage.queries, setting)

@@ -17,6 +17,7 @@ from distill_jax import weights
 from distill_jax.batches import DualBatch, DuoBatch, PairBatch, Targets
 from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import abstract_params, graphdef_of
+from distill_jax.recipe import checkpoints
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.training import Training
 from distill_jax.text.buckets import bucket_of
@@ -86,9 +87,10 @@ def spec_of(student: Student) -> Any:
         UserError: its checkpoint is not on this machine, or too large to read for
             this; nothing is downloaded.
     """
-    if student.checkpoint is None:
+    if not student.checkpoint:
         return _from_scratch(student)
-    name = student.checkpoint
+    found = checkpoints.named(student.checkpoint, kind=student.kind)
+    name = str(found.path)
     folder = _on_this_machine(name)
     held = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     if held > LARGEST:
@@ -99,7 +101,9 @@ def spec_of(student: Student) -> Any:
         "dtype": student.dtype,
         "dropout": student.dropout,
     }
-    return weights.load(folder, kind=student.kind, **{**fields, **student.options}).spec
+    fields = {name: value for name, value in fields.items() if value is not None}
+    known = checkpoints.completed(found, trained=True)
+    return weights.load(folder, **{**known, **fields, **student.options}).spec
 
 
 def _on_this_machine(name: str) -> Path:

@@ -109,6 +109,13 @@ def settle(
     if spec.head in usual:
         needed = 1 if spec.head == "rankt5" else 2
         text, words = prompts.get(spec.prompt or usual[spec.head], (spec.prompt, ()))
+        if len(words) != needed and spec.prompt in prompts:
+            fits = [head for head in usual if (head == "rankt5") == (len(words) == 1)]
+            raise UserError(
+                f"prompt {spec.prompt!r} is answered by {' or '.join(words)}, and head "
+                f"{spec.head!r} reads {needed} answer words",
+                f"set head to {' or '.join(map(repr, fits))}, or leave the prompt out",
+            )
         if len(words) != needed:
             words = prompts[usual[spec.head]][1]
         words = tuple(spec.words) or words

@@ -56,14 +56,15 @@ class Search:
     """Search with a model: the current student, or a checkpoint.
 
     Attributes:
-        checkpoint: None is the student as it is at this moment (re-mining).
+        checkpoint: a path or a ``checkpoints.Checkpoint``; None is the student as it is
+            at this moment (re-mining).
         index: "exact" or "scann".
         doc_length: of a checkpoint's texts, as far as they are read; None reads as far
             as it says itself.
     """
 
     depth: int = 100
-    checkpoint: str | None = None
+    checkpoint: Any = None
     index: str = "exact"
     doc_length: int | None = None
 
@@ -89,7 +90,7 @@ class Reranked:
     """The first ``depth`` of another source, reordered by a model."""
 
     source: Any
-    checkpoint: str | None = None
+    checkpoint: Any = None
     depth: int = 100
 
     def __call__(self, asked: Asked) -> Run:
@@ -100,7 +101,7 @@ class Reranked:
 
 def _model(source: Search | Reranked, asked: Asked, **overrides: Any) -> Pretrained:
     """The source's checkpoint, or the student where it names none."""
-    if source.checkpoint is not None:
+    if source.checkpoint:
         return asked.model(source.checkpoint, **overrides)
     if asked.student is None:
         name = f"candidates.{type(source).__name__}"
@@ -129,7 +130,7 @@ class Named:
     """What the user names: a run, else a retriever's search, else BM25."""
 
     run: str | None = None
-    checkpoint: str | None = None
+    checkpoint: Any = None
     depth: int = 100
     index: str = "exact"
 
@@ -141,7 +142,7 @@ class Named:
         """The source that it stands for."""
         if self.run is not None:
             return RunFile(path=self.run, depth=self.depth)
-        if self.checkpoint is None:
+        if not self.checkpoint:
             return BM25(depth=self.depth)
         return Search(depth=self.depth, checkpoint=self.checkpoint, index=self.index)
 

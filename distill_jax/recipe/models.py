@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import write_json
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.recipe import checkpoints
 from distill_jax.recipe.stage import Trip
 from distill_jax.recipe.students import Student, load_model
 from distill_jax.workspace.behind import of_path
@@ -35,9 +37,9 @@ class Models:
             "student": describe(self.job.student),
             "seed": self.job.seed,
             "collection": self.setting.collection.digest
-            if self.job.student.checkpoint is None
+            if not self.job.student.checkpoint
             else None,
-            "weights": of_path(self.job.student.checkpoint),
+            "weights": of_path(checkpoints.path_of(self.job.student.checkpoint)),
         }
 
         def make(folder: Path) -> dict:
@@ -58,25 +60,27 @@ class Models:
             lambda: self.setting.collection.full_texts(), self.job.seed, self._path
         )
 
-    def load(self, name: str, **overrides: Any) -> Pretrained:
+    def load(self, model: Any, **overrides: Any) -> Pretrained:
         """A checkpoint by path, ``initial``, ``stage:NAME`` or ``fresh:KIND:BACKBONE``.
 
         Args:
+            model: one of these, or a ``checkpoints.Checkpoint``.
             overrides: what to make of it: ``kind`` and fields of its spec.
         """
-        given = any(value is not None for value in overrides.values())
+        found = checkpoints.named(model, **overrides)
+        name = str(found.path)
         if name == "initial":
             path = Path(self.job.directory) / "initial"
-            if not given:
+            if not found.fields:
                 return Pretrained.read(path)
-            name = str(path)
+            found = dataclasses.replace(found, path=str(path))
         elif name.startswith("stage:"):
-            if not given:
+            if not found.fields:
                 return self._stage(name)
-            name = self._path(name)
-        key = repr((name, sorted(overrides.items())))
+            found = dataclasses.replace(found, path=self._path(name))
+        key = repr(found)
         if key not in self.loaded:
-            self.loaded[key] = load_model(name, self.setting, **overrides)
+            self.loaded[key] = load_model(found, self.setting)
         return self.loaded[key]
 
     def _stage(self, name: str) -> Pretrained:

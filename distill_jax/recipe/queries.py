@@ -86,7 +86,7 @@ class Generated:
         samples: queries of a document.
     """
 
-    checkpoint: str | None
+    checkpoint: Any
     queries: int | None = None
     samples: int = 1
     top_k: int = 10
@@ -200,7 +200,7 @@ class Synthetic:
 
     def _asking(self) -> tuple[Any, ...]:
         """The makers that make queries."""
-        named = [m for m in self.makers if getattr(m, "checkpoint", "") is not None]
+        named = [m for m in self.makers if getattr(m, "checkpoint", True)]
         if not named:
             raise UserError(
                 "nothing makes queries", "name a generator, or crop: @queries.Cropped()"

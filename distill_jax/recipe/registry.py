@@ -51,6 +51,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "Shared",
         "WithoutKnown",
     ),
+    "distill_jax.recipe.checkpoints": ("Checkpoint",),
     "distill_jax.recipe.examples": (
         "Judged",
         "JudgedPairs",

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from distill_jax import weights
 from distill_jax.io.errors import UserError, near
 from distill_jax.models.pretrained import Pretrained, initial_params
+from distill_jax.recipe import checkpoints
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights.folders import locate
 from distill_jax.weights.students import KINDS, spec_class
@@ -19,8 +19,9 @@ class Student:
     """A model to start from.
 
     Attributes:
-        checkpoint: what ``distill_jax.load`` takes, or ``stage:NAME`` for what an
-            earlier stage of the same job trained. None starts from random weights.
+        checkpoint: what ``distill_jax.load`` takes, ``stage:NAME`` for what an earlier
+            stage of the same job trained, or a ``checkpoints.Checkpoint`` of either.
+            None starts from random weights.
         kind: what to make of it; None keeps what the checkpoint is.
         backbone: from random weights only: ``t5:SIZE`` or ``bert:SIZE``.
         vocabulary: from random weights only: a tokenizer's file or folder. None trains
@@ -33,7 +34,7 @@ class Student:
         options: other fields of the student's spec (``head``, ``pooling``, ...).
     """
 
-    checkpoint: str | None = None
+    checkpoint: Any = None
     kind: str | None = None
     backbone: str = "t5:tiny"
     vocabulary: str | None = None
@@ -69,9 +70,10 @@ class Student:
             if value is not None
         }
         overrides |= self.options
-        if self.checkpoint is not None:
-            path = resolve(self.checkpoint)
-            model = weights.load(path, kind=self.kind, seed=seed, **overrides)
+        if self.checkpoint:
+            found = checkpoints.named(self.checkpoint, kind=self.kind, **overrides)
+            found = dataclasses.replace(found, path=resolve(found.path))
+            model = checkpoints.load(found, seed=seed, trained=True)
         else:
             model = self._from_scratch(texts, seed, overrides)
         attention = self.attention_dropout
@@ -125,15 +127,18 @@ class Student:
         return makers[family](size, vocab_size=rows, **changes)
 
 
-def load_model(name: str, setting: Any, **overrides: Any) -> Pretrained:
+def load_model(model: Any, setting: Any, **overrides: Any) -> Pretrained:
     """A checkpoint, or ``fresh:KIND:BACKBONE``: random weights, to try a recipe out.
 
     Args:
+        model: a path or a ``checkpoints.Checkpoint``.
         overrides: ``kind`` and fields of the spec; None counts as not given.
     """
-    overrides = {k: v for k, v in overrides.items() if v is not None}
+    found = checkpoints.named(model, **overrides)
+    name = str(found.path)
     if not name.startswith("fresh:"):
-        return weights.load(name, **overrides)
+        return checkpoints.load(found)
+    overrides = found.fields
     parts = name.split(":", 2)
     if len(parts) != 3:
         raise UserError(f"no model {name!r}", "e.g. fresh:reranker:t5:tiny")

@@ -37,7 +37,8 @@ class Model:
     """A reranker scores every candidate.
 
     Attributes:
-        checkpoint: what ``distill_jax.load`` takes, or ``stage:NAME``.
+        checkpoint: what ``distill_jax.load`` takes, ``stage:NAME``, or a
+            ``checkpoints.Checkpoint`` of either, with how it is read.
         kind: what to make of it; a bare T5 becomes a reranker.
         prompt: the template; "instruction" is the zero-shot Yes/No form for Flan-T5.
         query_length, doc_length: tokens kept; None keeps the checkpoint's.
@@ -46,7 +47,7 @@ class Model:
         tokens_per_batch: padded tokens computed at once; None chooses by platform.
     """
 
-    checkpoint: str
+    checkpoint: Any
     kind: str | None = None
     prompt: str | None = None
     query_length: int | None = None
@@ -200,7 +201,7 @@ class LabelFile:
 class PairModel:
     """A duo reranker judges sampled pairs of the pointwise order."""
 
-    checkpoint: str
+    checkpoint: Any
     kind: str | None = "duo"
     prompt: str | None = None
     query_length: int | None = None

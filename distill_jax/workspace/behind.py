@@ -33,6 +33,11 @@ def behind(value: Any, asked: Any) -> dict[str, str]:
         asked: of ``jobs.candidates``: whose student and models are meant.
     """
     found: dict[str, str] = {}
+    if hasattr(value, "query_path"):  # a checkpoint with how it is read
+        value = _paths(value)
+        return {
+            k: v for name in value for k, v in _named("checkpoint", name, asked).items()
+        }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name for field in dataclasses.fields(value)}
         for name in fields.intersection(_NAMES):
@@ -44,7 +49,17 @@ def behind(value: Any, asked: Any) -> dict[str, str]:
     return found
 
 
+def _paths(checkpoint: Any) -> list[Any]:
+    """The paths that a ``Checkpoint`` names; None is the student."""
+    while hasattr(checkpoint.path, "query_path"):
+        checkpoint = checkpoint.path
+    queries = checkpoint.query_path
+    return [checkpoint.path, *([] if queries is None else [queries])]
+
+
 def _named(field: str, name: Any, asked: Any) -> dict[str, str]:
+    if hasattr(name, "query_path"):
+        return {}  # read with its own fields
     if isinstance(name, tuple | list):
         return {k: v for item in name for k, v in _named(field, item, asked).items()}
     if field == "checkpoint" and name is None:

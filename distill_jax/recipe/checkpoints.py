@@ -1,0 +1,177 @@
+"""A model as a recipe names it: where it lies, and how it is read.
+
+A plain string stands for a ``Checkpoint`` of that path. What a published folder does
+not say of itself (that a RankT5 answers by ``<extra_id_10>``, that an E5 wants
+"query: " before a query) is in ``published.json``; a recipe's own fields come first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from distill_jax.io.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model and how it is read; accepted wherever a recipe names a model.
+
+    Attributes:
+        path: what ``distill_jax.load`` takes, ``fresh:KIND:BACKBONE``, and in stages
+            of a job ``initial`` or ``stage:NAME``; another ``Checkpoint``, whose fields
+            these come before. None names no model.
+        query_path: the query encoder where queries have one of their own (DRAGON, DPR);
+            ``path`` is the documents' then.
+        kind: which student to make of it; None keeps what the folder says.
+        head: how a reranker's score is read, see ``RerankerSpec``.
+        prompt: the template of a reranker: a name or a text.
+        query_length, doc_length: tokens kept.
+        pooling, normalise, similarity: of a dual encoder.
+        query_prefix, doc_prefix: texts put before each query and document.
+        dtype: of the matrix products: "float32" or "bfloat16".
+        options: other fields of the spec.
+    """
+
+    path: Any = None
+    query_path: str | None = None
+    kind: str | None = None
+    head: str | None = None
+    prompt: str | None = None
+    query_length: int | None = None
+    doc_length: int | None = None
+    pooling: str | None = None
+    normalise: bool | None = None
+    similarity: str | None = None
+    query_prefix: str | None = None
+    doc_prefix: str | None = None
+    dtype: str | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __bool__(self) -> bool:
+        """Whether it names a model."""
+        return bool(self.path)
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The kind and the fields of the spec that are given."""
+        apart = ("path", "query_path", "options")
+        names = [f.name for f in dataclasses.fields(self) if f.name not in apart]
+        given = {name: getattr(self, name) for name in names}
+        return {k: v for k, v in (given | self.options).items() if v is not None}
+
+
+def named(model: Any, **fields: Any) -> Checkpoint:
+    """The checkpoint that a string or a ``Checkpoint`` names.
+
+    Args:
+        fields: come before its own; None counts as not given.
+    """
+    fields = {name: value for name, value in fields.items() if value is not None}
+    found = model if isinstance(model, Checkpoint) else Checkpoint(path=model)
+    while isinstance(found.path, Checkpoint):
+        inner = found.path
+        found = Checkpoint(
+            path=inner.path,
+            query_path=found.query_path or inner.query_path,
+            options=inner.fields | found.fields,
+        )
+    if fields:
+        found = dataclasses.replace(
+            Checkpoint(path=found.path, query_path=found.query_path),
+            options=found.fields | fields,
+        )
+    return found
+
+
+def each(models: Any, reading: Checkpoint | None = None) -> tuple[Checkpoint, ...]:
+    """The checkpoints of a tuple, without those that name none.
+
+    Args:
+        reading: fields that all of them are read with; its paths do not count.
+    """
+    fields = {} if reading is None else reading.fields
+    towers = None if reading is None else reading.query_path
+    found = [named(model, **fields) for model in models if model]
+    if towers is not None:
+        found = [dataclasses.replace(each, query_path=towers) for each in found]
+    return tuple(found)
+
+
+def path_of(model: Any) -> str | None:
+    """The path of a model that is named by a string or a ``Checkpoint``."""
+    path = named(model).path
+    return None if path is None else str(path)
+
+
+@functools.cache
+def published() -> tuple[dict[str, Any], ...]:
+    """What is known of published models, by patterns of their names on the hub."""
+    import json
+
+    text = resources.files(__package__).joinpath("published.json").read_text("utf-8")
+    return tuple(json.loads(text))
+
+
+def of_hub(path: Any) -> dict[str, Any]:
+    """The fields of a spec that a published folder needs and does not say of itself."""
+    name = str(path)
+    if not name.startswith("hf:"):
+        return {}
+    name = name.removeprefix("hf:").partition("@")[0]
+    for record in published():
+        if re.fullmatch(record["name"], name, re.IGNORECASE):
+            return dict(record["fields"])
+    return {}
+
+
+def completed(checkpoint: Checkpoint, *, trained: bool = False) -> dict[str, Any]:
+    """All fields that a checkpoint is read with.
+
+    Args:
+        trained: it is about to be trained: another head than it was published with is
+            then no mistake.
+
+    Raises:
+        UserError: a published reranker is to be read by a head that it was not trained
+            with.
+    """
+    given = checkpoint.fields
+    known = of_hub(checkpoint.path)
+    kind = given.get("kind")
+    if kind not in (None, known.get("kind", kind)):
+        return given  # made into another student, of which nothing is known
+    head, wanted = given.get("head"), known.get("head")
+    if head is not None and wanted is not None and head != wanted and not trained:
+        raise UserError(
+            f"{checkpoint.path} was trained with head {wanted!r}, not {head!r}",
+            "leave head (TEACHER_OPTIONS, HEAD) out, or name a model that has it",
+        )
+    return known | given
+
+
+def load(checkpoint: Checkpoint, *, seed: int = 0, trained: bool = False) -> Any:
+    """The model, loaded; of two paths both encoders as one dual encoder.
+
+    Raises:
+        UserError: as ``weights.load``; two towers that do not fit together.
+    """
+    from distill_jax import weights
+
+    fields: Mapping[str, Any] = completed(checkpoint, trained=trained)
+    if checkpoint.query_path is None:
+        return weights.load(str(checkpoint.path), seed=seed, **fields)
+    from distill_jax.weights.sentence_folders import joined
+
+    towers = [
+        weights.load(str(path), seed=seed, **fields)
+        for path in (checkpoint.query_path, checkpoint.path)
+    ]
+    return joined(towers).replace(source=str(checkpoint.path))
