@@ -23,7 +23,6 @@ FLOORS = {
     "ops": 1,
     "runtime": 1,
     "losses": 1.5,
-    "protocols": 1.5,
     "models": 2,
     "inference": 3,
     "weights": 3,

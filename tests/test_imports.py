@@ -18,7 +18,6 @@ CORE = (
     *GROUND,
     "ops",
     "batches",
-    "protocols",
     "losses",
     "models",
     "runtime",

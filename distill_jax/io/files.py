@@ -256,15 +256,6 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
         yield number, decoded(path, number, raw)
 
 
-@contextlib.contextmanager
-def open_text(path: str | Path) -> Iterator[IO[str]]:
-    """Opens a UTF-8 text (decompressed when it ends in ``.gz``) for reading."""
-    import io
-
-    with open_binary(path) as raw:
-        yield io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-
-
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
     """Yields ``(line number, object)`` of a JSON-lines file; blank lines are skipped.
 

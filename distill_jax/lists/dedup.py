@@ -64,11 +64,6 @@ class Duplicates:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def too_short(self) -> int:
-        """How many were too short to tell."""
-        return int((self.inside == TOO_SHORT).sum())
-
     def kept(self, number: int) -> np.ndarray:
         """int64: the rows of ``number`` texts that remain."""
         return np.setdiff1d(np.arange(number), self.rows, assume_unique=True)

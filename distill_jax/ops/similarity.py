@@ -1,4 +1,4 @@
-"""Scores of vectors: dot product, cosine, and MaxSim of late interaction."""
+"""Unit vectors, and MaxSim of late interaction."""
 
 from __future__ import annotations
 
@@ -21,62 +21,6 @@ def normalise(x: Float[Array, "*b D"], floor: float = 1e-12) -> Float[Array, "*b
     return jnp.where(long_enough, x * scale, jnp.zeros_like(x))
 
 
-def dot(queries: Float[Array, "Q D"], docs: Float[Array, "M D"]) -> Float[Array, "Q M"]:
-    """Every query against every doc; bf16 inputs, f32 sums."""
-    return jnp.einsum("qd,md->qm", queries, docs, preferred_element_type=_wide(queries))
-
-
-def dot_lists(
-    queries: Float[Array, "B D"], docs: Float[Array, "B N D"]
-) -> Float[Array, "B N"]:
-    """Every query against the docs of its own list."""
-    return jnp.einsum(
-        "bd,bnd->bn", queries, docs, preferred_element_type=_wide(queries)
-    )
-
-
-def dot_cross(
-    queries: Float[Array, "Q D"], docs: Float[Array, "B N D"]
-) -> Float[Array, "Q B N"]:
-    """Every query against the docs of every list."""
-    return jnp.einsum(
-        "qd,bnd->qbn", queries, docs, preferred_element_type=_wide(queries)
-    )
-
-
-def cosine(
-    queries: Float[Array, "Q D"], docs: Float[Array, "M D"]
-) -> Float[Array, "Q M"]:
-    """``dot`` of the unit vectors."""
-    return dot(normalise(queries), normalise(docs))
-
-
-def maxsim(
-    query: Float[Array, "*b Lq D"],
-    doc: Float[Array, "*b Ld D"],
-    doc_where: Bool[Array, "*b Ld"] | None = None,
-    query_where: Bool[Array, "*b Lq"] | None = None,
-) -> Float[Array, "*b"]:
-    r"""Late interaction: :math:`\sum_q \max_d \langle q, d \rangle`.
-
-    Source: ColBERT (Khattab and Zaharia 2020). Masked document tokens are *left out* of
-    the maximum; multiplying them by 0 instead would let padding beat a negative
-    similarity. A document without tokens scores ``NO_TOKEN`` a query token.
-
-    Args:
-        query: [..., Lq, D]; doc: [..., Ld, D] with the same leading axes.
-        doc_where: [..., Ld] tokens that count: no padding, no skipped punctuation.
-        query_where: [..., Lq]; None counts all, as ColBERT does with its [MASK]s.
-    """
-    scores = jnp.einsum(
-        "...qd,...kd->...qk",
-        _clear(query, query_where),
-        _clear(doc, doc_where),
-        preferred_element_type=_wide(query),
-    )
-    return _reduce(scores, doc_where, query_where)
-
-
 def maxsim_lists(
     query: Float[Array, "B Lq D"],
     docs: Float[Array, "B N Ld D"],
@@ -85,9 +29,17 @@ def maxsim_lists(
     *,
     block_size: int | None = None,
 ) -> Float[Array, "B N"]:
-    """``maxsim`` of every query and the docs of its own list.
+    r"""Late interaction :math:`\sum_q \max_d \langle q, d \rangle` within each list.
 
-    ``block_size`` queries at a time: [block_size, N, Lq, Ld] is the largest temporary.
+    Source: ColBERT (Khattab and Zaharia 2020). Masked document tokens are *left out* of
+    the maximum; multiplying them by 0 instead would let padding beat a negative
+    similarity. A document without tokens scores ``NO_TOKEN`` a query token.
+
+    Args:
+        query: [B, Lq, D]; docs: [B, N, Ld, D].
+        doc_where: tokens that count: no padding, no skipped punctuation.
+        query_where: None counts all, as ColBERT does with its [MASK]s.
+        block_size: queries at a time; [block_size, N, Lq, Ld] is the largest temporary.
     """
     doc_where = _ones(docs) if doc_where is None else doc_where
     query_where = _ones(query) if query_where is None else query_where
@@ -114,7 +66,7 @@ def maxsim_cross(
     *,
     elements: int = 2**26,
 ) -> Float[Array, "Q M"]:
-    """``maxsim`` of every query and every doc, in tiles of docs.
+    """Late interaction of every query and every doc, in tiles of docs.
 
     The [Q, M, Lq, Ld] tensor never exists: at most about ``elements`` of it are alive
     at a time (2**26 are 256 MiB in f32), in the backward pass too.

@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 from distill_jax.report.marks import (
-    number,
     signed,
     span,
     text,
@@ -255,8 +254,3 @@ def _figure(
         f' aria-label="{text(title)}: {text(y)} by {text(x)}">{marks}</svg>'
         f'<div class="xs">{xs}</div></div><div class="unit x">{text(x)}</div></figure>'
     )
-
-
-def count(value: float) -> str:
-    """A count as it stands beside a bar."""
-    return number(value)

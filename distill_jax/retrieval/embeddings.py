@@ -7,14 +7,13 @@ read an earlier round's vectors, and a finished corpus is never encoded again.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distill_jax.inference.forward import encode_all, encode_features
+from distill_jax.inference.forward import encode_features
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest, read_json, write_json
 from distill_jax.retrieval.columns import Columns, QuantisedVectors, quantise
@@ -90,12 +89,6 @@ def embed_docs(
     return read_embeddings(folder)
 
 
-def embed_queries(pretrained: Any, features: Any, *, mesh: Any = None) -> Any:
-    """Vectors of all queries, in memory: as ``models.inference.encode_all``."""
-    rows = np.arange(len(features.stores[0]))
-    return encode_all(pretrained, "query", features, rows, mesh=mesh)
-
-
 def embeddings_key(
     pretrained: Any, features: Any, dtype: str, corpus_digest: str | None = None
 ) -> str:
@@ -146,16 +139,6 @@ def read_embeddings(folder: str | Path) -> Any:
             f"{folder}: the vectors do not fit their record ({error})",
             "delete the folder and encode again",
         ) from error
-
-
-def prune(directory: str | Path, keep: int) -> list[Path]:
-    """Removes all but the ``keep`` newest finished folders of vectors; says which."""
-    finished = [path.parent for path in Path(directory).glob(f"*/{_RECORD}")]
-    finished.sort(key=lambda path: (path / _RECORD).stat().st_mtime, reverse=True)
-    for path in finished[keep:]:
-        (path / _RECORD).unlink()  # first: a kill leaves an unfinished folder
-        shutil.rmtree(path)
-    return finished[keep:]
 
 
 def _dtypes(kind: str, dtype: str) -> dict[str, str]:

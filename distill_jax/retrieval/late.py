@@ -20,7 +20,7 @@ from distill_jax.retrieval.exact import Exact, best
 from distill_jax.retrieval.muvera import FixedDimensional
 from distill_jax.retrieval.postings import check_k
 from distill_jax.retrieval.residual import Codec, Codes
-from distill_jax.retrieval.scann import Scann, recall_of
+from distill_jax.retrieval.scann import Scann
 from distill_jax.retrieval.ties import rows_of, tie_ranks
 from distill_jax.retrieval.token_vectors import TokenVectors
 from distill_jax.retrieval.vectors import as_float32, blocks
@@ -200,28 +200,6 @@ class LateInteraction:
         found = np.concatenate([np.asarray(state[1]) for state in states])
         kept = slice(0, len(queries))
         return rows_of(self.ranks, found[kept]), scores[kept]
-
-    def compared_with(
-        self, docs: Any, queries: Any, *, k: int = 10, candidates: int | None = None
-    ) -> dict[str, float]:
-        """What candidates and compression cost, on sample queries.
-
-        Args:
-            docs: the uncompressed token vectors.
-            queries: token vectors of a sample.
-
-        Returns:
-            recall@k against exhaustive MaxSim over the uncompressed vectors: of the
-            search as it is, and of an exhaustive search over the stored vectors.
-        """
-        whole = dataclasses.replace(self, tokens=TokenVectors.of(docs))
-        truth = whole.search(queries, k, exhaustive=True)
-        found = self.search(queries, k, candidates=candidates)
-        stored = self.search(queries, k, exhaustive=True)
-        return {
-            f"recall@{k}": recall_of(found, truth),
-            f"recall@{k}_exhaustive": recall_of(stored, truth),
-        }
 
     def save(self, directory: str | Path) -> None:
         """Writes the index as a folder, with the index of candidates inside."""

@@ -188,8 +188,3 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
         lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)),
         batch,
     )
-
-
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """A copy of every leaf on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))

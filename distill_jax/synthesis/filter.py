@@ -161,12 +161,6 @@ def source_ranks(made: Made, run: Run) -> np.ndarray:
     return np.where(own.any(1), first + 1, 0)
 
 
-def round_trip_rate(made: Made, run: Run, depth: int = 20) -> float:
-    """The share of queries whose document is found among the first ``depth``."""
-    ranks = source_ranks(made, run)
-    return float(((ranks > 0) & (ranks <= depth)).mean()) if len(ranks) else 0.0
-
-
 def _own(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
     """float[Q]: the score of each query's own document, nan where it has none."""
     found = np.where(own, scores, np.nan)

@@ -68,10 +68,6 @@ class Template:
         """The joined text, nothing cut: for messages, LLMs and tests."""
         return _FIELD.sub(lambda match: texts[match.group(1)], self.text)
 
-    def with_lengths(self, **lengths: int) -> Template:
-        """The same text with other cuts."""
-        return Template(self.text, {**self.lengths, **lengths})
-
     def compile(self, tokenizer: Tokenizer) -> tuple[np.ndarray, ...]:
         """Token ids of the literals.
 

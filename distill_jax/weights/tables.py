@@ -167,19 +167,6 @@ def write(params: Mapping[str, np.ndarray], rules: Table) -> dict[str, np.ndarra
     return tensors
 
 
-def prefixed(rules: Table, theirs: str = "", ours: str = "") -> tuple[Rule, ...]:
-    """A table for the same model inside a larger one, on either side."""
-    return tuple(
-        dataclasses.replace(
-            rule,
-            theirs=theirs + rule.theirs,
-            ours=ours + rule.ours,
-            also=tuple(theirs + name for name in rule.also),
-        )
-        for rule in rules
-    )
-
-
 def _report(source, unknown, missing, wrong, rules, prefix, came_from) -> str:
     """One line: every name that does not fit, each with its nearest."""
     wanted = {}

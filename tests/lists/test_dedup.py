@@ -76,7 +76,6 @@ def test_reasons_are_counted_and_written(tmp_path):
     texts = ["the quick brown fox", "", "12 34", "quick brown fox", "the quick brown"]
     found = dedup.near_duplicates(texts)
     assert found.rows.tolist() == [1, 2, 3, 4]
-    assert found.too_short == 2
     found.write(tmp_path / "removed.tsv", list("abcde"))
     assert (tmp_path / "removed.tsv").read_text() == "b\t\nc\t\nd\ta\ne\ta\n"
 

@@ -176,8 +176,3 @@ def test_damaged_and_old_folders(tokenizer, tmp_path):
         file.truncate(100)
     with pytest.raises(UserError, match="shorter"):
         embeddings.embed_docs(pretrained, features, tmp_path)
-    newer, _ = made("dual", tokenizer, seed=1)
-    embeddings.embed_docs(newer, features, tmp_path)
-    removed = embeddings.prune(tmp_path, keep=1)
-    assert removed == [folder]
-    assert len(list(tmp_path.iterdir())) == 1
