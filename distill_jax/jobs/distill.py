@@ -151,7 +151,7 @@ class Distill:
                 place = self.place(number, stage)
                 if place != Path(self.directory):
                     say(f"round {number} of {self.rounds}: stage {stage.name}")
-                trip = run_stage(stage, student, setting, place, models.load)
+                trip = run_stage(stage, student, setting, place, models.load, number)
                 models.trained[stage.name], student = trip, trip.student
                 table.trips.append((number, trip))
                 name = self.row(number, stage)

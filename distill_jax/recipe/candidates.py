@@ -23,6 +23,7 @@ class Asked:
 
     Attributes:
         qrels: what is known of the queries; None where nothing is.
+        round_number: of the job, from 1.
         student: the current student, for sources that search with it; None where there
             is none yet.
         model: from a checkpoint's name to a model (``stage:NAME`` included).
@@ -34,6 +35,7 @@ class Asked:
     model: Any
     directory: Path
     qrels: Any = None
+    round_number: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,6 +191,46 @@ class Shared:
                 some = dataclasses.replace(asked, queries=asked.queries.select(rows))
                 lists |= source(some).lists()
         ids = [query for query in asked.queries.ids if query in lists]
+        return Run.from_lists(
+            ids, [lists[query] for query in ids], asked.setting.collection.ids
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InRounds:
+    """Another source in each round; the last one in all further rounds.
+
+    A student that is a mere language model yet cannot find what it shall learn from:
+    its first round learns from another's candidates, later ones from its own.
+    """
+
+    sources: tuple[Any, ...]
+
+    def __call__(self, asked: Asked) -> Run:
+        return self.sources[min(asked.round_number, len(self.sources)) - 1](asked)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WithJudged:
+    """A filter of a stage: adds the best judged document where it was not found.
+
+    It comes last, below the last candidate's score, and is labelled like the others.
+    """
+
+    def __call__(self, asked: Asked, run: Run) -> Run:
+        if asked.qrels is None or not len(asked.qrels):
+            return run
+        lists = run.lists()
+        for query, docs in lists.items():
+            grades = asked.qrels.of(query)
+            best = max(grades, key=lambda doc: grades[doc], default=None)
+            if best is None or grades[best] <= 0:
+                continue
+            if any(grades.get(doc, 0) > 0 for doc, _ in docs):
+                continue
+            lowest = min((score for _, score in docs), default=0.0)
+            docs.append((best, lowest - 1.0))
+        ids = list(run.query_ids)
         return Run.from_lists(
             ids, [lists[query] for query in ids], asked.setting.collection.ids
         )

@@ -101,6 +101,8 @@ class Taught:
         teacher: called with (asked, run) for ``TeacherLabels``.
         pairwise: called with (asked, labels) for ``PairLabels``; None for none.
         size: candidates of a list (N).
+        depth: only candidates of the first so many ranks of the first stage, whatever
+            was labelled (Rank-DistiLLM's sub-samples); None keeps all.
         sampling: which of the labelled candidates: "top", "random" or "spread".
         judgements: whether a judged positive is put first and contrasted with.
         trust_first: the teacher's best stands for a positive where none is judged.
@@ -113,6 +115,7 @@ class Taught:
     teacher: Any
     pairwise: Any = None
     size: int = 8
+    depth: int | None = None
     sampling: str = "top"
     judgements: bool = True
     trust_first: bool = False
@@ -123,6 +126,8 @@ class Taught:
     def __call__(self, asked: Asked, run: Run) -> Lists:
         setting = asked.setting
         labels = self.teacher(asked, run)
+        if self.depth is not None:
+            labels = _shallow(labels, run.top(self.depth), setting.collection)
         if self.source_first:
             labels = _source_first(labels, asked)
         pairs = None if self.pairwise is None else self.pairwise(asked, labels)
@@ -157,6 +162,18 @@ class Taught:
         confident = [ids[row] in names for row in lists.query_rows]
         say(f"{len(names)} of {len(labels)} queries have a confident best document")
         return lists.take(np.flatnonzero(confident))
+
+
+def _shallow(labels: Any, run: Run, collection: Any) -> Any:
+    """The labels of the documents of a run; their order is the teacher's."""
+    labels = labels.on(collection)
+    kept = np.zeros(labels.rows.shape, bool)
+    of = {query: row for row, query in enumerate(run.query_ids)}
+    run = run.on(collection)
+    for row, query in enumerate(labels.query_ids):
+        if query in of:
+            kept[row] = np.isin(labels.rows[row], run.rows[of[query]])
+    return labels.keep(kept & labels.where)
 
 
 def _source_first(labels: Any, asked: Asked) -> Any:

@@ -44,11 +44,13 @@ PARTS: dict[str, tuple[str, ...]] = {
     "distill_jax.recipe.candidates": (
         "BM25",
         "Fused",
+        "InRounds",
         "Named",
         "Reranked",
         "RunFile",
         "Search",
         "Shared",
+        "WithJudged",
         "WithoutKnown",
     ),
     "distill_jax.recipe.checkpoints": ("Checkpoint",),
@@ -58,6 +60,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "Mixed",
         "Taught",
     ),
+    "distill_jax.recipe.labelled": ("LabelFile",),
     "distill_jax.recipe.llm": (
         "Listwise",
         "Reader",

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distill_jax.io.errors import UserError
 from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.recipe import labelled
 from distill_jax.recipe.candidates import BM25, Asked
 from distill_jax.recipe.queries import Training as TrainingQueries
 from distill_jax.recipe.students import Student
@@ -33,6 +35,8 @@ class Stage:
         queries: whom to train on, see ``jobs.queries``.
         student: what this stage starts from; None goes on with the stage before.
         filters: called with (asked, run) for a run without false negatives.
+        labels: a path, or ``labelled.LabelFile``: labels made elsewhere, whose queries,
+            lists and pairs take the place of this stage's; None makes them.
     """
 
     name: str = "train"
@@ -42,6 +46,17 @@ class Stage:
     queries: Any = dataclasses.field(default_factory=TrainingQueries)
     student: Student | None = None
     filters: tuple[Any, ...] = ()
+    labels: Any = None
+
+    def __post_init__(self) -> None:
+        nobody = getattr(self.examples, "teacher", self) is None
+        if nobody and self.labels is None:
+            raise UserError(
+                f"stage {self.name} has no teacher: the recipe needs LLM_BASE_URL and "
+                "LLM_MODEL",
+                "add --gin.LLM_BASE_URL=... --gin.LLM_MODEL=..., or labels that were "
+                "made before: --gin.LABELS=PATH",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +76,7 @@ def run_stage(
     setting: Setting,
     directory: Path,
     model: Callable[[str], Pretrained],
+    round_number: int = 1,
 ) -> Trip:
     """Makes what is not made yet, and trains; resumes wherever it was interrupted."""
     asked = Asked(
@@ -69,15 +85,40 @@ def run_stage(
         student=student,
         model=model,
         directory=directory,
+        round_number=round_number,
     )
-    split = stage.queries(asked)
-    asked = dataclasses.replace(asked, queries=split.queries, qrels=split.qrels)
-    run, made = _candidates(stage, asked)
+    stage = without_unread_pairs(stage)
+    if stage.labels is not None:
+        found = labelled.source(stage.labels).open(asked)
+        asked = dataclasses.replace(
+            asked,
+            setting=found.setting,
+            queries=found.split.queries,
+            qrels=found.split.qrels,
+        )
+        stage = dataclasses.replace(stage, examples=found.taught(stage.examples))
+        run, made = found.run, {"labelled": len(found.labels)}
+    else:
+        split = stage.queries(asked)
+        asked = dataclasses.replace(asked, queries=split.queries, qrels=split.qrels)
+        run, made = _candidates(stage, asked)
     lists, facts = _lists(stage, asked, run)
     made = {"candidates": made, "lists": facts}
     trained, fit = train(stage.training, lists, student, asked)
     return Trip(
         name=stage.name, directory=directory, student=trained, fit=fit, made=made
+    )
+
+
+def without_unread_pairs(stage: Stage) -> Stage:
+    """The stage without a pairwise teacher where no term of its loss reads pairs."""
+    terms = getattr(stage.training.objective, "terms", None)
+    if terms is None or any(term.on == "pairs" for term in terms):
+        return stage
+    if getattr(stage.examples, "pairwise", None) is None:
+        return stage
+    return dataclasses.replace(
+        stage, examples=dataclasses.replace(stage.examples, pairwise=None)
     )
 
 
@@ -99,10 +140,36 @@ def _candidates(stage: Stage, asked: Asked) -> tuple[Run, dict]:
             run = step(asked, run)
             funnel[type(step).__name__] = int(run.where.sum())
         run.write(directory / "run.trec")
-        return {"queries": len(run), "funnel": funnel}
+        return {"queries": len(run), "funnel": funnel, **_found(run, asked)}
 
     made = part(directory, inputs, make, what="candidates")
+    if "found" in made:
+        say(
+            f"candidates: a relevant document is among those of {made['found']:,} of "
+            f"{made['judged']:,} judged queries"
+        )
+    if made.get("found", 1) < 0.2 * made.get("judged", 1):
+        say(
+            "note: few lists hold a relevant document; is the retriever that finds "
+            "them trained? Name another: CANDIDATES"
+        )
     return Run.read(directory / "run.trec", collection=asked.setting.collection), made
+
+
+def _found(run: Run, asked: Asked) -> dict[str, int]:
+    """Of how many judged queries a relevant document is among the candidates."""
+    if asked.qrels is None:
+        return {}
+    lists = run.on(asked.setting.collection)
+    ids = asked.setting.collection.ids
+    found = judged = 0
+    for place, query in enumerate(lists.query_ids):
+        relevant = set(asked.qrels.relevant(query))
+        judged += bool(relevant)
+        found += any(
+            ids[row] in relevant for row in lists.rows[place].tolist() if row >= 0
+        )
+    return {"found": found, "judged": judged} if judged else {}
 
 
 def _lists(stage: Stage, asked: Asked, run: Run) -> tuple[Lists, dict]:

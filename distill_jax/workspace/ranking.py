@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from distill_jax.collections.collection import Queries
 from distill_jax.inference.forward import encode_all, score_features
-from distill_jax.io.errors import UserError
+from distill_jax.io.errors import UserError, near
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.runs.run import Run
 from distill_jax.teaching.scorers import rows_of_queries
@@ -17,6 +18,11 @@ from distill_jax.workspace.console import Counter, say
 from distill_jax.workspace.context import Setting
 
 ENCODERS = ("dual_encoder", "colbert", "splade")
+INDEXES = ("auto", "exact", "scann")
+SCANN_FROM = 1_000_000
+"""Documents from which "auto" is ScaNN: an exact search of them takes a CPU seconds."""
+CODE_BITS = 2
+"""PLAID's codes: 36 bytes a token of 128 dimensions instead of 256 in float16."""
 
 
 def rank(
@@ -36,7 +42,9 @@ def rank(
 
     Args:
         directory: where vectors of the corpus are kept, keyed by the model's digest.
-        index: "exact" or "scann", for dual encoders.
+        index: "exact", "scann", or "auto" for ScaNN where there are many documents
+            (``SCANN_FROM``) and no accelerator; of ColBERT, "scann" and many documents
+            keep its vectors as codes of ``CODE_BITS`` bits a dimension.
     """
     if model.spec.kind in ENCODERS:
         return search(
@@ -129,13 +137,16 @@ def search(
     """The first ``depth`` of the whole collection for each query."""
     from distill_jax.retrieval import Exact, LateInteraction, Scann, Sparse
 
+    index = chosen_index(index, model, len(setting.collection))
     query_rows = np.arange(len(queries))
     query_features = setting.query_features(model, queries)
     asked = encode_all(model, "query", query_features, query_rows, mesh=setting.mesh)
     docs = corpus_vectors(model, setting, directory)
     ids = setting.collection.ids
     if model.spec.kind == "colbert":
-        retriever = LateInteraction.build(docs, doc_ids=ids)
+        codes = {"compression": CODE_BITS, "index": "scann"}
+        options = codes if index == "scann" else {}
+        retriever = LateInteraction.build(docs, doc_ids=ids, **options)
     elif model.spec.kind == "splade":
         retriever = Sparse.build(docs, doc_ids=ids)
     elif index == "scann":
@@ -154,6 +165,30 @@ def search(
             docs, doc_ids=ids, similarity=model.spec.similarity, mesh=setting.mesh
         )
     return retriever.search(asked, depth, query_ids=queries.ids)
+
+
+def chosen_index(index: str, model: Pretrained, documents: int) -> str:
+    """The index that a search uses: "exact" or "scann".
+
+    Raises:
+        UserError: no such index, or one that this kind of model has not.
+    """
+    if index not in INDEXES:
+        raise UserError(
+            f"no index {index!r}{near(index, INDEXES)}", f"one of {', '.join(INDEXES)}"
+        )
+    if model.spec.kind == "splade":
+        if index == "scann":
+            raise UserError(
+                "a splade is searched by an inverted index, which is exact",
+                "set --gin.INDEX=auto",
+            )
+        return "exact"
+    if index != "auto":
+        return index
+    many = documents >= SCANN_FROM
+    accelerated = jax.default_backend() != "cpu" and model.spec.kind != "colbert"
+    return "scann" if many and not accelerated else "exact"
 
 
 def _say_shortfall(report: dict[str, Any]) -> None:
