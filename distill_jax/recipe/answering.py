@@ -15,6 +15,7 @@ from distill_jax.collections.schemes import load_collection
 from distill_jax.evaluation import answers
 from distill_jax.io.errors import UserError
 from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.llm import money
 from distill_jax.runs.run import Run
 from distill_jax.workspace.console import say
 from distill_jax.workspace.context import Setting, Split
@@ -67,7 +68,7 @@ def read_all(reader: Any, asked: Asked, runs: Mapping[str, Run]) -> dict[str, An
         means = "  ".join(f"{m} {answers.mean(per):.4f}" for m, per in values.items())
         say(
             f"{name}: {means} ({counts['calls']:,} calls, {counts['cached']:,} from the"
-            f" cache, {found[name].failed} without a reply, cost {counts['cost']:.2f})"
+            f" cache, {found[name].failed} without a reply, {money(counts['cost'])})"
         )
     return found
 
@@ -80,9 +81,9 @@ def cost(readings: Mapping[str, Any]) -> dict[str, Any]:
         total["calls"] += counts["calls"]
         total["calls from the cache"] += counts["cached"]
         total["tokens"] += counts["prompt_tokens"] + counts["completion_tokens"]
-        total["money"] += counts["cost"]
         total["questions without a reply"] += reading.failed
-    return dict(total)
+    costs = [reading.counts["cost"] for reading in readings.values()]
+    return dict(total) | {"money": "unknown" if None in costs else sum(costs)}
 
 
 def refuse_unmeasured(setting: Setting, reader: Any) -> None:

@@ -80,7 +80,7 @@ class Listwise:
             say(
                 f"{client.model}: {counts['calls']:,} calls, {counts['cached']:,} from "
                 f"the cache, {counts['queries_failed']:,} lists failed, "
-                f"cost {counts['cost']:.2f}"
+                f"{money(counts['cost'])}"
             )
             return {"counts": counts}
 
@@ -119,7 +119,7 @@ class Listwise:
         return (
             f"LLM: {found['calls']:,} calls{budget}, about"
             f" {found['prompt_tokens']:,} tokens in and at most"
-            f" {found['completion_tokens']:,} out, cost {found['cost']:.2f}"
+            f" {found['completion_tokens']:,} out, {money(found['cost'])}"
         )
 
     def _method(self, seed: int) -> dict[str, Any]:
@@ -215,11 +215,13 @@ class Reader:
         )
         limit = getattr(self.client, "budget_calls", None)
         budget = "" if limit is None else f" (budget {limit:,})"
+        cost = found.pop("cost")
         total = {name: systems * value for name, value in found.items()}
         return (
             f"LLM: at most {total['calls']:,} calls{budget}, {systems} rankings of "
             f"{len(rows):,} questions; about {total['prompt_tokens']:,} tokens in and "
-            f"at most {total['completion_tokens']:,} out, cost {total['cost']:.2f}"
+            f"at most {total['completion_tokens']:,} out, "
+            f"{money(None if cost is None else systems * cost)}"
         )
 
     def _method(self) -> dict[str, Any]:
@@ -254,6 +256,13 @@ def behind(
         given, missing = ("LLM_BASE_URL", "LLM_MODEL")[:: 1 if model is None else -1]
         raise UserError(f"{given} without {missing}", f"add --gin.{missing}=...")
     return None if base_url is None else make()
+
+
+def money(cost: float | None) -> str:
+    """What calls cost, for a line of the console."""
+    if cost is None:
+        return "cost unknown (set LLM_PRICE_IN and LLM_PRICE_OUT)"
+    return f"cost {cost:.2f}"
 
 
 def _loader(job: Any, asked: Asked) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from distill_jax.text import replies as text_replies
+
 _QUOTES = {
     '"': '"',
     "'": "'",
@@ -23,7 +25,10 @@ def first_line(reply: str) -> str:
 
 
 def read(reply: str | None, max_words: int = 30) -> tuple[str | None, str]:
-    """``(query, "")``, or ``(None, reason)``: "failed", "empty" or "too long".
+    """``(query, "")``, or ``(None, reason)``: "failed", "empty", "too long", "cut".
+
+    What a model thinks before it answers is left out; a query that the end of the reply
+    cuts in two is dropped.
 
     Args:
         reply: as it came; None when the call failed for good.
@@ -31,7 +36,12 @@ def read(reply: str | None, max_words: int = 30) -> tuple[str | None, str]:
     """
     if reply is None:
         return None, "failed"
-    query = first_line(reply)
+    text, failure = text_replies.answer(reply)
+    if failure:
+        return None, "cut" if failure.startswith("cut") else failure
+    if text_replies.is_cut(reply) and "\n" not in text:
+        return None, "cut"
+    query = first_line(text)
     if not any(character.isalnum() for character in query):
         return None, "empty"
     if len(query.split()) > max_words or len(query) > 12 * max_words:

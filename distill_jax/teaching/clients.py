@@ -23,6 +23,7 @@ from distill_jax.runtime import processes
 from distill_jax.teaching.ledger import Ledger, Limit
 from distill_jax.teaching.sessions import Session
 from distill_jax.text.buckets import buckets_up_to, plan
+from distill_jax.text.replies import Reply
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +69,14 @@ class Client:
             one folder. A call is made only if what it may take at most is still there.
         budget_seconds: no call is made after so many seconds of one run; those in
             flight end. The same command goes on, with as many again.
-        price_in, price_out: of a million prompt and completion tokens.
+        price_in, price_out: of a million prompt and completion tokens; None where they
+            are not known, and then no cost is.
         concurrency: requests in flight; less while the endpoint says 429.
         requests_per_minute, tokens_per_minute: None for no limit.
         timeout: seconds of a call.
         max_attempts: calls of one request, the first included.
+        failures_in_a_row: requests that fail alike, with no success between them, after
+            which the job ends.
         key_env: the environment variable that holds the key; it may be unset for
             endpoints that want none.
         cache: a file of replies shared between jobs; None keeps one in the folder.
@@ -87,13 +91,14 @@ class Client:
     budget_tokens: int | None = _operational(None)
     budget_money: float | None = _operational(None)
     budget_seconds: float | None = _operational(None)
-    price_in: float = _operational(0.0)
-    price_out: float = _operational(0.0)
+    price_in: float | None = _operational(None)
+    price_out: float | None = _operational(None)
     concurrency: int = _operational(8)
     requests_per_minute: float | None = _operational(None)
     tokens_per_minute: float | None = _operational(None)
     timeout: float = _operational(120.0)
     max_attempts: int = _operational(6)
+    failures_in_a_row: int = _operational(8)
     key_env: str = _operational("OPENAI_API_KEY")
     cache: str | None = _operational(None)
     tokens_field: str = _operational("max_tokens")
@@ -112,13 +117,23 @@ class Client:
                 f"base_url of {parts.hostname} holds a user, a password or a query",
                 f"put the key into the environment variable {self.key_env}",
             )
-        for name in ("concurrency", "max_attempts"):
+        for name in ("concurrency", "max_attempts", "failures_in_a_row"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}", "give 1 or more")
+        if (self.price_in is None) != (self.price_out is None):
+            raise UserError(
+                "one price without the other",
+                "give both, of a million tokens: LLM_PRICE_IN and LLM_PRICE_OUT",
+            )
+        for name in ("price_in", "price_out"):
+            price = getattr(self, name)
+            if price is not None and not 0 <= price < float("inf"):
+                raise UserError(f"{name} is {price}", "give money, 0 or more")
         if self.budget_money is not None and not (self.price_in or self.price_out):
             raise UserError(
-                "budget_money without price_in and price_out",
-                "give the prices of a million tokens, or another budget",
+                "a budget of money without prices",
+                "give those of a million tokens, LLM_PRICE_IN and LLM_PRICE_OUT, or"
+                " another budget",
             )
 
     @property
@@ -136,7 +151,10 @@ class Client:
             )
         return key or None
 
-    def cost(self, tokens: tuple[int, int]) -> float:
+    def cost(self, tokens: tuple[int, int]) -> float | None:
+        """Of (prompt, completion) tokens; None where no price is given."""
+        if self.price_in is None or self.price_out is None:
+            return None
         return (tokens[0] * self.price_in + tokens[1] * self.price_out) / 1e6
 
     def at(self, folder: str | Path, **clockwork: Any) -> Session:
@@ -269,11 +287,13 @@ class LocalSession:
             spec.backbone, params["backbone"], tokens, decoding, seeds=seeds
         )[0]
 
-    def _text(self, ids: list[int]) -> str:
+    def _text(self, ids: list[int]) -> Reply:
         tokenizer = self.pretrained.tokenizer
-        if tokenizer.eos_id in ids:
+        ended = tokenizer.eos_id in ids
+        if ended:
             ids = ids[: ids.index(tokenizer.eos_id)]
-        return tokenizer.decode([i for i in ids if i != tokenizer.pad_id])
+        text = tokenizer.decode([i for i in ids if i != tokenizer.pad_id])
+        return Reply(text, cut=not ended)
 
     def _record(
         self, requests: Any, replies: list[str | None], ids: Any, seconds: float

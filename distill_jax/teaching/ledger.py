@@ -18,6 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_jax.io.errors import UserError
+from distill_jax.teaching.chat import UNSENT
+from distill_jax.text.replies import Reply, is_cut
+
 _CALLS = """
 create table if not exists calls (
   id integer primary key,
@@ -41,7 +45,8 @@ create table if not exists replies (
   reply text not null,
   prompt_tokens integer not null,
   completion_tokens integer not null,
-  at real not null
+  at real not null,
+  cut integer not null default 0
 );
 """
 _BUSY_SECONDS = 60
@@ -89,20 +94,25 @@ class Replies:
 
     def __init__(self, path: str | Path):
         self._database = _open(Path(path), _REPLIES)
+        columns = self._database.execute("pragma table_info(replies)").fetchall()
+        if "cut" not in [column[1] for column in columns]:
+            # A file from before it was kept whether a reply had been cut.
+            self._database.execute(
+                "alter table replies add column cut integer not null default 0"
+            )
 
-    def find(self, key: str) -> str | None:
+    def find(self, key: str) -> Reply | None:
         row = self._database.execute(
-            "select reply from replies where key = ?", (key,)
+            "select reply, cut from replies where key = ?", (key,)
         ).fetchone()
-        return None if row is None else row[0]
+        return None if row is None else Reply(row[0], bool(row[1]))
 
     def keep(self, key: str, model: str, reply: str, tokens: tuple[int, int]) -> None:
-        # A lone surrogate, which JSON can carry, cannot be stored as UTF-8.
-        reply = reply.encode("utf-8", "replace").decode()
         with self._database:
             self._database.execute(
-                "insert or replace into replies values (?, ?, ?, ?, ?, ?)",
-                (key, model, reply, *tokens, time.time()),
+                "insert or replace into replies (key, model, reply, prompt_tokens,"
+                " completion_tokens, at, cut) values (?, ?, ?, ?, ?, ?, ?)",
+                (key, model, str(reply), *tokens, time.time(), is_cut(reply)),
             )
 
     def close(self) -> None:
@@ -184,10 +194,14 @@ class Ledger:
             )
 
     def spent(self) -> Spent:
-        """Everything in this ledger, calls in flight included."""
+        """Everything in this ledger, calls in flight included.
+
+        A call that reached nobody (``chat.UNSENT``) spent nothing.
+        """
         row = self._database.execute(
             "select count(*), coalesce(sum(prompt_tokens + completion_tokens), 0),"
-            " coalesce(sum(cost), 0) from calls"
+            " coalesce(sum(cost), 0) from calls where reason != ?",
+            (UNSENT,),
         ).fetchone()
         return Spent(*row)
 
@@ -270,9 +284,23 @@ def _open(path: Path, schema: str) -> sqlite3.Connection:
     # The thread that completes requests is not always the one that opened the file;
     # never two at a time.
     database = sqlite3.connect(path, timeout=_BUSY_SECONDS, check_same_thread=False)
-    # With a write-ahead log a commit costs no flush of the disk, and a killed process
-    # (not a power cut) loses nothing that was committed.
-    database.execute("pragma journal_mode = wal")
-    database.execute("pragma synchronous = normal")
-    database.executescript(schema)
+    try:
+        # With a write-ahead log a commit costs no flush of the disk, and a killed
+        # process (not a power cut) loses nothing that was committed.
+        database.execute("pragma journal_mode = wal")
+        database.execute("pragma synchronous = normal")
+        database.executescript(schema)
+        (state,) = database.execute("pragma quick_check(1)").fetchone()
+    except sqlite3.OperationalError:
+        database.close()
+        raise
+    except sqlite3.DatabaseError as error:
+        state = str(error)
+    if state != "ok":
+        database.close()
+        raise UserError(
+            f"{path}: damaged ({state.splitlines()[0]})",
+            "restore it, or move it away: then what it holds is forgotten, and paid for"
+            " again",
+        )
     return database

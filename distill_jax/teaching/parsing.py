@@ -8,34 +8,40 @@ A reply is read by the first of these forms that it has:
 4. ``Document2, Document1``, also ``<Document 2>`` and ``Passage 2``;
 5. numbers and separators and nothing else, or a chain ``2 > 1 > 3``.
 
-Numbers in prose are never read as identifiers. Forms 3 to 5 must name at least half of
-the documents: one in passing, as in "I cannot rank [1]", is not a ranking.
+Numbers in prose are never read as identifiers. A chain is an order only if no bracketed
+number outside of it names a document that it lacks. Forms 3 to 5 must name at least
+half of the documents: one in passing, as in "I cannot rank [1]", is not a ranking.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from distill_jax.text import replies
+from distill_jax.text.replies import is_cut
 
 REPAIRS = ("prose", "duplicate", "unknown", "missing")
 
-_ID = r"\[\s*(?:Document|Doc|Passage)?\s*\d{1,6}\s*\]"
-_CHAIN = re.compile(rf"{_ID}(?:\s*(?:>+|≻|→|->|=>|,|;)\s*{_ID})+", re.IGNORECASE)
+# White space comes as single characters (``text.replies.answer``), and nothing here
+# repeats what is optional: a search takes time in proportion to the reply.
+_ID = r"\[\s?(?:(?:Document|Doc|Passage)\s?)?\d{1,6}\s?\]"
 _BRACKETED = re.compile(_ID, re.IGNORECASE)
-_LIST = re.compile(r"\[\s*\d{1,6}(?:\s*[,>;]\s*\d{1,6})+\s*\]")
-_NAMED = re.compile(r"<?\b(?:Document|Doc|Passage)\s*#?\s*(\d{1,6})\b>?", re.IGNORECASE)
-_PLAIN_CHAIN = re.compile(r"(?<![\d.])\d{1,6}(?:\s*>+\s*\d{1,6})+(?![\d.])")
-_PLAIN = re.compile(r"[\s,;>]*\d{1,6}(?:[\s,;>]+\d{1,6})*[\s,;>.]*")
+_BETWEEN = re.compile(r"\s?(?:>{1,8}|≻|→|->|=>|,|;)\s?")
+_LIST = re.compile(r"\[\s?\d{1,6}(?:\s?[,>;]\s?\d{1,6})+\s?\]")
+_NAMED = re.compile(r"<?\b(?:Document|Doc|Passage)\s?#?\s?(\d{1,6})\b>?", re.IGNORECASE)
+_PLAIN_CHAIN = re.compile(r"(?<![\d.])\d{1,6}(?:\s?>{1,8}\s?\d{1,6})+(?![\d.])")
+_PLAIN = re.compile(r"[\s\d,;>]*\.?\s?")
 _NUMBER = re.compile(r"\d{1,6}")
-_SCORE = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?"
-_SCORES = re.compile(rf"\[\s*(?:{_SCORE}\s*(?:,\s*)?)*\]")
+_SCORE = r"[-+]?(?:\d{1,20}(?:\.\d{0,40})?|\.\d{1,40})(?:[eE][-+]?\d{1,3})?"
+_SCORES = re.compile(r"\[([^\[\]]*)\]")
 _LINE_SCORE = re.compile(
-    rf"^\W{{0,3}}(?:Document|Doc|Passage)?\s*\[?\s*(\d{{1,6}})\s*\]?\s*[:=]\s*({_SCORE})"
-    r"\s*[,;]?\s*$",
-    re.IGNORECASE | re.MULTILINE,
+    rf"\W{{0,3}}(?:Document|Doc|Passage)?\s?\[?\s?(\d{{1,6}})\s?\]?\s?[:=]\s?({_SCORE})"
+    r"\s?[,;]?\s?",
+    re.IGNORECASE,
 )
 
 
@@ -64,12 +70,21 @@ class Scores:
     failure: str = ""
 
 
-def parse_ranking(reply: str | None, count: int) -> Ranking:
-    """An order of ``count`` documents, repaired where that is sure, or a failure."""
+def parse_ranking(reply: str | None, count: int, *, cut: bool | None = None) -> Ranking:
+    """An order of ``count`` documents, repaired where that is sure, or a failure.
+
+    Args:
+        cut: the endpoint ended the reply at its most tokens; None takes the reply's own
+            mark (``text.replies.Reply``). A reply that was cut is an order only when
+            its first identifiers are a whole bracketed chain, or list, of all documents
+            and no other order follows: anything less may be a thought, or half of one.
+    """
     text, failure = _answer(reply)
     if failure:
         return Ranking(None, failure=failure)
-    numbers, rest, loose = _identifiers(text)
+    if is_cut(reply) if cut is None else cut:
+        return _cut_ranking(text, count)
+    numbers, rest, form = _identifiers(text)
     if not numbers:
         return Ranking(None, failure="no identifiers")
     repairs: Counter[str] = Counter()
@@ -85,27 +100,52 @@ def parse_ranking(reply: str | None, count: int) -> Ranking:
             seen[number - 1] = None
     if not seen:
         return Ranking(None, failure="unknown identifiers only")
-    if loose and 2 * len(seen) < count:
+    if form == "loose" and 2 * len(seen) < count:
         return Ranking(None, failure="identifiers in passing")
+    if form == "chain":
+        outside = [n for found in _BRACKETED.findall(rest) for n in _ints(found)]
+        if any(1 <= n <= count and n - 1 not in seen for n in outside):
+            # "[2] is best, then [1] > [3]": the chain is not the whole order.
+            return Ranking(None, failure="identifiers outside the chain")
     missing = [place for place in range(count) if place not in seen]
     if missing:
         repairs["missing"] = len(missing)
     return Ranking((*seen, *missing), dict(repairs))
 
 
-def parse_scores(reply: str | None, count: int) -> Scores:
+def _cut_ranking(text: str, count: int) -> Ranking:
+    chains = sorted(_chains(text), key=lambda chain: chain.start)
+    whole = [
+        chain for chain in chains if sorted(chain.numbers) == list(range(1, count + 1))
+    ]
+    first = _BRACKETED.search(text)
+    orders = {chain.numbers for chain in whole}
+    if len(orders) != 1 or (first and first.start() < whole[0].start):
+        return Ranking(None, failure="cut at max_tokens")
+    (numbers,) = orders
+    rest = text[: whole[0].start] + text[whole[0].end :]
+    repairs = {"prose": 1} if any(c.isalnum() for c in rest) else {}
+    return Ranking(tuple(number - 1 for number in numbers), repairs)
+
+
+def parse_scores(reply: str | None, count: int, *, cut: bool | None = None) -> Scores:
     """``count`` numbers in 0-1: the last list of a reply, or a line for each document.
 
-    Nothing is repaired: a number too few leaves unknown whose is missing.
+    Nothing is repaired: a number too few leaves unknown whose is missing. Of a reply
+    that was cut only one closed list of the right length is read.
     """
     text, failure = _answer(reply)
     if failure:
         return Scores(None, failure)
-    lists = [found.group() for found in _SCORES.finditer(text)]
-    lists = [[float(n) for n in re.findall(_SCORE, found)] for found in lists]
-    lists = [found for found in lists if found]
-    lines = {int(n): float(score) for n, score in _LINE_SCORE.findall(text)}
+    lists = list(filter(None, map(_numbers, _SCORES.findall(text))))
     right = [found for found in lists if len(found) == count]
+    if is_cut(reply) if cut is None else cut:
+        if len({tuple(found) for found in right}) != 1:
+            return Scores(None, "cut at max_tokens")
+        lines = {}
+    else:
+        found = map(_LINE_SCORE.fullmatch, text.split("\n"))
+        lines = {int(line[1]): float(line[2]) for line in found if line}
     if set(lines) == set(range(1, count + 1)):
         values = [lines[number] for number in range(1, count + 1)]
     elif right:
@@ -117,6 +157,14 @@ def parse_scores(reply: str | None, count: int) -> Scores:
     if not all(0.0 <= value <= 1.0 for value in values):
         return Scores(None, "scores outside 0-1")
     return Scores(tuple(values))
+
+
+def _numbers(inside: str) -> list[float] | None:
+    """What stands between two brackets, where that is numbers and nothing else."""
+    parts = inside.replace(",", " ").split()
+    if not all(re.fullmatch(_SCORE, part) for part in parts):
+        return None
+    return [float(part) for part in parts]
 
 
 def rankgpt_parse(reply: str, count: int) -> tuple[int, ...]:
@@ -131,44 +179,63 @@ def rankgpt_parse(reply: str, count: int) -> tuple[int, ...]:
 
 
 def _answer(reply: str | None) -> tuple[str, str]:
-    """What comes after the thinking, in plain characters; and why it is no answer."""
-    if reply is None:
-        return "", "no reply"
-    # Compatibility forms: full-width digits and brackets become the plain ones.
-    text = unicodedata.normalize("NFKC", reply)
-    opened, closed = text.rfind("<think>"), text.rfind("</think>")
-    if opened > closed:
-        return "", "cut while thinking"
-    if closed >= 0:
-        text = text[closed + len("</think>") :]
-    text = text.replace("**", "").replace("`", "").translate(_BRACKETS)
-    return (text, "") if text.strip() else ("", "empty")
+    """What comes after the thinking, without marks of its form; or a reason."""
+    text, failure = replies.answer(reply, plain=True)
+    return text.replace("**", "").replace("`", "").translate(_BRACKETS), failure
 
 
 _BRACKETS = str.maketrans("【】〔〕", "[][]")
 
 
-def _identifiers(text: str) -> tuple[list[int], str, bool]:
-    """Numbers in their order, the text around them, and whether they stand loosely."""
-    chains = list(_CHAIN.finditer(text)) + list(_LIST.finditer(text))
+class _Chain(NamedTuple):
+    numbers: tuple[int, ...]
+    start: int
+    end: int
+
+
+def _chains(text: str) -> list[_Chain]:
+    """Identifiers that separators join, two or more, and lists in one bracket."""
+    found = []
+    part: list[re.Match] = []
+    for match in (*_BRACKETED.finditer(text), None):
+        between = text[part[-1].end() : match.start()] if part and match else ""
+        if match and part and len(between) < 12 and _BETWEEN.fullmatch(between):
+            part.append(match)
+            continue
+        if len(part) > 1:
+            numbers = tuple(_ints("".join(one.group() for one in part)))
+            found.append(_Chain(numbers, part[0].start(), part[-1].end()))
+        part = [match] if match else []
+    for match in _LIST.finditer(text):
+        found.append(_Chain(tuple(_ints(match.group())), match.start(), match.end()))
+    return found
+
+
+def _identifiers(text: str) -> tuple[list[int], str, str]:
+    """Numbers in their order, the text around them, and their form.
+
+    The form is "chain" (bracketed and joined) or "loose".
+    """
+    chains = _chains(text)
     if chains:
         # The longest, and of equals the last: models correct themselves at the end.
-        best = max(chains, key=lambda c: (len(set(_ints(c.group()))), c.start()))
-        rest = text[: best.start()] + text[best.end() :]
-        return _ints(best.group()), rest, False
+        best = max(chains, key=lambda c: (len(set(c.numbers)), c.start))
+        rest = text[: best.start] + " " + text[best.end :]
+        return list(best.numbers), rest, "chain"
     for form in (_BRACKETED, _NAMED):
         found = [match.group() for match in form.finditer(text)]
         if found:
             numbers = [n for part in found for n in _ints(part)]
             rest = form.sub(" ", text)
-            return numbers, re.sub(r"^\s*\d+\s*[.):]", "", rest, flags=re.M), True
+            rest = re.sub(r"^\s?\d{1,6}\s?[.):]", "", rest, flags=re.M)
+            return numbers, rest, "loose"
     plain = list(_PLAIN_CHAIN.finditer(text))
     if plain:
         best = max(plain, key=lambda c: (len(set(_ints(c.group()))), c.start()))
-        return _ints(best.group()), text[: best.start()] + text[best.end() :], True
-    if _PLAIN.fullmatch(text):
-        return _ints(text), "", True
-    return [], text, True
+        return _ints(best.group()), text[: best.start()] + text[best.end() :], "loose"
+    if _PLAIN.fullmatch(text) and all(len(n) <= 6 for n in re.findall(r"\d+", text)):
+        return _ints(text), "", "loose"
+    return [], text, "loose"
 
 
 def _ints(text: str) -> list[int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,19 @@ Turn = dict[str, str]
 
 _TURNS = ("opening", "ready", "document", "received", "ask")
 _DOCUMENT = "[{number}] {text}"
-# What a passage may not say in our notation: an identifier in any kind of bracket, a
-# chat template's own marks, the end of a model's thinking.
-_IDENTIFIER = re.compile(
-    r"[\[［【〔]\s*((?:(?:doc|document|passage)\s*)?\d+)\s*[\]］】〕]", re.IGNORECASE
+# What a passage may not say in our notation: identifiers in any kind of bracket, a chat
+# template's own marks, a thought or its end.
+_BRACKETED = re.compile(r"[\[［【〔﹇⟦]([^\[\]［］【】〔〕﹇﹈⟦⟧]*+)[\]］】〕﹈⟧]")
+_IDENTIFIERS = re.compile(
+    r"\A(?:(?:doc|document|passage)\s?)?#?[\s,;>]*+\d[\d\s,;>]*+", re.IGNORECASE
 )
 _MARKS = re.compile(
-    r"<(?=\s*/?\s*(?:\||im_|think|s>|system|user|assistant|document|start_of|end_of))",
+    r"<(?=\s*+(?:/\s*+)?(?:\||im_|s>|system|user|assistant|document|start_of|end_of"
+    r"|channel|unused|[\w-]{0,32}:?(?:think|thought|reason|reflection|analysis)))"
+    r"|◁(?=/?think)",
     re.IGNORECASE,
 )
-_INST = re.compile(r"[\[［](\s*/?\s*INST\s*)[\]］]", re.I)
+_INST = re.compile(r"[\[［](\s*+(?:/\s*+)?(?:INST|THINK)\s*+)[\]］]", re.I)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +123,13 @@ def plain(text: str, words: int) -> str:
     that a passage can neither number itself nor end its turn.
     """
     text = " ".join(text[: 20 * words].split()[:words])
-    text = _IDENTIFIER.sub(r"(\1)", text)
+    text = _BRACKETED.sub(_unbracketed, text)
     return _INST.sub(r"(\1)", _MARKS.sub("‹", text))
+
+
+def _unbracketed(found: re.Match) -> str:
+    inside = unicodedata.normalize("NFKC", found[1]).strip()
+    return f"({found[1]})" if _IDENTIFIERS.fullmatch(inside) else found[0]
 
 
 def passages(collection: Collection, rows: Sequence[int], words: int) -> list[str]:

@@ -93,7 +93,7 @@ def label_listwise(
         counts["seconds"] = time.monotonic() - began
         # Not +=, which would drop what is negative.
         tally.update(counts)
-        _refuse_failures(tally, len(run), most_failed)
+        _refuse_failures(tally, len(run), most_failed, client.counts(job))
         writer.write(labels, counts)
         if progress is not None:
             progress(len(run) - len(todo) + start + len(rows), len(run))
@@ -106,7 +106,7 @@ def label_listwise(
 
 
 def estimate(
-    cost: Callable[[tuple[int, int]], float],
+    cost: Callable[[tuple[int, int]], float | None],
     queries: Queries,
     collection: Collection,
     run: Run | None = None,
@@ -114,11 +114,11 @@ def estimate(
     depth: int = 100,
     sample: int = 50,
     **method: Any,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Calls, tokens and cost of labelling, before the first call.
 
     Args:
-        cost: of (prompt, completion) tokens, e.g. ``Client.cost``.
+        cost: of (prompt, completion) tokens, e.g. ``Client.cost``; None is unknown.
         run: the candidates; without one ``depth`` documents a query are assumed.
         sample: requests that are written out and measured.
     """
@@ -149,7 +149,7 @@ def estimate(
         "calls": calls,
         "prompt_tokens": tokens[0],
         "completion_tokens": tokens[1],
-        "cost": round(cost(tokens), 4),
+        "cost": None if (money := cost(tokens)) is None else round(money, 4),
     }
 
 
@@ -216,16 +216,27 @@ def _agreement(usable: list[Sitting], counts: Any) -> None:
                 counts["pairs of passes"] += 1
 
 
-def _refuse_failures(tally: Counter, queries: int, most: float) -> None:
+def _refuse_failures(
+    tally: Counter, queries: int, most: float, calls: Mapping[str, Any]
+) -> None:
     seen, failed = tally["queries"], tally["queries failed"]
     if seen >= min(_ENOUGH, queries) and failed > most * seen:
         reasons = Counter(
             {k.removeprefix("failure: "): n for k, n in tally.items() if "ure: " in k}
         )
+        # Why there was no reply, as the ledger has it.
+        if reasons.pop("no reply", 0):
+            reasons.update(calls.get("failures", {}))
+        cut = any("cut" in reason for reason in reasons)
         told = ", ".join(f"{n} x {reason}" for reason, n in reasons.most_common(3))
         raise UserError(
             f"{failed} of {seen} lists have no usable reply ({told})",
-            f"look at the replies; most_failed = {most} is the share that is borne",
+            (
+                "raise reply_tokens, or look at the replies"
+                if cut
+                else "look at the replies"
+            )
+            + f"; most_failed = {most} is the share that may fail",
         )
 
 

@@ -14,13 +14,15 @@ from distill_jax.runs.run import Run
 from distill_jax.teaching import prompts
 from distill_jax.teaching.chat import estimated_tokens
 from distill_jax.teaching.clients import Request
+from distill_jax.text import replies
 
 
 class Answered(NamedTuple):
     """What a reader said.
 
     Attributes:
-        said: {query id: the reply's first line}, None where the call failed.
+        said: {query id: the reply's first line}, None where the call failed
+            or the reply ended within a thought.
         counts: calls, cached, failed, tokens, cost; those of earlier starts included.
     """
 
@@ -69,14 +71,14 @@ def answer_questions(
                 )
             )
         for line, reply in zip(lines, client.complete_all(requests), strict=True):
-            found[run.query_ids[line]] = None if reply is None else _first_line(reply)
+            found[run.query_ids[line]] = _first_line(reply)
         if progress is not None:
             progress(lines.stop, len(run))
     return Answered(found, client.counts(job))
 
 
 def estimate(
-    cost: Callable[[tuple[int, int]], float],
+    cost: Callable[[tuple[int, int]], float | None],
     queries: Queries,
     collection: Collection,
     *,
@@ -86,7 +88,7 @@ def estimate(
     max_tokens: int = 64,
     sample: int = 50,
     seed: int = 0,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Calls, tokens and cost of reading for every query, before the first call.
 
     Args:
@@ -121,7 +123,9 @@ def _messages(
     return prompt.messages(prompts.plain(question, words), documents)
 
 
-def _first_line(reply: str) -> str:
-    reply = reply.rpartition("</think>")[2]
-    lines = [line.strip() for line in reply.splitlines() if line.strip()]
-    return lines[0].removeprefix("Answer:").strip() if lines else ""
+def _first_line(reply: str | None) -> str | None:
+    """The answer in a reply; None where there is none, "" where it says nothing."""
+    text, failure = replies.answer(reply)
+    if failure:
+        return "" if failure == "empty" else None
+    return text.splitlines()[0].removeprefix("Answer:").strip()

@@ -7,8 +7,11 @@ dispatcher, between awaits, so that there is nothing to lock. The policy:
 2. a call is written down with the most it may take, if the budget has that left; if it
    has not but calls in flight may give some back, it waits for them;
 3. a failure that may pass is tried again, after a wait, ``max_attempts`` times in all;
-4. 401, 403 and 404 before anything has succeeded end the job: all else would fail too;
-5. at the end of the budget nothing new starts; what is in flight ends and is kept.
+4. until something has succeeded one call is made at a time, and what would fail alike
+   for every request (``chat.REFUSED``, no connection) ends the job at once, in the
+   endpoint's own words; a call that reached nobody is not charged;
+5. so do ``failures_in_a_row`` requests that fail alike;
+6. at the end of the budget nothing new starts; what is in flight ends and is kept.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from distill_jax.io.errors import Unfinished, UserError
 from distill_jax.teaching import chat
 from distill_jax.teaching.ledger import Ledger, Replies, reply_key
 from distill_jax.teaching.limits import Backoff, Gate, Rate
+from distill_jax.teaching.refusals import refusal
 
 
 class Session:
@@ -67,8 +71,8 @@ class Session:
 
         Raises:
             Unfinished: the budget is at its end; what was answered is in the cache.
-            UserError: the endpoint refuses the key or does not know the model, or the
-                disk is full.
+            UserError: the endpoint cannot be reached or refuses what is asked, requests
+                fail alike one after another, or the disk is full.
         """
         keys = [self._key(request) for request in requests]
         found: dict[str, str | None] = {}
@@ -95,8 +99,14 @@ class Session:
         return [found.get(key) for key in keys]
 
     def counts(self, job: str | None = None) -> dict[str, Any]:
-        """Sums of the ledger; see ``Ledger.counts``."""
-        return self.ledger.counts(job)
+        """Sums of the ledger; see ``Ledger.counts``. No prices, no cost."""
+        counts = self.ledger.counts(job)
+        return (
+            counts if self.config.cost((0, 0)) is not None else counts | {"cost": None}
+        )
+
+    def _cost(self, tokens: tuple[int, int]) -> float:
+        return self.config.cost(tokens) or 0.0
 
     def seconds_left(self, now: float) -> float:
         """Seconds in which calls may still be made."""
@@ -160,6 +170,8 @@ class _Work:
         self.in_flight: dict[asyncio.Task, tuple] = {}
         self.found: dict[str, str | None] = {}
         self.stop: UserError | None = None
+        # The reason of the last failures, and how many requests in a row ended with it.
+        self.alike, self.in_a_row = "", 0
 
     async def run(self) -> dict[str, str | None]:
         while self.in_flight or (self.waiting and self.stop is None):
@@ -198,12 +210,12 @@ class _Work:
             )
             if wait > 0:
                 return min(wait, left)
-            if not s._gate.has_room():
+            if not s._gate.has_room() or (self.in_flight and not s._worked):
                 return None
             request = self.waiting[0][-1]
             prompt = chat.estimated_tokens(request.messages)
             reserved = (prompt, int(request.max_tokens))
-            cost = s.config.cost(reserved)
+            cost = s._cost(reserved)
             passed = s._spent.plus(1, sum(reserved), cost).beyond(s.config.limit)
             if passed is not None:
                 if not self.in_flight:
@@ -248,12 +260,15 @@ class _Work:
             s.replies.keep(key, s.model, outcome.reply, tokens)
             self.found[key] = outcome.reply
             s._worked = True
+            self.alike, self.in_a_row = "", 0
             s._gate.succeeded()
         self._settle(call, outcome, reserved, started)
         if outcome.reply is not None:
             return
-        if outcome.status in chat.REFUSED and not s._worked:
-            self._refused(outcome.status)
+        refused = outcome.status in chat.REFUSED or outcome.reason == chat.UNSENT
+        if refused and not s._worked:
+            self.stop = self.stop or refusal(s.config, outcome, self.key)
+            return
         wait = s._backoff.seconds(attempts, s._jitter(), outcome.wait)
         if outcome.status == 429:
             s._gate.refused(started, now, (outcome.wait and wait) or 0.0)
@@ -262,6 +277,17 @@ class _Work:
             heapq.heappush(self.waiting, again)
         else:
             self.found[key] = None
+            self._count_alike(outcome)
+
+    def _count_alike(self, outcome: Any) -> None:
+        """Ends the job where request after request fails for the same reason."""
+        # What a filter refuses is a matter of the texts.
+        if outcome.reason == "content filter":
+            return
+        again = outcome.reason == self.alike
+        self.alike, self.in_a_row = outcome.reason, self.in_a_row + 1 if again else 1
+        if self.in_a_row >= self.s.config.failures_in_a_row and self.stop is None:
+            self.stop = refusal(self.s.config, outcome, self.key, self.in_a_row)
 
     def _settle(self, call: int, outcome: Any, reserved: Any, started: float) -> None:
         s = self.s
@@ -269,12 +295,13 @@ class _Work:
         tokens = outcome.tokens or reserved
         if outcome.reply is not None and outcome.tokens is None:
             tokens = (reserved[0], _tokens_of(outcome.reply))
-        cost = s.config.cost(tokens)
+        cost = s._cost(tokens)
         status = "failed" if outcome.reply is None else "succeeded"
         seconds = s._clock() - started
         s.ledger.settle(call, status, outcome.reason, tokens, cost, seconds)
+        calls = -1 if outcome.reason == chat.UNSENT else 0
         s._spent = s._spent.plus(
-            0, sum(tokens) - sum(reserved), cost - s.config.cost(reserved)
+            calls, sum(tokens) - sum(reserved), cost - s._cost(reserved)
         )
         s._gate.in_flight -= 1
 
@@ -296,19 +323,6 @@ class _Work:
             f" {len(self.waiting):,} requests of this shard are left",
             f"raise budget_{which} and run the same command: it goes on, and what was"
             " answered is not asked again",
-        )
-
-    def _refused(self, status: int) -> None:
-        s = self.s
-        name = s.config.key_env
-        todo = {
-            404: "check base_url (often it ends in /v1) and the model's name",
-            401: f"set {name} to a key of this endpoint" + ("" if self.key else
-                 "; it is not set"),
-            403: f"the key in {name} may not use this model",
-        }[status]  # fmt: skip
-        self.stop = UserError(
-            f"{s.config.base_url}: HTTP {status} for the model {s.model!r}", todo
         )
 
 

@@ -117,23 +117,28 @@ def test_what_may_pass_is_tried_again_but_not_for_ever(tmp_path, behave, reason)
         session = open_session(llm, tmp_path / "always", timeout=timeout)
         assert session.complete_all(requests(2)) == [None, None]
         counts = adds_up(session)
-        assert counts["calls"] == len(llm.calls) == 6
+        # A call may time out before it has reached the server.
+        assert counts["calls"] == 6 >= len(llm.calls)
         # A failure is not a reply: it is not in the cache.
         llm.behave = lambda number, body: "good"
         session = open_session(llm, tmp_path / "always")
         assert session.complete_all(requests(2)) == ["number 0", "number 1"]
 
 
-@pytest.mark.parametrize("behave", ["bad_request", "filtered"])
-def test_what_will_not_pass_is_not_tried_again(tmp_path, behave):
-    with FakeLLM(behave) as llm:
+def test_what_will_not_pass_is_not_tried_again(tmp_path):
+    with FakeLLM("filtered") as llm:
         session = open_session(llm, tmp_path)
         assert session.complete_all(requests(3)) == [None] * 3
         assert len(llm.calls) == adds_up(session)["calls"] == 3
+    with FakeLLM(["good", "bad_request"]) as llm:
+        session = open_session(llm, tmp_path / "later", concurrency=1)
+        assert session.complete_all(requests(4)).count(None) == 2
+        assert len(llm.calls) == adds_up(session)["calls"] == 4
 
 
 @pytest.mark.parametrize(
-    ("behave", "word"), [("unauthorised", "401"), ("missing", "404")]
+    ("behave", "word"),
+    [("unauthorised", "401"), ("missing", "404"), ("bad_request", "400.*bad_request")],
 )
 def test_a_refused_key_ends_the_job_at_once(tmp_path, behave, word):
     with FakeLLM(behave) as llm:
@@ -142,7 +147,7 @@ def test_a_refused_key_ends_the_job_at_once(tmp_path, behave, word):
             session.complete_all(requests(50))
         assert KEY not in str(caught.value)
         assert caught.value.status == 2
-        assert len(llm.calls) <= 2
+        assert len(llm.calls) == 1
         adds_up(session)
 
 
@@ -394,9 +399,26 @@ def test_the_cache_may_be_shared_and_knows_model_and_parameters(tmp_path):
 def test_dead_servers_are_failures(tmp_path):
     with FakeLLM() as llm:
         pass
-    session = open_session(llm, tmp_path)
-    assert session.complete_all(requests(2)) == [None, None]
-    assert adds_up(session)["failures"] == {"ConnectError": 6}
+    session = open_session(llm, tmp_path, budget_calls=1)
+    with pytest.raises(UserError, match="Connection refused") as caught:
+        session.complete_all(requests(2))
+    assert llm.base_url in str(caught.value)
+    assert adds_up(session)["failures"] == {"no connection": 1}
+    assert dataclasses.astuple(session.ledger.spent()) == (0, 0, 0.0)
+    # Nothing was charged: the budget of one call is still there.
+    with FakeLLM(port=int(llm.base_url.rpartition(":")[2][:-3])) as alive:
+        assert open_session(alive, tmp_path, budget_calls=1).complete_all(
+            requests(1)
+        ) == ["number 0"]
+
+
+def test_a_server_that_goes_away_in_the_middle_costs_no_calls(tmp_path):
+    with FakeLLM() as llm:
+        session = open_session(llm, tmp_path, budget_calls=5, failures_in_a_row=3)
+        session.complete_all(requests(1))
+    with pytest.raises(UserError, match="nothing was charged"):
+        session.complete_all(requests(9, start=1))
+    assert session.ledger.spent().calls == 1
 
 
 @pytest.mark.parametrize(

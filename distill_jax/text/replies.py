@@ -1,0 +1,93 @@
+"""What a language model answers: its text without its thoughts, or why there is none.
+
+Models that reason write their thoughts before the answer, in marks that differ by
+family. They are taken out here, once, for rankings, answers and queries alike.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# A longer reply is not read: no ranking, answer or query is so long.
+LONGEST = 1 << 16
+
+_WORDS = (
+    r"think(?:ing)?|thoughts?|thought_process|reason(?:ing)?|reflection|analysis"
+    r"|scratchpad|inner_monologue|seed:think|unused94"
+)
+_OPENED = (
+    # <think>, <|begin_of_thought|>, <ns:thinking type="x">
+    rf"<\|?(?:begin_of_|start_of_)?(?:[\w-]{{1,32}}:)?(?:{_WORDS})(?:\s[^<>]{{0,64}})?\|?>"
+    r"|\[THINK\]|◁think▷"
+    # Harmony: <|channel|>analysis, and what Gemma writes for it.
+    r"|<\|?channel\|?>\s?(?:analysis|commentary|thought)\b"
+    # Granite, in words.
+    r"|Here is my thought process:"
+)
+_CLOSED = (
+    rf"<\|?/\s?(?:[\w-]{{1,32}}:)?(?:{_WORDS})\s?\|?>"
+    rf"|<\|?end_of_(?:{_WORDS})\|?>|<unused95>"
+    r"|\[/THINK\]|◁/think▷|<channel\|>"
+    r"|<\|?channel\|?>\s?final\b(?:\s?<\|message\|>)?|Here is my response:"
+)
+_MARKS = re.compile(rf"(?P<closed>{_CLOSED})|(?P<opened>{_OPENED})", re.IGNORECASE)
+# Harmony, where the server leaves out the marks and keeps the channels' names.
+_BARE = re.compile(r"analysis(?:[A-Z]|.*assistantfinal)", re.DOTALL)
+
+
+class Reply(str):
+    """The text of a reply.
+
+    Attributes:
+        cut: the endpoint ended it at the most tokens that it may have.
+    """
+
+    cut: bool
+
+    def __new__(cls, text: str, cut: bool = False) -> Reply:
+        reply = super().__new__(cls, text)
+        reply.cut = cut
+        return reply
+
+
+def is_cut(reply: str | None) -> bool:
+    """Whether a reply was ended at the most tokens; plain strings were not."""
+    return getattr(reply, "cut", False)
+
+
+def answer(reply: str | None, *, plain: bool = False) -> tuple[str, str]:
+    """What follows the last thought of a reply: ``(text, "")``, or ``("", reason)``.
+
+    The reasons: "no reply", "empty", "too long" (over ``LONGEST`` bytes), "cut while
+    thinking" (a thought that is opened and never closed).
+
+    Args:
+        plain: characters in their compatibility forms (NFKC), and each run of white
+            space as one blank or one line break.
+    """
+    if reply is None:
+        return "", "no reply"
+    if len(reply) > LONGEST or len(reply.encode("utf-8", "replace")) > LONGEST:
+        return "", "too long"
+    text = str(reply)
+    if plain:
+        # Full-width digits and brackets become the plain ones.
+        text = unicodedata.normalize("NFKC", text)
+        text = squeezed(text.replace("&gt;", ">").replace("&lt;", "<"))
+    marks = list(_MARKS.finditer(text))
+    if marks:
+        if marks[-1]["opened"]:
+            return "", "cut while thinking"
+        text = text[marks[-1].end() :]
+    elif _BARE.match(text.lstrip()):
+        _, found, text = text.rpartition("assistantfinal")
+        if not found:
+            return "", "cut while thinking"
+    text = text.strip()
+    return (text, "") if text else ("", "empty")
+
+
+def squeezed(text: str) -> str:
+    """Each run of white space as one blank, or one line break where it holds one."""
+    return re.sub(r"\s+", lambda run: "\n" if "\n" in run.group() else " ", text)
