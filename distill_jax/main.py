@@ -21,7 +21,8 @@ import gin
 from gin import config as gin_config
 from gin import config_parser
 
-from distill_jax.cli import recipes, trust
+from distill_jax.cli import help, recipes, trust
+from distill_jax.cli.flags import Flags, parse_flags
 from distill_jax.io.bad_lines import tolerated
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import is_full, unwritable
@@ -47,10 +48,17 @@ def main(argv: list[str]) -> int:
     """Runs one job; returns the exit status: 0 complete, 2 a mistake, 3 partial."""
     started = time.monotonic()
     try:
-        flags = recipes.parse_flags(argv)
-        if flags.list:
-            print(recipes.listing())
+        flags = parse_flags(argv)
+        text = help.answer(flags)
+        if text is None and flags.help:
+            text = recipe_help(flags)
+        if text is not None:
+            print(text)
             return 0
+        if flags.doctor:
+            from distill_jax.workspace import doctor
+
+            return doctor.run()
         if flags.deterministic:
             processes.deterministic()
         job = build_job(flags)
@@ -68,6 +76,10 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of --list or --help has seen enough.
+        sys.stdout = None
+        return 0
     except OSError as error:
         # Of files that are written line by line, such as logs.
         if not is_full(error):
@@ -101,7 +113,7 @@ def model_dir() -> Path | None:
 
 
 @contextlib.contextmanager
-def bad_lines(flags: recipes.Flags):
+def bad_lines(flags: Flags):
     """Bears bad lines where the user allows it, and tells what was left out."""
     if not flags.skip_bad_lines:
         yield
@@ -113,22 +125,35 @@ def bad_lines(flags: recipes.Flags):
         print(notice)
 
 
-def build_job(flags: recipes.Flags):
-    """Checks and parses the gin files and bindings, and builds the job they name."""
-    with explained(flags):
-        read_config(flags)
-        return gin.get_configurable("distill_jax.jobs.run")()
+def recipe_help(flags: Flags) -> str:
+    """The header and the names of the recipes of the command line."""
+    paths, roots = search(flags)
+    parsed = [s for path in paths for s in statements(path, roots, flags)]
+    return help.recipe_help(paths[0], parsed)
 
 
-def read_config(flags: recipes.Flags) -> None:
-    """Checks the gin files and bindings and gives them to gin; calls nothing."""
-    logging.getLogger().setLevel(logging.WARNING)
+def search(flags: Flags) -> tuple[list[Path], list[Path]]:
+    """The gin files of the command line, and the folders of what they include."""
     gin.clear_config()
     paths = [recipes.find(name, flags.search_paths) for name in flags.gin_files]
     roots = [*(path.parent for path in paths), *flags.search_paths]
     roots.append(recipes.directory())
     for root in roots:
         gin.add_config_file_search_path(str(root))
+    return paths, roots
+
+
+def build_job(flags: Flags):
+    """Checks and parses the gin files and bindings, and builds the job they name."""
+    with explained(flags):
+        read_config(flags)
+        return gin.get_configurable("distill_jax.jobs.run")()
+
+
+def read_config(flags: Flags) -> None:
+    """Checks the gin files and bindings and gives them to gin; calls nothing."""
+    logging.getLogger().setLevel(logging.WARNING)
+    paths, roots = search(flags)
     parsed = [s for path in paths for s in statements(path, roots, flags)]
     trust.refuse_bomb(parsed)
     bindings = [*_imports(parsed), *recipes.bindings(flags, parsed)]
@@ -142,7 +167,7 @@ def read_config(flags: recipes.Flags) -> None:
 
 
 @contextlib.contextmanager
-def explained(flags: recipes.Flags):
+def explained(flags: Flags):
     """Gin's errors in two lines; ``--debug`` leaves them as they are."""
     try:
         yield
@@ -186,7 +211,7 @@ def _imports(parsed: list) -> list[str]:
 
 
 def statements(
-    path: Path, roots: list[Path], flags: recipes.Flags, above: tuple[Path, ...] = ()
+    path: Path, roots: list[Path], flags: Flags, above: tuple[Path, ...] = ()
 ) -> list:
     """Every statement of a file and of what it includes, refused if it is foreign."""
     found = []
@@ -228,9 +253,14 @@ class _Names(config_parser.ParserDelegate):
         return f"%{macro_name}"
 
 
-if __name__ == "__main__":
+def console() -> int:
+    """The command ``distill_jax``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show an id ends no job.
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(main(sys.argv[1:]))
+    return main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(console())

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from gin import config_parser
 
+import distill_jax
 from distill_jax import main
+from distill_jax.cli import names as registry
 from distill_jax.cli import recipes
+from distill_jax.cli.flags import parse_flags
 from distill_jax.io.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +76,7 @@ def bound(statement) -> str | None:
 
 def names(path: Path) -> dict:
     """Names of a recipe and of what it includes, with their values."""
-    flags = recipes.parse_flags([f"--gin_file={path}"])
+    flags = parse_flags([f"--gin_file={path}"])
     return {
         s.selector: s.value
         for s in main.statements(path, [path.parent], flags)
@@ -92,7 +95,7 @@ def given(recipe: str) -> list[str]:
 
 
 def build(*argv: str):
-    return main.build_job(recipes.parse_flags(argv))
+    return main.build_job(parse_flags(argv))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
@@ -290,15 +293,43 @@ def test_a_missing_collection_is_told_in_two_lines(capsys, tmp_path):
 
 def test_the_list_has_one_line_a_recipe(capsys):
     assert main.main(["--list"]) == 0
-    lines = capsys.readouterr().out.strip().splitlines()
-    assert len(lines) == len(list(FOLDER.glob("*.gin")))
-    assert any(line.startswith("quickstart.gin ") for line in lines)
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert sorted(names) == sorted(path.name for path in FOLDER.glob("*.gin"))
 
 
-def test_help_ends_well():
-    with pytest.raises(SystemExit) as stop:
-        recipes.parse_flags(["--help"])
-    assert not stop.value.code
+def test_help_and_version_are_no_mistakes(capsys):
+    assert main.main(["--help"]) == 0
+    assert "--gin.NAME=VALUE" in capsys.readouterr().out
+    assert main.main(["--version"]) == 0
+    assert distill_jax.__version__ in capsys.readouterr().out
+
+
+def test_show_prints_a_shipped_recipe(capsys):
+    assert main.main(["--show=label.gin"]) == 0
+    assert capsys.readouterr().out.strip() == (FOLDER / "label.gin").read_text().strip()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_help_of_a_recipe_gives_each_name_its_value_and_meaning(recipe, capsys):
+    assert main.main([f"--gin_file={recipe}.gin", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert (FOLDER / f"{recipe}.gin").read_text().split("\n")[0].lstrip("# ") in text
+    for name in names(FOLDER / f"{recipe}.gin"):
+        line = next(x for x in text.splitlines() if x.startswith(f"  {name} "))
+        assert "=" in line
+    assert "Names of this file alone" not in text
+
+
+def test_every_name_of_a_recipe_has_a_meaning_and_none_is_left_over():
+    used = {name for path in FILES for name in names(path)}
+    assert used == set(registry.known())
+
+
+def test_the_reference_page_is_made_from_the_registry():
+    page = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+    recipes_ = {f"{name}.gin": names(FOLDER / f"{name}.gin") for name in RECIPES}
+    assert page == registry.reference(recipes_), "python tools/make_reference.py"
 
 
 def test_a_flag_names_what_the_recipe_imports_but_does_not_use():

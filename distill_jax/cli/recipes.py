@@ -1,136 +1,55 @@
-"""Recipes and flags: found, listed, overridden, and their mistakes explained."""
+"""Recipes: found, listed, shown, overridden, and their mistakes explained."""
 
 from __future__ import annotations
 
 import ast
-import dataclasses
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from distill_jax.cli.flags import Flags
 from distill_jax.io.errors import UserError, near
 
 REQUIRED = "%gin.REQUIRED"
-_FLAGS = (
-    "--gin_file", "--gin_search_paths", "--allow_import", "--gin.NAME",
-    "--on-bad-line", "--bad-line-rate",
-)  # fmt: skip
-_SWITCHES = ("--list", "--plan", "--debug", "--deterministic", "--help")
+OVERLAYS = ("small.gin", "laptop.gin", "fused.gin")
+"""Files that go on top of a recipe."""
 
-USAGE = """\
-python -m distill_jax.main --gin_file=RECIPE.gin [--gin_file=...] [--gin.NAME=VALUE ...]
-
-  --gin_file=FILE          a recipe by its name, or a path; later files win
-  --gin.NAME=VALUE         sets a name of the recipe, e.g. --gin.MODEL_DIR=runs/teacher
-  --gin_search_paths=A,B   more folders to look for gin files in
-  --allow_import=PACKAGE   lets a gin file import a package of yours
-  --on-bad-line=skip       leaves out lines that cannot be read, and writes them to
-                           MODEL_DIR/rejects.jsonl; the default, stop, names the first
-  --bad-line-rate=0.01     the share of a file's lines that may be left out
-  --list                   the shipped recipes, one line each
-  --plan                   sizes, steps, memory and cost, without training
-  --deterministic          the same bits again on a GPU too, at some cost in speed
-  --debug                  a traceback where a mistake is explained in two lines
-
-Exit status: 0 complete, 2 a mistake, 3 partial, 143 stopped by SIGTERM and saved.
-On several hosts the same command runs on each, as one program, with
-JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0) in
-its environment. A gin file is code of this package: read what you are given."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Flags:
-    """What was asked for on the command line."""
-
-    gin_files: tuple[str, ...] = ()
-    bindings: tuple[tuple[str, str], ...] = ()
-    search_paths: tuple[Path, ...] = ()
-    allowed_imports: tuple[str, ...] = ()
-    skip_bad_lines: bool = False
-    bad_line_rate: float = 0.01
-    list: bool = False
-    plan: bool = False
-    debug: bool = False
-    deterministic: bool = False
-
-
-def parse_flags(argv: Sequence[str]) -> Flags:
-    """Flags of ``argv`` (without the program's name); a typo names what is near.
-
-    Raises:
-        UserError: an unknown flag, a flag without its value, or no recipe at all.
-    """
-    files, bindings, paths = [], [], []
-    imports: list[str] = []
-    skip, rate = False, 0.01
-    switches = dict.fromkeys(_SWITCHES, False)
-    words = list(argv)
-    while words:
-        name, equals, value = words.pop(0).partition("=")
-        name = "--" + name.lstrip("-")
-        if name in switches:
-            switches[name] = True
-            continue
-        if name not in _FLAGS and not name.startswith("--gin."):
-            raise UserError(
-                f"unknown flag {name}{near(name, (*_FLAGS, *_SWITCHES))}",
-                "python -m distill_jax.main --help shows the flags",
-            )
-        if not equals:
-            if not words:
-                raise UserError(f"{name} has no value", f"write {name}=VALUE")
-            value = words.pop(0)
-        if name == "--gin_file":
-            files.append(value)
-        elif name == "--gin_search_paths":
-            paths += [Path(part) for part in value.split(",") if part]
-        elif name == "--allow_import":
-            imports.append(value)
-        elif name == "--on-bad-line":
-            skip = _choice(name, value, ("stop", "skip")) == "skip"
-        elif name == "--bad-line-rate":
-            rate = _share(name, value)
-        else:
-            bindings.append((name.removeprefix("--gin."), value))
-    if switches["--help"]:
-        print(USAGE)
-        raise SystemExit(0)
-    if not files and not switches["--list"]:
-        raise UserError(
-            "no recipe: --gin_file is missing",
-            "python -m distill_jax.main --list shows the recipes",
-        )
-    return Flags(
-        gin_files=tuple(files),
-        bindings=tuple(bindings),
-        search_paths=tuple(paths),
-        allowed_imports=tuple(imports),
-        skip_bad_lines=skip,
-        bad_line_rate=rate,
-        list=switches["--list"],
-        plan=switches["--plan"],
-        debug=switches["--debug"],
-        deterministic=switches["--deterministic"],
-    )
-
-
-def _choice(name: str, value: str, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise UserError(
-            f"{name}={value}{near(value, choices)}", f"write {' or '.join(choices)}"
-        )
-    return value
-
-
-def _share(name: str, value: str) -> float:
-    try:
-        share = float(value)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise UserError(f"{name}={value} is no share", "write 0.05 for 5 %")
-    return share
+_GROUPS = (
+    ("start here", ("quickstart.gin", "rankt5_teacher.gin")),
+    (
+        "teachers",
+        ("cross_encoder_teacher.gin", "duot5_teacher.gin", "monot5_teacher.gin"),
+    ),
+    (
+        "papers",
+        (
+            "intermediate_distillation.gin",
+            "pairdistill_colbert.gin",
+            "pairdistill_dpr.gin",
+            "pairdistill_zero_shot.gin",
+            "rank_distillm.gin",
+            "specialize.gin",
+            "twolar.gin",
+        ),
+    ),
+    (
+        "single jobs",
+        (
+            "compare.gin",
+            "evaluate.gin",
+            "export_hf.gin",
+            "label.gin",
+            "label_llm.gin",
+            "label_pairs.gin",
+            "mine.gin",
+            "query_generator.gin",
+            "synthesize.gin",
+        ),
+    ),
+    ("on top of a recipe", OVERLAYS),
+)
 
 
 def resources(name: str) -> Path:
@@ -163,13 +82,24 @@ def find(name: str, roots: Sequence[Path] = ()) -> Path:
 
 
 def listing() -> str:
-    """One line a recipe: its name and the first line of its header."""
-    lines = []
-    for path in sorted(directory().glob("*.gin")):
-        first = path.read_text(encoding="utf-8").split("\n", 1)[0]
-        lines.append((path.name, first.lstrip("# ").strip()))
-    width = max((len(name) for name, _ in lines), default=0)
-    return "\n".join(f"{name:{width}}  {what}" for name, what in lines)
+    """One line a recipe, in groups: its name and the first line of its header."""
+    lines = {path.name: header(path)[0] for path in sorted(directory().glob("*.gin"))}
+    width = max((len(name) for name in lines), default=0)
+    grouped = {name for _, names in _GROUPS for name in names}
+    others = ("more recipes", tuple(name for name in lines if name not in grouped))
+    found = []
+    for title, names in (*_GROUPS[:-1], others, _GROUPS[-1]):
+        here = [name for name in names if name in lines]
+        if here:
+            found += ["", title]
+        found += [f"  {name:{width}}  {lines[name].lstrip('# ')}" for name in here]
+    return "\n".join(found[1:])
+
+
+def header(path: Path) -> list[str]:
+    """The comment lines that a gin file opens with."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return lines[: next((i for i, x in enumerate(lines) if not x.startswith("#")), 0)]
 
 
 def bindings(flags: Flags, parsed: Sequence) -> list[str]:
@@ -178,11 +108,7 @@ def bindings(flags: Flags, parsed: Sequence) -> list[str]:
     Raises:
         UserError: a name that the recipe does not have, or required names unset.
     """
-    macros = {}
-    for statement in parsed:
-        if hasattr(statement, "arg_name") and not statement.arg_name:
-            name = "/".join(filter(None, (statement.scope, statement.selector)))
-            macros[name] = statement.value
+    macros = names_of(parsed)
     lines = []
     for name, value in flags.bindings:
         if "." not in name and name not in macros:
@@ -199,6 +125,15 @@ def bindings(flags: Flags, parsed: Sequence) -> list[str]:
             "add " + " ".join(f"--gin.{name}=..." for name in missing),
         )
     return lines
+
+
+def names_of(parsed: Sequence) -> dict[str, Any]:
+    """Names that parsed statements set, with their values; later files win."""
+    return {
+        "/".join(filter(None, (statement.scope, statement.selector))): statement.value
+        for statement in parsed
+        if hasattr(statement, "arg_name") and not statement.arg_name
+    }
 
 
 def literal(value: str) -> str:

@@ -7,20 +7,21 @@ import shlex
 import pytest
 
 from distill_jax.cli import recipes
+from distill_jax.cli.flags import parse_flags
 from distill_jax.io.errors import UserError
 from distill_jax.workspace.console import duration
 
 
 def test_flags_with_and_without_equals_are_the_same():
-    joined = recipes.parse_flags(["--gin_file=a.gin", "--gin.SEED=3"])
-    apart = recipes.parse_flags(["--gin_file", "a.gin", "--gin.SEED", "3"])
-    single = recipes.parse_flags(["-gin_file=a.gin", "-gin.SEED=3"])
+    joined = parse_flags(["--gin_file=a.gin", "--gin.SEED=3"])
+    apart = parse_flags(["--gin_file", "a.gin", "--gin.SEED", "3"])
+    single = parse_flags(["-gin_file=a.gin", "-gin.SEED=3"])
     assert joined == apart == single
     assert joined.bindings == (("SEED", "3"),)
 
 
 def test_later_values_keep_their_sequence_and_equals_signs():
-    flags = recipes.parse_flags(
+    flags = parse_flags(
         ["--gin_file=a.gin", "--gin_file=b.gin", "--gin.MESH=data=2,model=4", "--plan"]
     )
     assert flags.gin_files == ("a.gin", "b.gin")
@@ -30,9 +31,7 @@ def test_later_values_keep_their_sequence_and_equals_signs():
 
 
 def test_search_paths_are_a_list(tmp_path):
-    flags = recipes.parse_flags(
-        ["--gin_file=a.gin", f"--gin_search_paths=x,{tmp_path}"]
-    )
+    flags = parse_flags(["--gin_file=a.gin", f"--gin_search_paths=x,{tmp_path}"])
     (tmp_path / "a.gin").write_text("")
     assert recipes.find("a.gin", flags.search_paths) == tmp_path / "a.gin"
 

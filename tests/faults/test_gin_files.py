@@ -72,7 +72,7 @@ def test_a_folder_that_is_named_may_be_included_from(tmp_path, capsys):
     mine = tmp_path / "mine" / "mine.gin"
     mine.write_text("include 'seed.gin'\n")
     argv = [*RECIPE, f"--gin_file={mine}", f"--gin_search_paths={tmp_path / 'parts'}"]
-    assert main.build_job(main.recipes.parse_flags(argv)).seed == 11
+    assert main.build_job(main.parse_flags(argv)).seed == 11
 
 
 def test_the_file_that_is_checked_is_the_file_that_is_read(capsys, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distill_jax import main
-from distill_jax.cli import recipes
+from distill_jax.cli.flags import parse_flags
 from distill_jax.collections.collection import Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.errors import UserError
@@ -89,7 +89,7 @@ def test_specialize_stops_after_two_epochs_without_a_better_one(
 ):
     """Tamber et al. 2025 evaluate after each epoch."""
     files = [f"--gin_file={name}.gin" for name in ("specialize", *overlays)]
-    flags = recipes.parse_flags([*files, "--gin.COLLECTION=pydocs:json"])
+    flags = parse_flags([*files, "--gin.COLLECTION=pydocs:json"])
     training = main.build_job(flags).stages[0].training
     assert (training.measure, training.eval_period) == (measure, wanted)
     assert training.patience == (None if "laptop" in overlays else 2)

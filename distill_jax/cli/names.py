@@ -1,0 +1,290 @@
+"""The names that recipes have: what each means, and which values it takes.
+
+``--gin_file=RECIPE.gin --help`` prints those of one recipe, ``docs/reference.md`` all.
+A name of a recipe without a line here fails a test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Iterable, Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """One name of recipes.
+
+    Attributes:
+        meaning: one sentence.
+        values: what may be written after ``--gin.NAME=``.
+    """
+
+    meaning: str
+    values: str
+
+
+_MODEL = (
+    "a MODEL_DIR, a Hugging Face, sentence-transformers or PyLate folder, "
+    "hf:NAME[@REVISION], package:MODULE/PATH"
+)
+_COUNT = "a whole number from 1"
+_SHARE = "a number from 0 to 1"
+
+GROUPS: Mapping[str, Mapping[str, Name]] = {
+    "Where": {
+        "MODEL_DIR": Name("Folder that everything of the job is written to.", "a path"),
+        "COLLECTION": Name(
+            "Documents, queries and judgements.",
+            "beir:PATH, msmarco:PATH, irds:NAME, pydocs[:PACKAGES], files:DIR, "
+            "csv:PATH, jsonl:PATH, parquet:PATH",
+        ),
+        "SEED": Name("Seed of everything that is drawn at random.", "a whole number"),
+        "MESH": Name(
+            "Devices by axis; None puts all of them on the data axis.",
+            "data=N,fsdp=N,model=N",
+        ),
+        "EXPORT": Name(
+            "Format of MODEL_DIR/export, read back and compared before it is kept.",
+            "auto, None, sentence_transformers, cross_encoder, pylate, splade, "
+            "hugging_face, t5x",
+        ),
+        "EXPORT_DIR": Name("Folder that the export is written to.", "a path"),
+        "FORMAT": Name("Format of the export; None is the model's own.", "as EXPORT"),
+        "STREAM": Name("What feeds training lists to the trainer.", "arrays, seqio"),
+        "MAY_CHANGE": Name(
+            "Settings that may differ from those of the training in MODEL_DIR.",
+            "a list of names",
+        ),
+        "MODEL_DIRS": Name("Folders of finished jobs to compare.", "a list of paths"),
+    },
+    "Queries and splits": {
+        "SPLIT": Name("Split whose queries are used.", "train, dev, test, ..."),
+        "TEST_SPLIT": Name("Split that is measured.", "test, dev, ..."),
+        "DEV_SHARE": Name("Share of training queries held out as dev.", _SHARE),
+        "MAX_QUERIES": Name("At most this many queries.", f"{_COUNT}, None"),
+        "MAX_TRAIN_QUERIES": Name(
+            "At most this many training queries.", f"{_COUNT}, None"
+        ),
+        "MAX_TEST_QUERIES": Name("At most this many test queries.", f"{_COUNT}, None"),
+        "QUERIES": Name(
+            "How many queries are made or used; evaluate.gin: questions with answers.",
+            f"{_COUNT}, None; jsonl:PATH, tfds:NAME",
+        ),
+        "QUERIES_FROM": Name("Where training queries come from.", "@queries.NAME()"),
+        "TRAIN_QUERIES": Name(
+            "Training queries; None is the collection's own.",
+            "@queries.NAME(), None",
+        ),
+        "MAKERS": Name(
+            "What makes queries from documents.",
+            "(@queries.Cropped(), @queries.Generated(), @queries.Written())",
+        ),
+        "GENERATOR": Name("T5 that writes queries; None leaves it out.", _MODEL),
+        "SAMPLES": Name("Queries written for a document.", _COUNT),
+        "SAMPLE_TOP_K": Name("Tokens that sampling chooses from.", _COUNT),
+        "SAMPLE_TEMPERATURE": Name("Temperature of sampling.", "a number above 0"),
+        "CROPPED": Name("How many sentences become queries.", _COUNT),
+        "ROUND_TRIP_DEPTH": Name(
+            "A made query is kept if its document is among this many first results.",
+            _COUNT,
+        ),
+        "UNSEEN": Name("Documents, unseen in training, that are asked about.", _COUNT),
+        "PER_QUERY": Name("Positives used of each query.", f"{_COUNT}, None"),
+        "WITHOUT_OWN": Name(
+            "Leaves out the document whose id is the query's own.", "True, False"
+        ),
+    },
+    "Candidates": {
+        "TOP_K": Name("Documents kept in a ranking, or reordered.", _COUNT),
+        "DEPTH": Name("Documents that each source of candidates gives.", _COUNT),
+        "POOL": Name("Documents kept of the fused sources.", _COUNT),
+        "SOURCE": Name("Where candidates come from.", "@candidates.NAME()"),
+        "INDEX": Name("How vectors are searched.", "exact, scann, auto"),
+        "DENSE": Name("Dense retriever among the sources.", _MODEL),
+        "DENSE_DOC_LENGTH": Name("Tokens that it reads of a document.", _COUNT),
+        "SPARSE": Name("Sparse retriever (SPLADE) among the sources.", _MODEL),
+        "NEGATIVES": Name(
+            "Ranks that hard negatives are drawn from.", "(first, last), from 0"
+        ),
+        "FILTERS": Name("What removes candidates.", "(@candidates.NAME(), ...)"),
+        "RUN": Name("A ranking as a TREC run file.", "a path"),
+        "RUNS": Name("Several of them.", "a list of paths"),
+    },
+    "Student": {
+        "INITIAL_CHECKPOINT": Name(
+            "Where training starts; None is random weights.", f"{_MODEL}, None"
+        ),
+        "CHECKPOINT": Name("The model.", _MODEL),
+        "CHECKPOINTS": Name("Several models.", "a list of what CHECKPOINT takes"),
+        "KIND": Name(
+            "What the student is.",
+            "reranker, duo, dual_encoder, colbert, splade, generator",
+        ),
+        "BACKBONE": Name(
+            "Sizes of a student of random weights.", "t5:tiny, t5:mini, bert:tiny, ..."
+        ),
+        "HEAD": Name("How a T5 reranker scores.", "difference, rankt5"),
+        "STUDENT": Name("Model that searches for candidates.", "@students.Student()"),
+        "STUDENT_OPTIONS": Name("Fields of the student's spec.", "a dict"),
+        "VOCABULARY": Name("Tokenizer of a student of random weights.", "a path, None"),
+        "VOCABULARY_SIZE": Name("Size of the vocabulary that is made.", _COUNT),
+        "QUERY_LENGTH": Name("Tokens read of a query.", f"{_COUNT}, None"),
+        "DOC_LENGTH": Name("Tokens read of a document.", f"{_COUNT}, None"),
+        "TRAINED_DOC_LENGTH": Name("Tokens read of a document in training.", _COUNT),
+        "DTYPE": Name("Precision of the computation.", "float32, bfloat16, int8, auto"),
+        "DROPOUT": Name("Dropout; None is the checkpoint's own.", f"{_SHARE}, None"),
+        "ATTENTION_DROPOUT": Name("Dropout of attention weights.", f"{_SHARE}, None"),
+    },
+    "Teacher": {
+        "TEACHER": Name("Model whose scores are learnt.", _MODEL),
+        "TEACHER_LABELS": Name("Where labels come from.", "@teachers.NAME()"),
+        "TEACHER_DOC_LENGTH": Name(
+            "Tokens that the teacher reads of a document.", _COUNT
+        ),
+        "PAIR_TEACHER": Name("Model that compares two documents.", _MODEL),
+        "PAIR_CHECKPOINT": Name("Model that compares two documents.", _MODEL),
+        "PAIRS": Name("Pairs of documents judged for a query.", _COUNT),
+        "DELTA": Name("Largest difference of ranks within a pair.", _COUNT),
+        "BOTH_ORDERS": Name("Judges each pair in both orders.", "True, False"),
+        "WINDOW": Name("Documents that an LLM orders in one call.", _COUNT),
+        "STEP": Name("Documents that the window moves by.", _COUNT),
+        "PROMPT": Name("Prompt file of the LLM.", "a shipped name or a path"),
+        "LLM_BASE_URL": Name(
+            "OpenAI-compatible endpoint; the key is read from OPENAI_API_KEY.", "a URL"
+        ),
+        "LLM_MODEL": Name("Model that the endpoint serves.", "its name"),
+        "LLM_BUDGET_CALLS": Name("Most calls that may be made, in all runs.", _COUNT),
+        "TEMPERATURE": Name("Temperature of the LLM.", "a number from 0"),
+        "READ": Name("Documents that an LLM reads to answer.", _COUNT),
+        "NORMALISATION": Name(
+            "Scale of the teacher's scores.", "none, zscore, minmax, percentile"
+        ),
+        "DROP_BELOW_PERCENTILE": Name(
+            "Queries whose best score is below this percentile are left out.",
+            "a number from 0 to 100, None",
+        ),
+        "SOURCE_FIRST": Name(
+            "The document that a query was made from is its positive.", "True, False"
+        ),
+    },
+    "Loss": {
+        "LOSS": Name("The loss.", "its name, e.g. adr_mse, or @losses.NAME"),
+        "TERMS": Name("Terms of the loss.", "(@SCOPE/losses.Term(), ...)"),
+        "LIST_SIZE": Name("Documents in a training list.", _COUNT),
+        "STUDENT_TEMPERATURE": Name("Divides the student's scores.", "above 0"),
+        "TEACHER_TEMPERATURE": Name("Divides the teacher's scores.", "above 0"),
+        "LISTMLE_ON": Name("What ListMLE is taken of.", "logits, probabilities"),
+        "CONTRASTIVE_WEIGHT": Name("Weight of the contrastive term.", "from 0"),
+        "CONTRASTIVE_TEMPERATURE": Name("Temperature of that term.", "above 0"),
+        "CONTRASTIVE_LIST_SIZE": Name("Documents in a contrastive list.", _COUNT),
+        "FALSE_NEGATIVE_THRESHOLD": Name(
+            "Documents that the teacher scores above this share of the positive's "
+            "score do not count as negatives.",
+            f"{_SHARE}, None",
+        ),
+        "PAIR_WEIGHT": Name("Weight of the pairwise term.", "from 0"),
+    },
+    "Training": {
+        "TRAIN_STEPS": Name("Updates; None counts EPOCHS.", f"{_COUNT}, None"),
+        "DISTILL_STEPS": Name("Updates of the second stage.", f"{_COUNT}, None"),
+        "EPOCHS": Name("Passes over the lists.", "a number above 0, None"),
+        "STAGES": Name("Stages of a round.", "(@stage.Stage(), ...)"),
+        "ROUNDS": Name("Times that the stages are repeated.", _COUNT),
+        "BATCH_SIZE": Name("Lists in a batch, over all devices.", _COUNT),
+        "CHUNK": Name("Queries encoded at once (GradCache).", f"{_COUNT}, None"),
+        "MICRO_BATCH": Name("Queries in one pass of a step.", f"{_COUNT}, None"),
+        "LEARNING_RATE": Name("Peak learning rate.", "a number above 0"),
+        "RANKER_LEARNING_RATE": Name("The same of the first stage.", "above 0"),
+        "SCHEDULE": Name("Course of the learning rate.", "linear, constant, floor"),
+        "WARMUP": Name("Steps of warm-up, or below 1 their share.", "from 0"),
+        "OPTIMIZER": Name("Optimizer.", "adamw, adafactor"),
+        "WEIGHT_DECAY": Name("Weight decay.", "from 0"),
+        "CLIP": Name("Largest norm of the gradient.", "above 0, None"),
+        "MEASURE": Name(
+            "What chooses the best checkpoint; None keeps the last.",
+            "loss, nDCG@10, ..., None",
+        ),
+        "EVAL_PERIOD": Name("Steps between evaluations.", f"{_COUNT}, epoch, None"),
+        "PATIENCE": Name("Evaluations without gain before a stop.", f"{_COUNT}, None"),
+        "CHECKPOINT_PERIOD": Name("Steps between checkpoints.", f"{_COUNT}, None"),
+        "STOP_MEASURE": Name(
+            "Rounds end when this measure stops growing on dev; None runs all.",
+            "nDCG@10, ..., None",
+        ),
+    },
+    "Measuring": {
+        "MEASURES": Name("Measures; the first decides.", "('nDCG@10', 'RR@10', ...)"),
+        "HITS": Name("Depths of the hit rates of answers.", "(5, 10)"),
+        "COUNT_MISSING": Name("Queries without a ranking count 0.", "True, False"),
+    },
+}
+
+
+def known() -> dict[str, Name]:
+    """All names, whatever their group."""
+    return {name: entry for group in GROUPS.values() for name, entry in group.items()}
+
+
+def help_text(header: Iterable[str], values: Mapping[str, str]) -> str:
+    """A recipe's header and a table of its names, grouped.
+
+    Args:
+        header: the comment lines that the recipe opens with.
+        values: what the recipe sets each of its names to, as gin text.
+    """
+    lines = [line.lstrip("#").removeprefix(" ") for line in header]
+    width = max((len(name) for name in values), default=0)
+    for group, entries in GROUPS.items():
+        here = [name for name in entries if name in values]
+        if here:
+            lines += ["", group]
+        for name in here:
+            lines += _entry(name, entries[name], values[name], width)
+    own = sorted(set(values) - set(known()))
+    if own:
+        lines += ["", "Names of this file alone"]
+        lines += [f"  {name:{width}} = {values[name]}" for name in own]
+    return "\n".join(lines)
+
+
+def _entry(name: str, entry: Name, value: str, width: int) -> list[str]:
+    indent = " " * (width + 5)
+    text = f"{entry.meaning} [{entry.values}]"
+    value = "must be given" if value == "%gin.REQUIRED" else value
+    lines = [f"  {name:{width}} = {value}"]
+    return lines + textwrap.wrap(
+        text, 88, initial_indent=indent, subsequent_indent=indent
+    )
+
+
+def reference(recipes: Mapping[str, Iterable[str]]) -> str:
+    """All names as a page of Markdown.
+
+    Args:
+        recipes: the names of each shipped recipe.
+    """
+    lines = [
+        "# Names of recipes",
+        "",
+        "Every name is set by `--gin.NAME=VALUE`. `distill_jax --gin_file=RECIPE.gin "
+        "--help` shows those of one recipe, with their values there.",
+    ]
+    users: dict[str, list[str]] = {}
+    for recipe, names in recipes.items():
+        for name in names:
+            users.setdefault(name, []).append(recipe.removesuffix(".gin"))
+    for group, entries in GROUPS.items():
+        lines += ["", f"## {group}", "", "| name | meaning | values | recipes |"]
+        lines.append("| --- | --- | --- | --- |")
+        for name, entry in entries.items():
+            used = sorted(users.get(name, ()))
+            where = ", ".join(used) if len(used) < 8 else f"{len(used)} recipes"
+            lines.append(
+                f"| `{name}` | {entry.meaning} | {_cell(entry.values)} | {where} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
