@@ -326,12 +326,6 @@ def test_every_name_of_a_recipe_has_a_meaning_and_none_is_left_over():
     assert used == set(registry.known())
 
 
-def test_the_reference_page_is_made_from_the_registry():
-    page = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
-    recipes_ = {f"{name}.gin": names(FOLDER / f"{name}.gin") for name in RECIPES}
-    assert page == registry.reference(recipes_), "python tools/make_reference.py"
-
-
 def test_a_flag_names_what_the_recipe_imports_but_does_not_use():
     """Gin alone knows a name on the command line only once a file has used it."""
     job = build(

@@ -100,6 +100,9 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "DEPTH": Name("Documents that each source of candidates gives.", _COUNT),
         "POOL": Name("Documents kept of the fused sources.", _COUNT),
         "SOURCE": Name("Where candidates come from.", "@candidates.NAME()"),
+        "FIRST_STAGE": Name(
+            "What rerankers reorder; None is BM25.", "@candidates.NAME(), None"
+        ),
         "INDEX": Name("How vectors are searched.", "exact, scann, auto"),
         "DENSE": Name("Dense retriever among the sources.", _MODEL),
         "DENSE_DOC_LENGTH": Name("Tokens that it reads of a document.", _COUNT),
@@ -116,6 +119,15 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "Where training starts; None is random weights.", f"{_MODEL}, None"
         ),
         "CHECKPOINT": Name("The model.", _MODEL),
+        "QUERY_CHECKPOINT": Name(
+            "Query tower, where it is a model of its own; None is CHECKPOINT.",
+            f"{_MODEL}, None",
+        ),
+        "POOLING": Name("Pooling of a plain encoder folder.", "mean, cls, last, None"),
+        "SIMILARITY": Name("Similarity of its vectors.", "dot, cosine, None"),
+        "NORMALISE": Name("Scales its vectors to length 1.", "True, False, None"),
+        "QUERY_PREFIX": Name("Text before each query.", "a text, None"),
+        "DOC_PREFIX": Name("Text before each document.", "a text, None"),
         "CHECKPOINTS": Name("Several models.", "a list of what CHECKPOINT takes"),
         "KIND": Name(
             "What the student is.",
