@@ -151,6 +151,10 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
     "Teacher": {
         "TEACHER": Name("Model whose scores are learnt.", _MODEL),
         "TEACHER_LABELS": Name("Where labels come from.", "@teachers.NAME()"),
+        "LABELS": Name(
+            "Labels made elsewhere, learnt instead of a teacher's; None asks the teacher.",
+            "a path, None",
+        ),
         "TEACHER_DOC_LENGTH": Name(
             "Tokens that the teacher reads of a document.", _COUNT
         ),
