@@ -152,7 +152,7 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "TEACHER": Name("Model whose scores are learnt.", _MODEL),
         "TEACHER_LABELS": Name("Where labels come from.", "@teachers.NAME()"),
         "LABELS": Name(
-            "Labels made elsewhere, learnt instead of a teacher's; None asks the teacher.",
+            "Labels made elsewhere, instead of a teacher's; None asks the teacher.",
             "a path, None",
         ),
         "TEACHER_DOC_LENGTH": Name(
