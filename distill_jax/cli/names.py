@@ -171,6 +171,16 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         ),
         "LLM_MODEL": Name("Model that the endpoint serves.", "its name"),
         "LLM_BUDGET_CALLS": Name("Most calls that may be made, in all runs.", _COUNT),
+        "LLM_BUDGET_MONEY": Name(
+            "Most money that may be spent, in the unit of the prices.", "above 0, None"
+        ),
+        "LLM_PRICE_IN": Name("Price of a million tokens read.", "from 0, None"),
+        "LLM_PRICE_OUT": Name("Price of a million tokens written.", "from 0, None"),
+        "LLM_TOKENS_FIELD": Name(
+            "Field of a request that limits the tokens of a reply.",
+            "max_tokens, max_completion_tokens",
+        ),
+        "LLM_OMIT": Name("Fields that requests leave out.", "a list of names"),
         "TEMPERATURE": Name("Temperature of the LLM.", "a number from 0"),
         "READ": Name("Documents that an LLM reads to answer.", _COUNT),
         "NORMALISATION": Name(
