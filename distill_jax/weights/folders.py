@@ -30,7 +30,16 @@ LOOKED_FOR = {
     "t5x": "checkpoint (T5X), or target/ or state/ with Orbax metadata (T5X)",
 }
 TOWERS = ("query_encoder", "doc_encoder")
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "vocab.txt", "artifact.metadata"]
+_HUB_PATTERNS = [
+    "*.json",
+    "*.safetensors",
+    "*.model",
+    "vocab.txt",
+    "merges.txt",
+    "artifact.metadata",
+]
+# Copies of the same weights for other run times, and a Trainer's steps.
+_HUB_IGNORED = ["onnx/*", "openvino/*", "checkpoint-*/*", "*/onnx/*", "*/openvino/*"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +87,7 @@ def read_json(path: Path, default: Any = None) -> Any:
 
 
 def locate(name: str | Path) -> Path:
-    """The folder that ``PATH``, ``hf:NAME`` or ``package:MODULE/PATH`` means.
+    """The folder that ``PATH``, ``hf:NAME[@REVISION]`` or ``package:MODULE/PATH`` means.
 
     Raises:
         UserError: there is no such folder, package or hub client.
@@ -100,20 +109,55 @@ def locate(name: str | Path) -> Path:
 
 
 def _from_hub(name: str) -> Path:
+    """A snapshot of ``NAME`` or ``NAME@REVISION`` (a branch, tag, commit, refs/pr/N).
+
+    PyTorch's ``.bin`` files are fetched only where a part of the model has no
+    safetensors.
+    """
+    name, _, revision = name.partition("@")
+    path = _snapshot(name, revision, _HUB_PATTERNS)
+    lacking = [part for part in _parts(path) if not _has_safetensors(path / part)]
+    if lacking:
+        bins = [f"{part}/pytorch_model*.bin".lstrip("./") for part in lacking]
+        path = _snapshot(name, revision, [*_HUB_PATTERNS, *bins])
+    return path
+
+
+def _snapshot(name: str, revision: str, patterns: list[str]) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise UserError(
             f"hf:{name} needs huggingface_hub", "pip install 'distill_jax[hub]'"
         ) from error
+    more = {"revision": revision} if revision else {}
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_PATTERNS))
+        found = snapshot_download(
+            name, allow_patterns=patterns, ignore_patterns=_HUB_IGNORED, **more
+        )
+        return Path(found)
     except Exception as error:  # the hub client raises many unrelated types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise UserError(
             f"hf:{name}: {type(error).__name__}: {reason[:200]}",
             "download it elsewhere and give its folder",
         ) from error
+
+
+def _parts(path: Path) -> list[str]:
+    """The folders of a snapshot that hold weights: the root, and modules with some."""
+    records = read_json(path / "modules.json", [])
+    inner = [
+        str(record.get("path", ""))
+        for record in records
+        if isinstance(record, dict)
+        and str(record.get("type", "")).endswith(("Transformer", "Dense"))
+    ]
+    return inner or ["."]
+
+
+def _has_safetensors(folder: Path) -> bool:
+    return any(folder.glob("model*.safetensors"))
 
 
 def _from_package(name: str) -> Path:
@@ -253,6 +297,8 @@ def _plain(config: dict) -> str:
 def _is_t5x(path: Path) -> bool:
     if (path / "checkpoint").is_file():
         return True
+    if any(inside.is_dir() for inside in path.glob("checkpoint_*")):
+        return True  # T5X's MODEL_DIR: its reader takes the last step
     marks = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt", "checkpoint")
     return any(
         (path / inside / mark).exists()

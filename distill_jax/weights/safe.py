@@ -1,4 +1,4 @@
-"""Reading weights from strangers: safetensors only, checked before it is believed.
+"""Reading weights from strangers, checked before it is believed.
 
 A safetensors file is eight bytes of header length, a JSON header that gives each
 tensor's dtype, shape and byte range, and the bytes. Nothing in it is executed, and
@@ -12,11 +12,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from distill_jax.io.errors import UserError
+from distill_jax.weights.pickles import PickledTensors
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -31,7 +33,6 @@ _DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 _HEADER_LIMIT = 100 * 2**20
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -127,30 +128,50 @@ def _refuse_overlaps(entries: dict) -> None:
             raise ValueError(f"{first!r} and {second!r} overlap")
 
 
-def open_folder(folder: str | Path, stem: str = "model") -> Tensors:
-    """The tensors of ``folder/model.safetensors``, or of its shards by the index.
+def open_folder(folder: str | Path, stem: str = "model") -> Mapping[str, np.ndarray]:
+    """The weights of a folder: safetensors first, else PyTorch's ``.bin``.
+
+    Either is one file, or shards by an index. A ``.bin`` is read by ``pickles``, which
+    executes nothing.
 
     Raises:
-        UserError: only a pickle is there, a shard is missing, or the index names a
-            file outside of the folder.
+        UserError: neither is there, a shard is missing, or the index names a file
+            outside of the folder.
     """
     folder = Path(folder)
-    single = folder / f"{stem}.safetensors"
-    index = folder / f"{stem}.safetensors.index.json"
-    if single.exists():
-        return Tensors([confined(folder, single.name)])
-    if not index.exists():
-        refuse_pickle(folder)
-        raise UserError(
-            f"{folder}: no {single.name} and no {index.name}",
-            "give a folder that holds a whole model",
-        )
+    forms: tuple[tuple[str, str, Any], ...] = (
+        (stem, ".safetensors", Tensors),
+        ("pytorch_model", ".bin", PickledTensors),
+    )
+    for name, end, opened in forms:
+        single, index = folder / f"{name}{end}", folder / f"{name}{end}.index.json"
+        if single.exists():
+            return opened([confined(folder, single.name)])
+        if index.exists():
+            return _sharded(folder, index, opened)
+    # Shards whose index was left behind: their names say whether all are there.
+    shards = sorted(folder.glob("pytorch_model-*-of-*.bin"))
+    if shards:
+        count = shards[0].stem.rsplit("-", 1)[-1]
+        if not count.isdigit() or int(count) != len(shards):
+            raise UserError(
+                f"{folder}: {len(shards)} of the shards pytorch_model-*-of-{count}.bin",
+                "download the model again",
+            )
+        return PickledTensors([confined(folder, path.name) for path in shards])
+    raise UserError(
+        f"{folder}: no {stem}.safetensors and no pytorch_model.bin{_others(folder)}",
+        "give a folder that holds a whole model",
+    )
+
+
+def _sharded(folder: Path, index: Path, opened: Any) -> Mapping[str, np.ndarray]:
     try:
         weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: not a shard index: {error}") from error
-    tensors = Tensors([confined(folder, name) for name in names])
+    tensors = opened([confined(folder, name) for name in names])
     lost = sorted(set(weight_map) - set(tensors))
     if lost:
         raise UserError(
@@ -158,6 +179,13 @@ def open_folder(folder: str | Path, stem: str = "model") -> Tensors:
             "download the model again",
         )
     return tensors
+
+
+def _others(folder: Path) -> str:
+    """Weights of forms that are not read, for the message."""
+    ends = (".msgpack", ".h5", ".ot", ".onnx", ".gguf", ".pt", ".pth", ".ckpt")
+    found = sorted(p.name for p in folder.iterdir() if p.name.endswith(ends))
+    return f" (of {', '.join(found[:3])} none is read)" if found else ""
 
 
 def confined(folder: Path, name: str) -> Path:
@@ -184,20 +212,3 @@ def confined(folder: Path, name: str) -> Path:
             "copy the file itself into the folder",
         )
     return path
-
-
-def refuse_pickle(folder: Path) -> None:
-    """Says how to convert the pickle in ``folder``; returns when there is none.
-
-    Unpickling runs whatever code the file holds, so it is never done here.
-    """
-    pickles = sorted(p.name for p in folder.iterdir() if p.name.endswith(_PICKLES))
-    if pickles:
-        raise UserError(
-            f"{folder}/{pickles[0]} is a pickle or another format that is not read, "
-            "since reading it can run code; only safetensors is",
-            'where you trust it: python -c "import torch, safetensors.torch as s; '
-            "s.save_file({k: v.clone().contiguous() for k, v in "
-            f"torch.load('{folder / pickles[0]}', weights_only=True).items()}}, "
-            f"'{folder / 'model.safetensors'}')\"",
-        )

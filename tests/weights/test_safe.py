@@ -134,16 +134,3 @@ def test_links_stay_inside_the_folder_or_the_hubs_cache(tmp_path):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to("../../blobs/123")
     assert confined(folder, "model.safetensors").exists()
-
-
-def test_a_pickle_is_refused_with_a_conversion_that_works(tmp_path):
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("safetensors.torch")
-    kernel = torch.arange(6.0).reshape(2, 3)
-    torch.save({"w": kernel, "tied": kernel}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="pickle") as raised:
-        open_folder(tmp_path)
-    command = str(raised.value).splitlines()[1]
-    code = command.split('-c "')[1].rstrip('"')
-    exec(compile(code, "the advice", "exec"), {})
-    np.testing.assert_array_equal(open_folder(tmp_path)["w"], kernel.numpy())
