@@ -55,8 +55,10 @@ def replaced(directory: str | Path) -> Iterator[Path]:
     aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     try:
         yield aside
-        # mkdtemp makes folders private; this one is to be served from.
+        # What is made aside is private; this folder is to be served from.
         aside.chmod(0o755)
+        for path in aside.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if directory.exists():
             old = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".replaced."))
             os.replace(directory, old)  # an empty folder gives way to a rename
@@ -99,8 +101,13 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     save_file(arrays, str(path), metadata={"format": "pt"})
 
 
-def note_of(spec: Any, **changes: Any) -> dict:
-    """What our own reader cannot see in the folder: the rest of the spec."""
+def note_of(spec: Any, longest: int | None = None, **changes: Any) -> dict:
+    """What our own reader cannot see in the folder: the rest of the spec.
+
+    Args:
+        longest: the limit that the folder's files give: while they do, the lengths of
+            queries and of documents are those noted.
+    """
     fields = {
         field.name: getattr(spec, field.name)
         for field in dataclasses.fields(spec)
@@ -108,7 +115,8 @@ def note_of(spec: Any, **changes: Any) -> dict:
     }
     fields.update(changes)
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
-    return {"kind": spec.kind, "fields": plain}
+    note = {"kind": spec.kind, "fields": plain}
+    return note if longest is None else {**note, "longest": longest}
 
 
 def as_numpy(tree: Any) -> Any:

@@ -38,7 +38,7 @@ def write(pretrained: Pretrained, folder: Path) -> None:
         config, tensors = _t5(spec, tower)
     else:
         config, tensors, changes = _bert(spec, tower)
-    write_model(folder, config, tensors, note_of(spec, **changes))
+    write_model(folder, config, tensors, note_of(spec, longest(pretrained), **changes))
     if config["architectures"] == ["T5ForConditionalGeneration"]:
         ids = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
         if spec.kind == "generator":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import distill_jax
@@ -21,7 +22,7 @@ _TASKS = {
     "dual_encoder": "sentence-similarity",
     "colbert": "sentence-similarity",
     "splade": "feature-extraction",
-    "generator": "text-generation",
+    "generator": "text2text-generation",
 }
 _TITLES = {
     "reranker": "A reranker: query and document to a score",
@@ -67,8 +68,8 @@ def text(
         "## Provenance",
         _bullets(
             {
-                "started from": pretrained.source or "random weights",
-                **provenance,
+                "started from": public(pretrained.source) or "random weights",
+                **{key: public(value) for key, value in provenance.items()},
                 "parameters": f"{_count(pretrained.params):,}",
                 "digest of architecture, weights and vocabulary": pretrained.digest,
                 "written by": f"distill_jax {distill_jax.__version__}, {format}",
@@ -78,6 +79,20 @@ def text(
         _verification(verification),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def public(value: Any) -> Any:
+    """A name without the folders of this machine: the last part of a path.
+
+    ``beir:/home/me/scifact`` becomes ``beir:scifact``; ``hf:a/b`` stays.
+    """
+    if not isinstance(value, str):
+        return value
+    scheme, colon, rest = value.rpartition(":") if ":" in value else ("", "", value)
+    local = rest.startswith(("/", "~", "./", "../")) or Path(rest).is_dir()
+    if not local or scheme in ("hf", "package"):
+        return value
+    return f"{scheme}{colon}{Path(rest).name}"
 
 
 def _front_matter(pretrained, format: str, systems, provenance: dict) -> str:
@@ -95,7 +110,7 @@ def _front_matter(pretrained, format: str, systems, provenance: dict) -> str:
         "generator": ["doc2query", "query-generation"],
     }
     distilled = [] if spec.kind == "generator" else ["distillation"]
-    tags = [*kind_tags[spec.kind], *distilled, "generated_from_trainer"]
+    tags = [*kind_tags[spec.kind], *distilled]
     if format == "sentence_transformers" and spec.kind == "reranker":
         tags = ["sentence-transformers", "cross-encoder", *tags]
     losses = provenance.pop("loss", None)
@@ -118,7 +133,7 @@ def _front_matter(pretrained, format: str, systems, provenance: dict) -> str:
     final = (own or list(systems.values())[-1:] or [{}])[0]
     if final:
         lines.append(f"metrics: {json.dumps([name.lower() for name in final])}")
-        name = str(collection or "the evaluated collection")
+        name = str(public(collection) or "the evaluated collection")
         results = [
             {
                 "task": {"type": _TASKS[spec.kind]},

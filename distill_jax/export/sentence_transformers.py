@@ -82,7 +82,6 @@ def _dual(pretrained: Pretrained, folder: Path) -> None:
             "pooling_mode_mean_sqrt_len_tokens": False,
             "pooling_mode_weightedmean_tokens": False,
             "pooling_mode_lasttoken": spec.pooling == "last",
-            "include_prompt": True,
         },
     )
     if spec.projection is not None:
@@ -153,7 +152,7 @@ def _cross_encoder(pretrained: Pretrained, folder: Path) -> None:
 def _transformer(pretrained, folder: Path, config: dict, tensors: dict) -> None:
     spec = pretrained.spec
     length = max(spec.query_length, spec.doc_length)
-    write_model(folder, config, tensors, note_of(spec))
+    write_model(folder, config, tensors, note_of(spec, length))
     pretrained.tokenizer.save(folder, max_length=length)
     write_json(
         folder / "sentence_bert_config.json",

@@ -25,7 +25,8 @@ from distill_jax.ops.similarity import maxsim_cross, maxsim_lists, normalise
 
 # The template leaves the marker's place to a token that every vocabulary has: markers
 # are often no piece that a tokenizer can find in a text ([unused0]).
-BERT_WRAP = "[CLS] [MASK] {} [SEP]"
+BERT_WRAP = "{cls} {mask} {} {sep}"
+UNMARKED_WRAP = "{cls} {} {sep}"
 T5_WRAP = "<extra_id_0> {}</s>"
 
 
@@ -41,7 +42,7 @@ class ColbertSpec(EncoderSpec):
         wrap: the special tokens around a text, the marker's place among them; "" takes
             the backbone's usual ones.
         query_length: what every query is filled up to.
-        query_marker, doc_marker: ids of [Q] and [D].
+        query_marker, doc_marker: ids of [Q] and [D]; None is a model without markers.
         marker_position: where the markers stand.
         mask_id: what queries are filled up with.
         expand: whether queries are filled up at all.
@@ -55,8 +56,8 @@ class ColbertSpec(EncoderSpec):
     doc_length: int = 180
     dim: int = 128
     wrap: str = ""
-    query_marker: int = 1
-    doc_marker: int = 2
+    query_marker: int | None = 1
+    doc_marker: int | None = 2
     marker_position: int = 1
     mask_id: int = 103
     expand: bool = True
@@ -79,7 +80,7 @@ class ColbertSpec(EncoderSpec):
         """This spec with the ids of a tokenizer's markers, mask and punctuation.
 
         Markers that are pieces of the vocabulary as "[Q] " or "[Q]" are taken, else
-        Stanford's [unused0] and [unused1]. T5's kind has <extra_id_*> for all.
+        Stanford's [unused0] and [unused1], else none. T5's kind has <extra_id_*>.
         """
         spec = super().resolved(tokenizer)
         if tokenizer.mask_id is None:
@@ -91,6 +92,9 @@ class ColbertSpec(EncoderSpec):
             changes["mask_id"] = tokenizer.mask_id
             changes["query_marker"] = _marker(tokenizer, "Q", "[unused0]")
             changes["doc_marker"] = _marker(tokenizer, "D", "[unused1]")
+            if None in (changes["query_marker"], changes["doc_marker"]):
+                changes |= dict.fromkeys(("query_marker", "doc_marker"))
+                changes["wrap"] = UNMARKED_WRAP
         if self.skiplist is None:
             changes["skiplist"] = punctuation_ids(tokenizer)
         return dataclasses.replace(spec, **changes)
@@ -98,21 +102,18 @@ class ColbertSpec(EncoderSpec):
     def side_text(self, side: str) -> str:
         """The text of the template of "query" or "doc"."""
         prefix = (self.query_prefix if side == "query" else self.doc_prefix).strip()
-        return self.wrap.format(f"{prefix} {{text}}" if prefix else "{text}")
+        return self.wrap.replace("{}", f"{prefix} {{text}}" if prefix else "{text}")
 
     def build(self, rngs: nnx.Rngs) -> Colbert:
         return Colbert(self, rngs=rngs)
 
 
-def _marker(tokenizer: Any, letter: str, otherwise: str) -> int:
+def _marker(tokenizer: Any, letter: str, otherwise: str) -> int | None:
     for text in (f"[{letter}] ", f"[{letter}]", otherwise):
         found = tokenizer.find(text)
         if found is not None:
             return found
-    raise UserError(
-        f"the vocabulary has none of '[{letter}] ', '[{letter}]' and {otherwise!r}",
-        "add a marker to the tokenizer, or use a BERT vocabulary",
-    )
+    return None
 
 
 def punctuation_ids(tokenizer: Any) -> tuple[int, ...]:
@@ -172,9 +173,10 @@ class Colbert(nnx.Module):
         return self._vectors(tokens, real, counts, spec.doc_marker, rngs), counts
 
     def _vectors(self, tokens, seen, counts, marker, rngs):
-        at = self.spec.marker_position
-        placed = jnp.where(seen[:, at], marker, tokens[:, at])
-        tokens = tokens.at[:, at].set(placed)
+        if marker is not None:
+            at = self.spec.marker_position
+            placed = jnp.where(seen[:, at], marker, tokens[:, at])
+            tokens = tokens.at[:, at].set(placed)
         hidden = self.encoder(tokens, mask=seen, rngs=rngs)
         vectors = normalise(self.projection(hidden.astype(jnp.float32)))
         return jnp.where(counts[..., None], vectors, 0.0)

@@ -28,7 +28,7 @@ PROMPTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("A", "B"),
     ),
 }
-CROSS_ENCODER = "[CLS] {query} [SEP] {document0} [SEP] {document1} [SEP]"
+CROSS_ENCODER = "{cls} {query} {pair} {document0} {pair} {document1} {sep}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

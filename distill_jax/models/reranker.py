@@ -22,7 +22,7 @@ from distill_jax.text.templates import Template
 
 MONOT5 = "Query: {query} Document: {document} Relevant:</s>"
 RANKT5 = "Query: {query} Document: {document}</s>"
-CROSS_ENCODER = "[CLS] {query} [SEP] {document} [SEP]"
+CROSS_ENCODER = "{cls} {query} {pair} {document} {sep}"
 # Prompts that a recipe may name -> (text, answer words).
 PROMPTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "monot5": (MONOT5, ("true", "false")),
@@ -147,6 +147,8 @@ class RerankerSpec:
             "electra_classifier": the classification heads of Hugging Face.
         prompt: the template text, or a name of ``PROMPTS``; "" is the head's usual one.
         query_length, doc_length: tokens kept of each.
+        length: tokens of the whole sequence at most; what is more is cut from the
+            longer of the two. None has no such limit.
         words: answer words; () takes the usual ones of the head.
         word_ids: their ids; filled in from the tokenizer by ``resolved``.
         token_types: BERT and ELECTRA only: mark the document as the second segment.
@@ -159,6 +161,7 @@ class RerankerSpec:
     prompt: str = ""
     query_length: int = 32
     doc_length: int = 192
+    length: int | None = None
     words: tuple[str, ...] = ()
     word_ids: tuple[int, ...] = ()
     token_types: bool = True
@@ -169,9 +172,8 @@ class RerankerSpec:
     @property
     def template(self):
         """The ``text.templates.Template`` that joins query and document."""
-        return Template(
-            self.prompt, {"query": self.query_length, "document": self.doc_length}
-        )
+        lengths = {"query": self.query_length, "document": self.doc_length}
+        return Template(self.prompt, lengths, self.length)
 
     def resolved(self, tokenizer: Any) -> RerankerSpec:
         """This spec with the ids of its answer words; see ``checked_words``."""

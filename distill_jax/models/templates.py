@@ -30,8 +30,7 @@ def side_template(spec: Any, side: str, tokenizer: Tokenizer) -> Template:
     else:
         prefix = getattr(spec, f"{side}_prefix", "")
         joined = f"{prefix.strip()} {{text}}" if prefix.strip() else "{text}"
-        text = f"[CLS] {joined} [SEP]" if tokenizer.cls_id is not None else joined
-        text = text if tokenizer.cls_id is not None else f"{text}</s>"
+        text = f"{{cls}} {joined} {{sep}}"
     literals = Template(text).compile(tokenizer)
     room = length - sum(map(len, literals))
     if room < 1:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.io.errors import UserError
+from distill_jax.io.files import read_json
 from distill_jax.text.spiece import SentencePieceModel
 
 SPACE = "\u2581"
@@ -92,13 +93,90 @@ def bert_normalizer(config: dict) -> Any:
     )
 
 
+# The class that transformers gives a folder whose tokenizer_config.json names none.
+_CLASS_OF_MODEL = {
+    **dict.fromkeys(("bert", "electra", "distilbert", "ernie"), "BertTokenizer"),
+    "nomic_bert": "BertTokenizer",
+}
+
+
+def settings(folder: Path) -> dict:
+    """What the files beside a vocabulary say of it, as one ``tokenizer_config``.
+
+    ``added_tokens.json`` becomes entries of ``added_tokens_decoder``,
+    ``special_tokens_map.json`` names the roles that ``tokenizer_config.json`` does not,
+    and the model's type stands for a class that is not named.
+
+    Raises:
+        UserError: a setting that changes ids and is not read.
+    """
+    config = dict(_object(folder / "tokenizer_config.json"))
+    for role, value in _object(folder / "special_tokens_map.json").items():
+        if role.endswith("_token") or role == "additional_special_tokens":
+            config.setdefault(role, value)
+    if config.get("truncation_side", "right") != "right":
+        raise UserError(
+            f"{folder}/tokenizer_config.json: truncation_side is "
+            f"{config['truncation_side']!r}",
+            "texts are cut at their end; take the entry out to accept that",
+        )
+    if not config.get("tokenizer_class"):
+        model = _object(folder / "config.json").get("model_type")
+        if model in _CLASS_OF_MODEL:
+            config["tokenizer_class"] = _CLASS_OF_MODEL[model]
+    added = dict(config.get("added_tokens_decoder") or {})
+    for token, number in _object(folder / "added_tokens.json").items():
+        added.setdefault(str(number), {"content": token, "normalized": True})
+    if added:
+        config["added_tokens_decoder"] = added
+    return config
+
+
+def _object(path: Path) -> dict:
+    found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no JSON object", "fetch the file again")
+    return found
+
+
+def with_added_tokens(backend: Any, config: dict, source: Path) -> Any:
+    """``backend`` with the tokens that ``added_tokens_decoder`` has beside it.
+
+    Raises:
+        UserError: a token's id is not the one it would get, so that others would shift.
+    """
+    from tokenizers import AddedToken
+
+    records = config.get("added_tokens_decoder") or {}
+    for number, record in sorted(records.items(), key=lambda item: int(item[0])):
+        flags = {
+            name: bool(record[name])
+            for name in ("single_word", "lstrip", "rstrip", "normalized")
+            if name in record
+        }
+        special = bool(record.get("special", False))
+        known = backend.get_added_tokens_decoder().get(int(number))
+        token = AddedToken(record["content"], special=special, **flags)
+        if known is None or known.content != record["content"]:
+            add = backend.add_special_tokens if special else backend.add_tokens
+            add([token])
+        found = backend.token_to_id(record["content"])
+        if found != int(number):
+            raise UserError(
+                f"{source}: the added token {record['content']!r} has the id {number} "
+                f"in the files beside, {found} after the vocabulary",
+                "fetch all files of one version of the model",
+            )
+    return backend
+
+
 def with_own_normalizer(backend: Any, config: dict) -> Any:
     """A backend read from ``tokenizer.json``, as its class in transformers has it.
 
     BERT's and ELECTRA's classes normalise as ``tokenizer_config.json`` says, whatever
     ``tokenizer.json`` holds; classes of other names take the latter.
     """
-    name = str(config.get("tokenizer_class", ""))
+    name = str(config.get("tokenizer_class") or "")
     bert = type(backend.normalizer).__name__ == "BertNormalizer"
     if bert and name.startswith(("BertTokenizer", "ElectraTokenizer")):
         backend.normalizer = bert_normalizer(config)
@@ -112,7 +190,8 @@ def bert_backend(path: Path, config: dict) -> Any:
     from tokenizers.models import WordPiece
 
     with open(path, encoding="utf-8", newline="\n") as lines:
-        vocab = {line.rstrip("\n"): i for i, line in enumerate(lines)}
+        pieces = [line.removesuffix("\n").removesuffix("\r") for line in lines]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
     names = {}
     for role, usual in SPECIAL_TOKENS["bert"].items():
         given = config.get(f"{role}_token", usual)
@@ -138,3 +217,96 @@ def bert_backend(path: Path, config: dict) -> Any:
         special_tokens=[(first, vocab[first]), (last, vocab[last])],
     )
     return backend
+
+
+def byte_level_backend(path: Path, config: dict) -> Any:
+    """RoBERTa's pipeline from ``vocab.json`` and the ``merges.txt`` beside it.
+
+    Raises:
+        UserError: no merges, or a class whose pipeline is another one.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, pre_tokenizers, processors
+    from tokenizers.models import BPE
+
+    name = str(config.get("tokenizer_class") or "RobertaTokenizer")
+    merges = path.parent / "merges.txt"
+    if not name.startswith("Roberta") or not merges.is_file():
+        raise UserError(
+            f"{path}: vocab.json of {name} without a tokenizer.json",
+            "save it with transformers' AutoTokenizer, which writes tokenizer.json",
+        )
+    backend = Backend(BPE.from_file(str(path), str(merges), fuse_unk=False))
+    space = bool(config.get("add_prefix_space", False))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    backend.decoder = decoders.ByteLevel()
+    roles = dict(zip(("bos", "eos", "unk", "pad"), ("<s>", "</s>", "<unk>", "<pad>")))
+    roles |= {"cls": "<s>", "sep": "</s>", "mask": "<mask>"}
+    for role, usual in roles.items():
+        given = config.setdefault(f"{role}_token", usual)
+        record = given if isinstance(given, dict) else {"content": given}
+        number = backend.token_to_id(record["content"])
+        if number is not None:
+            flags = {**record, "special": True, "normalized": False}
+            flags["lstrip"] = record.get("lstrip", role == "mask")
+            known = config.setdefault("added_tokens_decoder", {})
+            known.setdefault(str(number), flags)
+    first, last = (backend.token_to_id(roles[role]) for role in ("cls", "sep"))
+    backend.post_processor = processors.RobertaProcessing(
+        ("</s>", last), ("<s>", first), True, space
+    )
+    return backend
+
+
+def pair_frame(
+    backend: Any, config: dict, cls_id: int | None, sep_id: int | None
+) -> dict[str, tuple[int, ...]]:
+    """The special tokens that a post-processor puts around and between texts.
+
+    ``add_bos_token`` and ``add_eos_token`` of a ``tokenizer_config.json`` win, as in
+    transformers.
+    """
+    import json
+
+    explicit = {"add_bos_token", "add_eos_token"} & set(config)
+    if explicit and _plain_class(config):
+        ends = {}
+        for role in ("bos", "eos"):
+            given = (
+                config.get(f"{role}_token") if config.get(f"add_{role}_token") else None
+            )
+            given = given["content"] if isinstance(given, dict) else given
+            token = None if given is None else backend.token_to_id(given)
+            ends[role] = () if token is None else (token,)
+        between = (*ends["eos"], *ends["bos"])
+        return {"cls": ends["bos"], "pair": between, "sep": ends["eos"]}
+    record = json.loads(backend.to_str()).get("post_processor") or {}
+    for part in [record, *record.get("processors", [])]:
+        kind = part.get("type")
+        if kind in ("BertProcessing", "RobertaProcessing"):
+            first, last = (part[role][1] for role in ("cls", "sep"))
+            between = (last,) if kind == "BertProcessing" else (last, last)
+            return {"cls": (first,), "pair": between, "sep": (last,)}
+        if kind == "TemplateProcessing":
+            return _template_frame(part)
+    # A tokenizer that adds nothing, but names the roles.
+    if cls_id is None or sep_id is None:
+        return {"cls": (), "pair": (), "sep": ()}
+    return {"cls": (cls_id,), "pair": (sep_id,), "sep": (sep_id,)}
+
+
+def _plain_class(config: dict) -> bool:
+    """Classes that put their own template together ignore the two settings."""
+    name = str(config.get("tokenizer_class") or "")
+    return not name.startswith(("Bert", "Roberta", "XLMRoberta", "MPNet", "T5"))
+
+
+def _template_frame(part: dict) -> dict[str, tuple[int, ...]]:
+    runs: list[list[int]] = [[]]
+    for piece in part["pair"]:
+        if "Sequence" in piece:
+            runs.append([])
+        else:
+            runs[-1] += part["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+    before, between, after = (*map(tuple, runs), (), ())[:3]
+    return {"cls": before, "pair": between, "sep": after}

@@ -2,7 +2,11 @@
 
 The tokens of a joined text are the tokens of its parts end to end, because T5's and
 BERT's pre-tokenisers split at blanks and special tokens. ``Template.compile`` checks
-that on a probe with the tokenizer at hand and refuses a template where it fails.
+that on probes with the tokenizer at hand and refuses a template where it fails.
+
+Special tokens are named by their role, ``{cls}`` and ``{sep}``, and each tokenizer has
+its own for it: [CLS] and [SEP], ``<s>`` and ``</s>``, none and ``<|endoftext|>``.
+``{pair}`` is what a tokenizer puts between the two texts of a pair (``</s></s>``).
 """
 
 from __future__ import annotations
@@ -18,7 +22,11 @@ from distill_jax.io.errors import UserError
 from distill_jax.text.token_store import TokenStore
 from distill_jax.text.tokenizer import Tokenizer
 
-_FIELD = re.compile(r"\{([a-z_][a-z0-9_]*)\}")
+ROLES = ("cls", "sep", "pair", "mask")
+_FIELD = re.compile(rf"\{{(?!(?:{'|'.join(ROLES)})\}})([a-z_][a-z0-9_]*)\}}")
+# Blanks beside a role are there for the reader.
+_ROLE = re.compile(rf" ?\{{({'|'.join(ROLES)})\}} ?")
+_PROBES = ("alpha beta 12", "Is it so?", "a.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +36,15 @@ class Template:
     Attributes:
         text: literals and ``{fields}``, e.g.
             ``"Query: {query} Document: {document} Relevant:</s>"``. Special tokens are
-            spelled out; nothing is added around the text.
+            spelled out or named by role; nothing is added around the text.
         lengths: most tokens of each field; a field that is not named is not cut.
+        total: most tokens of the whole sequence. What is more is cut from the longer
+            of two fields, as the tokenizers of transformers do ("longest first").
     """
 
     text: str
     lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    total: int | None = None
 
     def __post_init__(self):
         # Specs that hold templates are static arguments of jit: they must hash.
@@ -53,6 +64,11 @@ class Template:
         for name, most in self.lengths.items():
             if most < 1:
                 raise UserError(f"{name} is cut at {most} tokens", "give 1 or more")
+        if self.total is not None and len(self.fields) > 2:
+            raise UserError(
+                f"the template {self.text!r} has {len(self.fields)} fields",
+                "give a length for each; a common one is for two at most",
+            )
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -68,6 +84,15 @@ class Template:
         """The joined text, nothing cut: for messages, LLMs and tests."""
         return _FIELD.sub(lambda match: texts[match.group(1)], self.text)
 
+    def spelled(self, tokenizer: Tokenizer) -> Template:
+        """The same template with the tokenizer's own special tokens in their roles."""
+        frame = tokenizer.frame
+
+        def spell(match: re.Match) -> str:
+            return "".join(tokenizer.token(i) or "" for i in frame[match.group(1)])
+
+        return Template(_ROLE.sub(spell, self.text), self.lengths, self.total)
+
     def compile(self, tokenizer: Tokenizer) -> tuple[np.ndarray, ...]:
         """Token ids of the literals.
 
@@ -75,17 +100,18 @@ class Template:
             UserError: joining tokens is not the same as tokenising the joined text, or
                 a literal's special token is unknown to the tokenizer.
         """
-        literals = tokenizer.encode_batch(self.literals)
-        probe = "alpha beta 12"
-        parts = list(literals[:1])
-        for literal in literals[1:]:
-            parts += [tokenizer.encode(probe), literal]
-        joined = tokenizer.encode(self.join(**dict.fromkeys(self.fields, probe)))
-        if [token for part in parts for token in part] != joined:
-            raise UserError(
-                f"the template {self.text!r} glues a field to its neighbours",
-                "put a blank or a special token around every field",
-            )
+        spelled = self.spelled(tokenizer)
+        literals = tokenizer.encode_batch(spelled.literals)
+        for probe in _PROBES:
+            parts = list(literals[:1])
+            for literal in literals[1:]:
+                parts += [tokenizer.encode(probe), literal]
+            joined = tokenizer.encode(spelled.join(**dict.fromkeys(self.fields, probe)))
+            if [token for part in parts for token in part] != joined:
+                raise UserError(
+                    f"the template {self.text!r} glues a field to its neighbours",
+                    "put a blank or a special token around every field",
+                )
         for special in re.findall(r"</s>|<pad>|\[(?:CLS|SEP|MASK)\]", self.text):
             if len(tokenizer.encode(special)) != 1:
                 raise UserError(
@@ -98,15 +124,17 @@ class Template:
     def max_tokens(self, tokenizer: Tokenizer) -> int | None:
         """The longest sequence it can make; None when a field is not cut."""
         if set(self.lengths) != set(self.fields):
-            return None
-        return sum(map(len, self.compile(tokenizer))) + sum(self.lengths.values())
+            return self.total
+        most = sum(map(len, self.compile(tokenizer))) + sum(self.lengths.values())
+        return most if self.total is None else min(most, self.total)
 
     def to_json(self) -> dict:
-        return {"text": self.text, "lengths": dict(self.lengths)}
+        record = {"text": self.text, "lengths": dict(self.lengths)}
+        return record if self.total is None else {**record, "total": self.total}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Template:
-        return cls(record["text"], record.get("lengths", {}))
+        return cls(record["text"], record.get("lengths", {}), record.get("total"))
 
 
 class _Lengths(Mapping):
@@ -164,18 +192,32 @@ class Features:
                 )
             self._stores.append(store)
         self._literal_tokens = sum(map(len, self._literals))
+        if template.total is not None and template.total <= self._literal_tokens:
+            raise UserError(
+                f"{template.total} tokens leave no room beside {template.text!r}",
+                "allow longer sequences",
+            )
 
     @property
     def stores(self) -> tuple[TokenStore, ...]:
         """The store of each field, in the template's order."""
         return tuple(self._stores)
 
-    def _field_lengths(self, name: str, store: TokenStore, rows) -> np.ndarray:
-        rows = np.asarray(rows)
-        counts = np.asarray(store.offsets[rows + 1]) - store.offsets[rows]
-        most = self.template.lengths.get(name)
-        counts = counts if most is None else np.minimum(counts, most)
-        return np.where(rows >= 0, counts, 0)
+    def _field_lengths(self, fields: list[np.ndarray]) -> list[np.ndarray]:
+        """Tokens of each field after its own cut, and after that of the pair."""
+        found = []
+        for name, store, rows in zip(self.template.fields, self._stores, fields):
+            counts = np.asarray(store.offsets[rows + 1]) - store.offsets[rows]
+            most = self.template.lengths.get(name)
+            counts = counts if most is None else np.minimum(counts, most)
+            found.append(np.where(rows >= 0, counts, 0))
+        total = self.template.total
+        if total is None:
+            return found
+        room = total - self._literal_tokens
+        if len(found) == 1:
+            return [np.minimum(found[0], room)]
+        return list(longest_first(*found, room))
 
     def _rows(self, rows: Mapping[str, Any]) -> list[np.ndarray]:
         fields = self.template.fields
@@ -190,12 +232,8 @@ class Features:
         Args:
             **rows: int[M] for each field, rows of its store.
         """
-        total = self._literal_tokens
-        for name, store, at in zip(
-            self.template.fields, self._stores, self._rows(rows)
-        ):
-            total = total + self._field_lengths(name, store, at)
-        return np.asarray(total, np.int32)
+        counts = self._field_lengths(self._rows(rows))
+        return np.asarray(self._literal_tokens + sum(counts), np.int32)
 
     def tokens(self, length: int, **rows: Any) -> np.ndarray:
         """int32[M, length]: the joined sequences, padded with ``pad_id``.
@@ -217,8 +255,9 @@ class Features:
         start = np.arange(count, dtype=np.int64) * length
         parts = iter(self._literals)
         start = self._put_literal(flat, start, ends, next(parts), exists)
-        for name, store, at in zip(self.template.fields, self._stores, fields):
-            counts = np.where(exists, self._field_lengths(name, store, at), 0)
+        lengths = self._field_lengths(fields)
+        for store, at, most in zip(self._stores, fields, lengths):
+            counts = np.where(exists, most, 0)
             if (start + counts > ends).any():
                 raise ValueError(f"a sequence is longer than {length} tokens")
             source = np.asarray(store.offsets[np.where(exists, at, 0)])
@@ -236,6 +275,23 @@ class Features:
             raise ValueError("a sequence is longer than the given length")
         flat[begin[:, None] + np.arange(len(literal))] = literal
         return np.where(exists, start + len(literal), start)
+
+
+def longest_first(
+    first: np.ndarray, second: np.ndarray, room: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths of two texts of one sequence whose sum is ``room`` at most.
+
+    The longer one is cut; where half the room is not enough for the shorter one, both
+    are, and the longer one (the second, of equals) has the odd token. This is what the
+    ``tokenizers`` library does for ``truncation="longest_first"``.
+    """
+    short, long = np.minimum(first, second), np.maximum(first, second)
+    too_long = first + second > room
+    short = np.where(too_long, np.minimum(short, room // 2), short)
+    long = np.where(too_long, np.minimum(long, room - short), long)
+    swap = first > second
+    return np.where(swap, long, short), np.where(swap, short, long)
 
 
 def _ranges(start: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.io.errors import UserError, near
-from distill_jax.io.files import atomic_write, digest, read_json, write_json
+from distill_jax.io.files import atomic_write, digest, write_json
 from distill_jax.text.pipelines import (
     EXTRA_IDS,
     SPACE,
     SPECIAL_TOKENS,
     bert_backend,
+    byte_level_backend,
+    pair_frame,
     read_backend,
+    settings,
     t5_backend,
+    with_added_tokens,
     with_own_normalizer,
 )
 from distill_jax.text.spiece import parse_model, read_model, with_pieces
@@ -32,7 +36,7 @@ from distill_jax.text.vocabulary import (
 ANSWER_WORDS = ("true", "false", "Yes", "No", "A", "B")
 """Words whose logits T5 rerankers read; a vocabulary made here keeps each whole."""
 
-_FILES = ("tokenizer.json", "spiece.model", "vocab.txt")
+_FILES = ("tokenizer.json", "spiece.model", "vocab.txt", "vocab.json")
 _CLASSES = {
     "t5": "T5Tokenizer",
     "bert": "BertTokenizer",
@@ -66,6 +70,16 @@ class Tokenizer:
         self.sep_id = self._id(names.get("sep"))
         self.mask_id = self._id(names.get("mask"))
 
+    @functools.cached_property
+    def frame(self) -> dict[str, tuple[int, ...]]:
+        """Ids of the special tokens that templates name: cls, pair, sep, mask.
+
+        The first three are what the tokenizer's own post-processor puts before,
+        between and after texts.
+        """
+        found = pair_frame(self._backend, self._config, self.cls_id, self.sep_id)
+        return {**found, "mask": () if self.mask_id is None else (self.mask_id,)}
+
     # ---------------------------------------------------------------- making
 
     @classmethod
@@ -84,21 +98,25 @@ class Tokenizer:
                     f"it must hold one of {', '.join(_FILES)}",
                 )
             path = found[0]
-        config_path = path.parent / "tokenizer_config.json"
-        config = read_json(config_path) if config_path.is_file() else {}
-        if path.suffix == ".json":
-            spiece = path.parent / "spiece.model"
-            kept = spiece.read_bytes() if spiece.is_file() else None
-            return cls(with_own_normalizer(read_backend(path), config), config, kept)
-        if path.suffix == ".model":
-            model = read_model(path)
+        config = settings(path.parent)
+        spiece = None
+        if path.name == "vocab.json":
+            backend = byte_level_backend(path, config)
+        elif path.suffix == ".json":
+            beside = path.parent / "spiece.model"
+            spiece = beside.read_bytes() if beside.is_file() else None
+            backend = with_own_normalizer(read_backend(path), config)
+        elif path.suffix == ".model":
+            spiece = path.read_bytes()
             extra = config.get("extra_ids", EXTRA_IDS)
-            return cls(t5_backend(model, extra), config, path.read_bytes())
-        if path.name.endswith("vocab.txt"):
-            return cls(bert_backend(path, config), config)
-        raise UserError(
-            f"{path}: not a tokenizer file", f"give one of {', '.join(_FILES)}"
-        )
+            backend = t5_backend(read_model(path), extra)
+        elif path.name.endswith("vocab.txt"):
+            backend = bert_backend(path, config)
+        else:
+            raise UserError(
+                f"{path}: not a tokenizer file", f"give one of {', '.join(_FILES)}"
+            )
+        return cls(with_added_tokens(backend, config, path), config, spiece)
 
     @classmethod
     def train_unigram(
@@ -237,7 +255,8 @@ class Tokenizer:
     @functools.cached_property
     def digest(self) -> str:
         """Of everything that decides an id: vocabulary, normaliser, special tokens."""
-        return digest("tokenizer", self._plain_json())
+        frame = () if self.kind != "other" else sorted(self.frame.items())
+        return digest("tokenizer", self._plain_json(), *frame)
 
     def _plain_json(self) -> str:
         import json

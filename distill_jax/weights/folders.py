@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.io.errors import UserError
+from distill_jax.models.reranker import CROSS_ENCODER
 
 LOOKED_FOR = {
     "student": "student.json (a model saved by distill_jax)",
@@ -63,13 +64,60 @@ class Folder:
         return read_json(self.path / name, {} if default is None else default)
 
 
-def stated(folder: Folder) -> dict[str, Any]:
-    """The fields of the spec that our own export noted in the folder."""
+# What no file of another library says. All else is read from the folder's own files,
+# which another program may have changed since we wrote them.
+_ONLY_NOTED = {
+    "reranker": ("prompt", "words"),
+    "duo": ("prompt", "words", "query_length", "doc_length"),
+    "generator": ("query_length", "doc_length", "query_prefix", "doc_prefix"),
+}
+_OF_A_BARE_ENCODER = (
+    *("pooling", "normalise", "similarity", "query_prefix", "doc_prefix"),
+    *("query_activation", "doc_activation", "head_activation", "token_types"),
+)
+_LENGTHS = ("query_length", "doc_length", "length")
+
+
+def stated(
+    folder: Folder, *, most: int | None = None, prompt: str = ""
+) -> dict[str, Any]:
+    """The fields of the spec that our export noted and that no file can contradict.
+
+    Args:
+        most: the longest sequence that the folder's files allow. The lengths that were
+            noted under another one are void: the files were changed since.
+        prompt: the template that the files ask for.
+
+    Raises:
+        UserError: the noted prompt and that of the files are two.
+    """
     note = folder.config.get("distill_jax") or {}
-    return {
+    noted = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in note.get("fields", {}).items()
     }
+    kind = note.get("kind")
+    names = set(_ONLY_NOTED.get(kind, ()))
+    if folder.form == "hugging_face":
+        # One transformers class: nothing else says how it is used.
+        names |= {"head", *_LENGTHS, *_OF_A_BARE_ENCODER}
+    elif most is not None and note.get("longest") == most:
+        names |= set(_LENGTHS)
+    kept = {name: value for name, value in noted.items() if name in names}
+    if prompt and kept.get("prompt", prompt) not in (prompt, CROSS_ENCODER):
+        raise UserError(
+            f"{folder.path}: config.json notes the template {kept['prompt']!r}, "
+            f"config_sentence_transformers.json asks for {prompt!r}",
+            "take one of them out",
+        )
+    if prompt:
+        kept.pop("prompt", None)
+    return kept
+
+
+def top(folder: Folder) -> dict:
+    """What sentence-transformers and PyLate say of the whole model."""
+    return folder.json("config_sentence_transformers.json")
 
 
 def read_json(path: Path, default: Any = None) -> Any:
@@ -87,7 +135,7 @@ def read_json(path: Path, default: Any = None) -> Any:
 
 
 def locate(name: str | Path) -> Path:
-    """The folder that ``PATH``, ``hf:NAME[@REVISION]`` or ``package:MODULE/PATH`` means.
+    """The folder of ``PATH``, ``hf:NAME[@REVISION]`` or ``package:MODULE/PATH``.
 
     Raises:
         UserError: there is no such folder, package or hub client.

@@ -9,9 +9,10 @@ import numpy as np
 
 from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained, flatten
+from distill_jax.models.reranker import CROSS_ENCODER
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights import bert, safe, t5
-from distill_jax.weights.folders import Folder, is_mono, read_json, stated
+from distill_jax.weights.folders import Folder, is_mono, read_json, stated, top
 from distill_jax.weights.students import Base, assemble
 
 _T5 = ("t5", "mt5")
@@ -23,8 +24,6 @@ _LAST = {
     "electra_classifier": "classifier.out_proj.weight",
     "linear": "linear.weight",
 }
-# Query tokens kept of a cross-encoder's pair where the folder does not say.
-_QUERY_LENGTH = 64
 
 
 def backbone(folder: Folder, tokenizer: Tokenizer, root: Path | None = None) -> Base:
@@ -79,30 +78,70 @@ def read_classifier(
             "a bias",
             "only a linear layer without bias on [CLS] is read",
         )
-    if outputs != 1:
+    if outputs > 2:
         raise UserError(
-            f"{path}: a classifier of {outputs} classes, a cross-encoder has one",
+            f"{path}: a classifier of {outputs} classes; a cross-encoder has 1 or 2",
             "train one with num_labels=1",
         )
+    if outputs == 2:
+        tensors = _folded(tensors, last)
     sizes, params, _ = bert.read(config, tensors, head=head, source=str(path))
     flat = flatten({"head": params["head"]})
     base = Base(sizes, params["encoder"], tokenizer, str(path))
     texts = read_json(path / "tokenizer_config.json", {})
-    limit = texts.get("model_max_length")
-    most = min(int(limit or sizes.max_positions), sizes.max_positions)
-    query = min(config.get("query_length") or _QUERY_LENGTH, most // 4)
+    most = longest(path, sizes)
     found = {
         "head": head,
-        "query_length": query,
-        "doc_length": min(config.get("doc_length") or most, most - query - 3),
+        "prompt": _prompted(folder, kind := _noted_kind(folder)),
         # What its tokenizer does not give, the model takes for zeros.
         "token_types": "token_type_ids"
         in texts.get("model_input_names", ["token_type_ids"]),
     }
-    fields = {**found, **stated(folder), **fields}
-    # A pairwise reranker has the same form; our export says so.
-    kind = (config.get("distill_jax") or {}).get("kind", "reranker")
+    if kind == "reranker":
+        # The library cuts the joined pair, the longer text first.
+        found["length"] = most
+        found["query_length"] = config.get("query_length") or most
+        found["doc_length"] = config.get("doc_length") or most
+    fields = {**found, **stated(folder, most=most, prompt=found["prompt"]), **fields}
     return assemble(kind, base, flat, seed=seed, **fields)
+
+
+def _noted_kind(folder: Folder) -> str:
+    """A pairwise reranker has the form of a pointwise one; our export says so."""
+    return (folder.config.get("distill_jax") or {}).get("kind", "reranker")
+
+
+def _folded(tensors: Any, last: str) -> dict:
+    """Two classes as one score, logit 1 minus logit 0, exactly."""
+    changed = {}
+    for name in (last, last.removesuffix("weight") + "bias"):
+        if name in tensors:
+            rows = np.asarray(tensors[name], np.float32)
+            changed[name] = rows[1:2] - rows[0:1]
+    return {**tensors, **changed}
+
+
+def _prompted(folder: Folder, kind: str) -> str:
+    """A cross-encoder's template: its default prompt stands before the query."""
+    prompts = top(folder).get("prompts") or {}
+    prompt = prompts.get(top(folder).get("default_prompt_name") or "") or ""
+    if not prompt:
+        return ""
+    if kind != "reranker" or "{" in prompt:
+        raise UserError(
+            f"{folder.path}/config_sentence_transformers.json: the prompt {prompt!r}",
+            "take default_prompt_name out to go without it",
+        )
+    return CROSS_ENCODER.replace("{query}", f"{prompt}{{query}}")
+
+
+def longest(root: Path, sizes: Any) -> int:
+    """Tokens of a sequence at most, special tokens included, as the library counts."""
+    inner = read_json(root / "sentence_bert_config.json", {})
+    config = read_json(root / "tokenizer_config.json", {})
+    most = inner.get("max_seq_length") or config.get("model_max_length") or 512
+    most = int(min(most, getattr(sizes, "max_positions", 1 << 20)))
+    return 512 if most > 1 << 17 else most  # a stated infinity
 
 
 def read_model(

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from distill_jax.io.errors import UserError
+from distill_jax.models.colbert import UNMARKED_WRAP
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights import hugging_face, safe
-from distill_jax.weights.folders import Folder, read_json, stated
-from distill_jax.weights.sentence_folders import dense, top
+from distill_jax.weights.folders import Folder, read_json, top
+from distill_jax.weights.sentence_folders import dense
 from distill_jax.weights.students import assemble
 
 
@@ -34,7 +35,11 @@ def read_pylate(
             "train a new projection: load the folder of its Transformer",
         )
     prompts = said.get("prompts") or {}
-    expansion = inner.get("query_expansion", said.get("query_expansion", {}))
+    # sentence-transformers expands only where it says so, PyLate unless it says not.
+    plain = said.get("model_type") == "MultiVectorEncoder"
+    most = hugging_face.longest(root, base.sizes) if plain else None
+    usual = None if plain else {}
+    expansion = inner.get("query_expansion", said.get("query_expansion", usual))
     strategy = (expansion or {}).get("strategy", "fixed")
     if strategy != "fixed":
         raise UserError(
@@ -50,22 +55,26 @@ def read_pylate(
         "query_length": said.get("query_length")
         or (expansion or {}).get("length")
         or inner.get("query_length")
+        or most
         or 32,
         "doc_length": said.get("document_length")
         or inner.get("document_length")
+        or most
         or 180,
         "expand": expansion is not None and said.get("do_query_expansion", True),
         "attend_to_expansion": bool(
             said.get("attend_to_expansion_tokens", (expansion or {}).get("attend"))
         ),
     }
-    markers = (
-        said.get("query_prefix", prompts.get("query", "[Q] ")),
-        said.get("document_prefix", prompts.get("document", "[D] ")),
-    )
-    made = assemble(
-        "colbert", base, given, seed=seed, **{**found, **stated(folder), **fields}
-    )
+    if "query_prefix" in said:
+        # PyLate's layout: markers and prompts are apart.
+        markers = (said["query_prefix"], said.get("document_prefix", "[D] "))
+        found["query_prefix"] = prompts.get("query") or ""
+        found["doc_prefix"] = prompts.get("document") or ""
+    else:
+        names = (("query", "[Q] "), ("document", "[D] "))
+        markers = tuple(prompts.get(name, usual) or "" for name, usual in names)
+    made = assemble("colbert", base, given, seed=seed, **{**found, **fields})
     return _marked(made, markers, words, folder.path)
 
 
@@ -98,7 +107,7 @@ def read_stanford(
         base,
         {"projection.kernel": kernel},
         seed=seed,
-        **{**found, **stated(folder), **fields},
+        **{**found, **fields},
     )
     markers = (
         meta.get("query_token_id") or "[unused0]",
@@ -145,15 +154,18 @@ def _masked_words(path: Path) -> list[str]:
 
 def with_pad(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer padding with [PAD]: PyLate saves [MASK] as its padding."""
-    return tokenizer.with_special(pad="[PAD]")
+    has_own = tokenizer.find("[PAD]") is not None
+    return tokenizer.with_special(pad="[PAD]") if has_own else tokenizer
 
 
 def _marked(
-    pretrained: Pretrained, markers: tuple[str, str], words: list[str], path: Path
+    pretrained: Pretrained, markers: tuple[str, ...], words: list[str], path: Path
 ) -> Pretrained:
     """The student with the markers and the skip list that the folder names."""
     tokenizer = pretrained.tokenizer
-    ids = []
+    ids: list[int | None] = []
+    if not any(text.strip() for text in markers):
+        markers, ids = (), [None, None]
     for text in markers:
         found = [tokenizer.find(form) for form in (text, text.strip())]
         found = [token for token in found if token is not None]
@@ -169,6 +181,7 @@ def _marked(
         pretrained.spec,
         query_marker=ids[0],
         doc_marker=ids[1],
+        wrap=UNMARKED_WRAP if ids[0] is None else pretrained.spec.wrap,
         skiplist=tuple(token for token in skiplist if token != tokenizer.unk_id),
     )
     return pretrained.replace(spec=spec)

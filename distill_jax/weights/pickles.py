@@ -81,10 +81,8 @@ def read_pickle(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     try:
-        if zipfile.is_zipfile(path):
-            found = _read_zip(path)
-        else:
-            found = _read_stream(path)
+        reader = _read_zip if zipfile.is_zipfile(path) else _read_stream
+        found = reader(path)
         # A training checkpoint keeps its weights one floor down.
         if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
             found = found["state_dict"]

@@ -16,7 +16,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights import hugging_face, safe
-from distill_jax.weights.folders import Folder, read_json, stated
+from distill_jax.weights.folders import Folder, read_json, stated, top
 from distill_jax.weights.students import assemble
 
 _POOLINGS = {
@@ -55,7 +55,7 @@ def read_dual(
         "pooling": _pooling(modules["Pooling"]),
         "normalise": "Normalize" in names,
         **_lengths(folder, modules["Transformer"], base),
-        **_prompts(folder, tokenizer, {**stated(folder), **fields}),
+        **_prompts(folder, tokenizer, fields),
     }
     if found["query_prefix"] or found["doc_prefix"]:
         _includes_prompt(modules["Pooling"])
@@ -75,7 +75,7 @@ def read_dual(
     elif not found["normalise"]:
         # The library's own default; of unit vectors both are one.
         found["similarity"] = "cosine"
-    fields = {**found, **stated(folder), **fields}
+    fields = {**found, **stated(folder, most=found["doc_length"]), **fields}
     return assemble("dual_encoder", base, given, seed=seed, **fields)
 
 
@@ -99,9 +99,12 @@ def read_splade(
         "query_activation": _SPLADE[activation],
         "doc_activation": _SPLADE[activation],
         **_lengths(folder, root, base),
-        **_prompts(folder, tokenizer, {**stated(folder), **fields}),
+        **_prompts(folder, tokenizer, fields),
     }
-    fields = {**found, **stated(folder), **fields}
+    if getattr(base.sizes, "family", "") == "bert":
+        # BERT's head has the encoder's activation, ELECTRA's is always the gelu.
+        found["head_activation"] = base.sizes.activation
+    fields = {**found, **stated(folder, most=found["doc_length"]), **fields}
     return assemble("splade", base, seed=seed, **fields)
 
 
@@ -136,11 +139,6 @@ def _sided(spec: Any) -> list[str]:
     """The fields that queries and documents have apart."""
     names = [field.name for field in dataclasses.fields(spec)]
     return [name for name in names if name.startswith(("query_", "doc_"))]
-
-
-def top(folder: Folder) -> dict:
-    """What sentence-transformers and PyLate say of the whole model."""
-    return folder.json("config_sentence_transformers.json")
 
 
 def _only(folder: Folder, **read: Any) -> None:
@@ -213,10 +211,7 @@ def _lengths(folder: Folder, root: Path, base: Any) -> dict[str, int]:
             f"{root}: texts are lowered before a tokenizer that tells cases apart",
             'give tokenizer= one with "do_lower_case": true in tokenizer_config.json',
         )
-    config = read_json(root / "tokenizer_config.json", {})
-    most = inner.get("max_seq_length") or config.get("model_max_length") or 512
-    most = int(min(most, getattr(base.sizes, "max_positions", 1 << 20)))
-    most = 512 if most > 1 << 16 else most  # a stated infinity
+    most = hugging_face.longest(root, base.sizes)
     return {
         "query_length": int(inner.get("query_length") or most),
         "doc_length": int(inner.get("document_length") or most),
@@ -225,10 +220,16 @@ def _lengths(folder: Folder, root: Path, base: Any) -> dict[str, int]:
 
 def _prompts(folder: Folder, tokenizer: Tokenizer, fields: dict) -> dict[str, str]:
     prompts = top(folder).get("prompts") or {}
-    default = prompts.get(top(folder).get("default_prompt_name") or "", "")
-    names = ("document", "passage", "corpus")
-    doc = next((prompts[name] for name in names if prompts.get(name)), default)
-    found = {"query_prefix": prompts.get("query", default), "doc_prefix": doc}
+    # null and "" are a prompt of their own: none.
+    default = prompts.get(top(folder).get("default_prompt_name") or "") or ""
+    sides = {
+        "query_prefix": ("query",),
+        "doc_prefix": ("document", "passage", "corpus"),
+    }
+    found = {}
+    for name, keys in sides.items():
+        given = [prompts[key] for key in keys if key in prompts]
+        found[name] = (given[0] or "") if given else default
     for name, prompt in found.items():
         if name not in fields:
             _apart(prompt, tokenizer, folder.path)

@@ -249,6 +249,7 @@ def _resolved_keeping_markers(spec: Any, tokenizer: Tokenizer) -> Any:
     # A published ColBERT's markers are what it was trained with, whatever others the
     # vocabulary has.
     names = ("query_marker", "doc_marker", "marker_position", "mask_id", "skiplist")
+    names = (*names, "wrap")
     kept = {name: getattr(spec, name) for name in names}
     return dataclasses.replace(spec.resolved(tokenizer), **kept)
 

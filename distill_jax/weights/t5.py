@@ -75,6 +75,12 @@ TABLE: tuple[Rule, ...] = (
 )
 
 
+# Written by transformers before version 4, read by nobody since.
+IGNORED = (
+    r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
+)
+
+
 def sizes_of(
     config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], **overrides: Any
 ) -> T5Sizes:
@@ -90,9 +96,22 @@ def sizes_of(
             "(relu) or 1.1 (gated-gelu)",
             "convert the model to one of these",
         )
+    function = config.get("dense_act_fn")
+    if function not in (None, {"relu": "relu", "gated-gelu": "gelu_new"}[activation]):
+        raise UserError(
+            f"config.json: dense_act_fn {function!r} with feed_forward_proj "
+            f"{activation!r}",
+            "T5 1.0 has relu, 1.1 has gelu_new",
+        )
     decoder = any(name.startswith("decoder.block.") for name in tensors)
     layers = int(config["num_layers"])
     tied = not _own_head(tensors)
+    if decoder and tied and "lm_head.weight" not in tensors and not _ties(config):
+        raise UserError(
+            "config.json says that the output head is not tied to the embeddings, and "
+            "the file has no lm_head.weight",
+            'set "tie_word_embeddings" to true if it is tied after all',
+        )
     scaled = _scaled(config)
     vocab_size = int(config["vocab_size"])
     for name in ("shared.weight", "encoder.embed_tokens.weight"):
@@ -129,6 +148,11 @@ def _scaled(config: Mapping[str, Any]) -> bool:
     return bool(config.get("scale_decoder_outputs", tied))
 
 
+def _ties(config: Mapping[str, Any]) -> bool:
+    """Whether the config lets the embeddings stand for a head that is not there."""
+    return bool(config.get("tie_word_embeddings", True))
+
+
 def _own_head(tensors: Mapping[str, np.ndarray]) -> bool:
     if "lm_head.weight" not in tensors:
         return False
@@ -160,7 +184,7 @@ def read(
     Raises:
         UserError: names or shapes that do not fit, all of them.
     """
-    ignore = [r"lm_head\.weight"]
+    ignore = [r"lm_head\.weight", *IGNORED]
     if encoder_only:
         overrides["decoder_layers"] = 0
         ignore.append(r"decoder\..*")
