@@ -17,6 +17,8 @@ NO_DOCUMENTS = "questions and answers, no documents"
 """The notice of a collection that came with questions only."""
 
 _DICT_ROWS = 2_000_000
+# Up to so many ids are searched for one by one; more are met in one pass over all.
+_SEARCHED = 10_000
 
 
 class _Rows:
@@ -50,12 +52,13 @@ class _Rows:
 
     def rows(self, ids: Iterable[str]) -> np.ndarray:
         """int32[M]: positions of ids, -1 for the unknown ones."""
-        if len(self.ids) <= _DICT_ROWS:
+        ids = list(ids)
+        if len(self.ids) <= _DICT_ROWS or len(ids) <= _SEARCHED:
             get = self._row_of.get
-            return np.fromiter((get(i, -1) for i in ids), np.int32)
+            return np.fromiter((get(i, -1) for i in ids), np.int32, len(ids))
         import pyarrow as pa
 
-        return self.rows_of_arrow(pa.array(list(ids), pa.large_string()))
+        return self.rows_of_arrow(pa.array(ids, pa.large_string()))
 
     def rows_of_arrow(self, ids: Any) -> np.ndarray:
         """As ``rows``, for a pyarrow array of strings: one pass, no Python objects."""

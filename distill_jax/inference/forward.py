@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from distill_jax.batches import DuoBatch, PairBatch, Targets
 from distill_jax.models.pretrained import Pretrained, graphdef_of
+from distill_jax.runtime import placement
 from distill_jax.runtime.sharding import batch_sharding, shard_params
 from distill_jax.text.buckets import Batch, buckets_up_to, plan
 
@@ -81,7 +82,7 @@ def score_features(
     count = len(next(iter(rows.values())))
     scores = np.zeros(count, np.float32)
     work = _work(pretrained, features, rows, mesh, tokens_per_batch, compact)
-    apply = _applied(pretrained.spec, what)
+    apply = _applied(pretrained.spec, what, mesh)
     for batch, values in _run(pretrained, apply, work, features, rows, mesh):
         where = batch.where
         scores[batch.rows[where]] = values[where]
@@ -119,7 +120,7 @@ def encode_features(
     fields = {"text": np.asarray(rows)}
     length = spec.query_length if _fixed(spec, side) else None
     work = _work(pretrained, features, fields, mesh, tokens_per_batch, compact, length)
-    apply = _applied(spec, side)
+    apply = _applied(spec, side, mesh)
     for batch, values in _run(pretrained, apply, work, features, fields, mesh):
         where = batch.where
         yield batch.rows[where], _collect(spec.kind, values, where)
@@ -175,7 +176,7 @@ def _work(
     if not len(lengths):
         return []
     devices = _data_devices(mesh)
-    budget = tokens_per_batch or default_tokens_per_batch() * devices
+    budget = tokens_per_batch or default_tokens_per_batch(mesh) * devices
     if length is not None:
         lengths = np.full(len(lengths), length)
         buckets: Sequence[int] = (length,)
@@ -200,9 +201,9 @@ def _compacted(batch: Batch, multiple_of: int) -> Batch:
     return Batch(rows, batch.length, size)
 
 
-def default_tokens_per_batch() -> int:
+def default_tokens_per_batch(mesh: Any = None) -> int:
     """Enough to fill one device, little enough for its cache or memory."""
-    return 1024 if jax.default_backend() == "cpu" else 1 << 17
+    return 1024 if placement.platform(mesh) == "cpu" else 1 << 17
 
 
 def _data_devices(mesh: Any) -> int:
@@ -266,7 +267,7 @@ def placed(pretrained: Pretrained, mesh: Any = None) -> dict:
 
 
 @functools.lru_cache(maxsize=64)
-def _applied(spec: Any, what: str) -> Callable[[dict, Any], Any]:
+def _applied(spec: Any, what: str, mesh: Any) -> Callable[[dict, Any], Any]:
     """The jitted forward pass of a spec; jax keeps one compilation per shape."""
     forward = {
         "pairs": _score_pairs,
@@ -280,7 +281,8 @@ def _applied(spec: Any, what: str) -> Callable[[dict, Any], Any]:
     @jax.jit
     def apply(params, tokens):
         module = nnx.merge(graphdef, nnx.State(params))
-        values = forward(module, tokens)
+        with placement.computing_on(mesh):
+            values = forward(module, tokens)
         return jax.tree.map(
             lambda x: x.astype(jnp.float32) if jnp.issubdtype(x, jnp.floating) else x,
             values,

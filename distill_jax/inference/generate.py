@@ -58,7 +58,7 @@ def generate(
             )
             for row in rows
         ]
-    found, _ = decode(sizes, params, rows[0], decoding, seeds=rows[1])
+    found, _ = decode(sizes, params, rows[0], decoding, seeds=rows[1], mesh=mesh)
     if found.is_fully_addressable:
         return np.asarray(found)
     from jax.experimental import multihost_utils

@@ -159,13 +159,18 @@ class TrainGenerator:
                 "add qrels/test.tsv, or set DEV_SHARE above 0",
             )
         trained = _documents(setting.train)
+        pairs = [
+            (doc_id, text)
+            for judged in held_out
+            for query_id, text in zip(judged.queries.ids, judged.queries.texts)
+            for doc_id in judged.qrels.relevant(query_id)
+            if doc_id not in trained
+        ]
         asked: dict[int, str] = {}
-        for judged in held_out:
-            for query_id, text in zip(judged.queries.ids, judged.queries.texts):
-                for doc_id in judged.qrels.relevant(query_id):
-                    (row,) = setting.collection.rows([doc_id]).tolist()
-                    if row >= 0 and doc_id not in trained:
-                        asked.setdefault(row, text)
+        rows = setting.collection.rows([doc_id for doc_id, _ in pairs]).tolist()
+        for row, (_, text) in zip(rows, pairs):
+            if row >= 0:
+                asked.setdefault(row, text)
         if not asked:
             raise UserError(
                 "every judged document of the test and dev splits is also in training",

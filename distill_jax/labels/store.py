@@ -47,7 +47,8 @@ class LabelWriter:
         already must have the same (but for dates, costs and counts).
       retry_failed: failed queries do not count as done; a later success takes the
         place of the stored failure.
-      process, processes: with several writers, each numbers its own shards.
+      writes: False where another process writes the shards: nothing is put on the
+        disk, and what is labelled counts as done.
 
     Raises:
       UserError: the folder holds labels of another teacher, template, ...
@@ -59,13 +60,12 @@ class LabelWriter:
         provenance: Mapping[str, Any] | None = None,
         *,
         retry_failed: bool = False,
-        process: int = 0,
-        processes: int = 1,
+        writes: bool = True,
     ):
         self.directory = Path(directory)
         self.provenance = dict(provenance or {})
         self.done: set[str] = set()
-        self._process, self._processes = process, processes
+        self._writes = writes
         for path in shards(self.directory):
             metadata = read_metadata(path)
             _refuse_other(
@@ -76,23 +76,21 @@ class LabelWriter:
     def write(
         self, labels: Labels, counts: Mapping[str, float] | None = None
     ) -> Path | None:
-        """One more shard, on the disk when this returns; None for no queries.
+        """One more shard, on the disk when this returns; None where none is written.
 
         Args:
           counts: what making it took. They lie in the shard, so that the sums over a
             folder (``stored_counts``) are those of all runs that it took to fill it.
         """
-        if not len(labels):
+        self.done |= set(labels.query_ids)
+        if not len(labels) or not self._writes:
             return None
-        numbers = [_number(path) for path in shards(self.directory)]
-        mine = [n for n in numbers if n % self._processes == self._process]
-        number = max(mine, default=self._process - self._processes) + self._processes
+        number = max(map(_number, shards(self.directory)), default=-1) + 1
         path = self.directory / f"shard-{number:05d}.parquet"
         labels.check(str(path))
         (self.directory / _COMPLETE).unlink(missing_ok=True)
         provenance = {**self.provenance, **({"counts": dict(counts)} if counts else {})}
         write_shard(path, labels, provenance)
-        self.done |= set(labels.query_ids)
         return path
 
     def finish(self, counts: Mapping[str, Any] | None = None) -> Path:
@@ -101,8 +99,10 @@ class LabelWriter:
         Args:
           counts: costs, seconds, repairs, ...: ``read`` puts them in the provenance.
         """
-        index = {path.name: rows_in(path) for path in shards(self.directory)}
         path = self.directory / _COMPLETE
+        if not self._writes:
+            return path
+        index = {path.name: rows_in(path) for path in shards(self.directory)}
         write_json(path, {"shards": index, "counts": dict(counts or {})})
         return path
 

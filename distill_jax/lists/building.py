@@ -32,14 +32,18 @@ def lists_from_judgements(
         per_query: at most so many positives of a query (the best grades first).
     """
     found = []
+    # One look-up for all: a collection may have millions of ids.
+    query_rows = queries.rows(run.query_ids)
+    judged = [qrels.of(query_id) for query_id in run.query_ids]
+    named = list({doc: None for grades in judged for doc in grades})
+    row_of = dict(zip(named, collection.rows(named).tolist()))
     for position, query_id in enumerate(run.query_ids):
-        query_row = int(queries.rows([query_id])[0])
-        grades = qrels.of(query_id)
+        query_row, grades = int(query_rows[position]), judged[position]
         if query_row < 0 or not grades:
             continue
         ranked = sorted((-grade, doc) for doc, grade in grades.items() if grade > 0)
-        positives = [int(r) for r in collection.rows([doc for _, doc in ranked])]
-        gain = {int(collection.rows([d])[0]): g for d, g in grades.items()}
+        positives = [row_of[doc] for _, doc in ranked]
+        gain = {row_of[doc]: grade for doc, grade in grades.items()}
         known = {row for row in positives if row >= 0}
         pool = [
             int(row)

@@ -23,6 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from distill_jax.models import gpu_attention
+from distill_jax.runtime.placement import platform
 
 # Large enough that exp gives 0, small enough that sums of two stay finite in bfloat16.
 MASKED = -1e30
@@ -92,7 +93,7 @@ def attend(
     # One mask for all queries of a head: dropping a probability is dropping the value
     # it multiplies, and of those there are L times fewer.
     value = dropout(value, rate, dropout_key, broadcast=(-1,))
-    if jax.default_backend() == "gpu":
+    if platform() == "gpu":
         return gpu_attention.attend(
             query, key, value, scale=scale, bias=bias, mask=mask
         )
@@ -177,15 +178,11 @@ class MultiHeadAttention(nnx.Module):
         Where only the first position is read, give ``x[:, :1]`` and the whole sequence
         as ``context``: keys and values for all tokens, everything else for one.
         """
-        if context is None:
-            query, keys, values = fused((self.query, self.key, self.value), x)
-        else:
-            query = self.query(x)
-            keys, values = fused((self.key, self.value), context)
+        context = x if context is None else context
         mixed = attend(
-            self.split(query),
-            self.split(keys),
-            self.split(values),
+            self.split(self.query(x)),
+            self.split(self.key(context)),
+            self.split(self.value(context)),
             scale=self.scale,
             bias=bias,
             mask=mask,
@@ -197,26 +194,6 @@ class MultiHeadAttention(nnx.Module):
     def split(self, x: Float[Array, "B L HD"]) -> Float[Array, "B L H D"]:
         """The features as heads."""
         return x.reshape(*x.shape[:-1], self.heads, self.head_dim)
-
-
-def fused(linears: Sequence[nnx.Linear], x: Array) -> list[Array]:
-    """Several projections of one input, by one matrix product on an accelerator.
-
-    The kernels are stacked on a new axis, not joined on the last one, so each keeps its
-    own sharding over the ``model`` axis. They stay apart in the parameters, because
-    that is how every checkpoint of the ecosystem stores them. A CPU's cache gains
-    nothing from one wide product, and the gradient of the stack costs it 1.7 times that
-    of separate ones.
-    """
-    if jax.default_backend() == "cpu":
-        return [linear(x) for linear in linears]
-    dtype = linears[0].dtype
-    kernel = jnp.stack([linear.kernel[...] for linear in linears], axis=1)
-    y = jnp.einsum("...e,ecf->...cf", x.astype(dtype), kernel.astype(dtype))
-    if linears[0].bias is not None:
-        stacked = [linear.bias[...] for linear in linears if linear.bias is not None]
-        y = y + jnp.stack(stacked).astype(dtype)
-    return [y[..., i, :] for i in range(len(linears))]
 
 
 class RelativeBias(nnx.Module):

@@ -25,8 +25,9 @@ from distill_jax.models.attention import (
     dropout_key,
     split_key,
 )
-from distill_jax.models.t5_sizes import rematerialised
+from distill_jax.models.stack import through
 from distill_jax.ops.masked import token_mask
+from distill_jax.runtime.placement import rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -297,17 +298,21 @@ class BertEncoder(nnx.Module):
             mask = token_mask(tokens, sizes.pad_id)
         types = token_types(tokens, mask, sizes.sep_id) if pairs else None
         keys = split_key(dropout_key(rngs), sizes.layers + 1)
-        x = dropout(self.embeddings(tokens, types), sizes.dropout, keys[-1])
+        x = rows(self.embeddings(tokens, types))
+        x = dropout(x, sizes.dropout, keys[-1])
         if self.project is not None:
             x = self.project(x)
-        for i, layer in enumerate(self.layers):
-            last = positions if i == sizes.layers - 1 else None
 
-            def run(x, mask, key, layer=layer, last=last):
-                return layer(x, mask, key, positions=last)
+        def whole(layer, x, key):
+            return layer(x, mask, key)
 
-            x = rematerialised(run, sizes.remat)(x, mask, keys[i])
-        return x
+        def leading(layer, x, key):
+            return layer(x, mask, key, positions=positions)
+
+        upto = sizes.layers - (positions is not None)
+        how = {"dtype": sizes.dtype, "remat": sizes.remat}
+        x = through(self.layers[:upto], whole, x, keys, **how)
+        return through(self.layers[upto:], leading, x, keys[upto:], **how)
 
 
 def token_types(

@@ -22,6 +22,7 @@ from distill_jax.models.attention import MASKED, MultiHeadAttention, attend
 from distill_jax.models.pretrained import graphdef_of
 from distill_jax.models.t5 import PAD_ID, START_ID, T5, T5Sizes
 from distill_jax.ops.masked import token_mask
+from distill_jax.runtime.placement import computing_on
 
 EOS_ID = 1
 
@@ -71,6 +72,7 @@ def generate(
     decoding: Decoding | None = None,
     *,
     seeds: Int[np.ndarray, "B"] | Array | None = None,
+    mesh: Any = None,
 ) -> tuple[Int[Array, "B T"], Float[Array, "B"]]:
     """Generates from a T5 with a decoder.
 
@@ -79,6 +81,7 @@ def generate(
         tokens: sources, padded with 0.
         decoding: how; greedy by default.
         seeds: one per row, for sampling; row numbers by default.
+        mesh: that the parameters and the rows lie on; None for one device.
 
     Returns:
         token ids without the start token, 0 after the end token (which is kept), and
@@ -91,15 +94,16 @@ def generate(
     if seeds is None:
         seeds = np.arange(tokens.shape[0])
     seeds = jnp.asarray(seeds, jnp.uint32)
-    return _generate(sizes, decoding, params, jnp.asarray(tokens), seeds)
+    return _generate(sizes, decoding, mesh, params, jnp.asarray(tokens), seeds)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(sizes, decoding, params, tokens, seeds):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _generate(sizes, decoding, mesh, params, tokens, seeds):
     model = nnx.merge(graphdef_of(sizes), nnx.State(params))
-    if decoding.beams > 1:
-        return _beam(model, tokens, decoding)
-    return _sample(model, tokens, decoding, seeds)
+    with computing_on(mesh):
+        if decoding.beams > 1:
+            return _beam(model, tokens, decoding)
+        return _sample(model, tokens, decoding, seeds)
 
 
 def start(

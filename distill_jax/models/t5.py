@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from distill_jax.models.attention import dropout, dropout_key, split_key
+from distill_jax.models.stack import through
 from distill_jax.models.t5_layers import (
     TOKENS,
     DecoderLayer,
@@ -19,8 +20,9 @@ from distill_jax.models.t5_layers import (
     norm_of,
     relative_bias_of,
 )
-from distill_jax.models.t5_sizes import SIZES, T5Sizes, rematerialised, sizes
+from distill_jax.models.t5_sizes import SIZES, T5Sizes, sizes
 from distill_jax.ops.masked import token_mask
+from distill_jax.runtime.placement import rows
 
 __all__ = ["SIZES", "T5", "T5Decoder", "T5Encoder", "T5Sizes", "sizes"]
 
@@ -67,16 +69,20 @@ class T5Encoder(nnx.Module):
         key = dropout_key(rngs)
         keys = split_key(key, len(self.layers) + 2)
         rate = self.spec.dropout
-        x = self.embed(tokens)
+        x = rows(self.embed(tokens))
         x = dropout(x, rate, keys[-1], broadcast=TOKENS)
         bias = self.relative_bias(tokens.shape[1])
-        for i, layer in enumerate(self.layers):
-            last = positions if i == len(self.layers) - 1 else None
 
-            def run(x, bias, key, layer=layer, last=last):
-                return layer(x, bias, mask, key, positions=last)
+        def whole(layer, x, key):
+            return layer(x, bias, mask, key)
 
-            x = rematerialised(run, self.spec.remat)(x, bias, keys[i])
+        def leading(layer, x, key):
+            return layer(x, bias, mask, key, positions=positions)
+
+        upto = len(self.layers) - (positions is not None)
+        how = {"dtype": self.spec.dtype, "remat": self.spec.remat}
+        x = through(self.layers[:upto], whole, x, keys, **how)
+        x = through(self.layers[upto:], leading, x, keys[upto:], **how)
         return dropout(self.final_norm(x), rate, keys[-2], broadcast=TOKENS)
 
     def embed(self, tokens: Int[Array, "*L"]) -> Float[Array, "*L E"]:
@@ -111,12 +117,12 @@ class T5Decoder(nnx.Module):
         length = x.shape[1]
         bias = self.relative_bias(length)
         causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
-        for layer, key in zip(self.layers, keys):
 
-            def run(x, encoded, bias, key, layer=layer):
-                return layer(x, encoded, bias, causal, mask, key)
+        def call(layer, x, key):
+            return layer(x, encoded, bias, causal, mask, key)
 
-            x = rematerialised(run, self.spec.remat)(x, encoded, bias, key)
+        how = {"dtype": self.spec.dtype, "remat": self.spec.remat}
+        x = through(self.layers, call, rows(x), keys, **how)
         x = self.final_norm(x)
         return dropout(x, self.spec.dropout, keys[-2], broadcast=TOKENS)
 
@@ -140,12 +146,12 @@ class T5Decoder(nnx.Module):
         if rngs is not None and rate > 0:
             x = jnp.broadcast_to(x, (encoded.shape[0], x.shape[1]))
             x = dropout(x, rate, keys[-1])
-        for layer, key in zip(self.layers, keys):
 
-            def run(x, encoded, key, layer=layer):
-                return layer.first_step(x, encoded, mask, key)
+        def call(layer, x, key):
+            return layer.first_step(x, encoded, mask, key)
 
-            x = rematerialised(run, self.spec.remat)(x, encoded, key)
+        how = {"dtype": self.spec.dtype, "remat": self.spec.remat}
+        x = through(self.layers, call, x, keys, **how)
         return dropout(self.final_norm(x), rate, keys[-2])
 
 

@@ -16,7 +16,6 @@ from distill_jax.models.attention import (
     MultiHeadAttention,
     RelativeBias,
     dropout,
-    fused,
     split_key,
 )
 from distill_jax.models.t5_sizes import T5Sizes
@@ -64,8 +63,7 @@ class FeedForward(nnx.Module):
         self, x: Float[Array, "B L E"], key: Array | None = None
     ) -> Float[Array, "B L E"]:
         if self.gated:
-            gate, up = fused((self.wi_0, self.wi_1), x)
-            hidden = jax.nn.gelu(gate, approximate=True) * up
+            hidden = jax.nn.gelu(self.wi_0(x), approximate=True) * self.wi_1(x)
         else:
             hidden = jax.nn.relu(self.wi(x))
         return self.wo(dropout(hidden, self.rate, key, broadcast=TOKENS))

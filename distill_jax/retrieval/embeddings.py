@@ -18,6 +18,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest, read_json, write_json
 from distill_jax.retrieval.columns import Columns, QuantisedVectors, quantise
 from distill_jax.retrieval.token_vectors import TokenVectors
+from distill_jax.runtime.placement import platform
 
 _FORMAT = 1
 _RECORD = "embeddings.json"
@@ -151,14 +152,12 @@ def _dtypes(kind: str, dtype: str) -> dict[str, str]:
 
 def _shard_docs(folder: Path, kind: str, asked: int | None) -> int:
     """Docs a shard; the same after a restart, whatever is asked for then."""
-    import jax
-
     kept = folder / "shards.json"
     if kept.exists():
         docs = read_json(kept)["docs"]
     elif asked is not None:
         docs = asked
-    elif jax.default_backend() == "cpu":
+    elif platform() == "cpu":
         docs = _SHARD_CPU
     else:
         docs = _SHARD_TOKENS if kind == "colbert" else _SHARD_VECTORS

@@ -93,9 +93,22 @@ def agreed(value: bool) -> bool:
     if not several():
         return value
     import numpy as np
+
+    return bool(agreed_array(np.int32(value)))
+
+
+def agreed_array(values: Any) -> Any:
+    """The first process's numpy array in every process; one shape and dtype in all."""
+    if not several():
+        return values
+    import numpy as np
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+    # As bytes: what has 64 bits would lose half of them on its way.
+    values = np.ascontiguousarray(values)
+    flat = values.reshape(-1).view(np.uint8)
+    given = np.asarray(multihost_utils.broadcast_one_to_all(flat), np.uint8)
+    return given.view(values.dtype).reshape(values.shape)
 
 
 def meet(name: str) -> None:

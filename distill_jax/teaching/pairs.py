@@ -21,7 +21,8 @@ from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.labels.store import LabelWriter, stored_counts
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.runs.run import Run
-from distill_jax.teaching.scorers import certificate, rows_of_queries
+from distill_jax.runtime import processes
+from distill_jax.teaching.scorers import certificate, rows_of_queries, unlabelled
 from distill_jax.text.templates import Features
 
 Progress = Callable[[int, int], Any]
@@ -108,12 +109,14 @@ def label_pairs(
         "seed": seed,
     }
     writer = LabelWriter(
-        directory, certificate(model, run, {**settings, **(provenance or {})})
+        directory,
+        certificate(model, run, {**settings, **(provenance or {})}),
+        writes=processes.is_first(),
     )
     first, second = sample_pairs(
         labels, top_k=top_k, delta=delta, pairs=pairs, seed=seed
     )
-    todo = [row for row, name in enumerate(labels.query_ids) if name not in writer.done]
+    todo = unlabelled(labels.query_ids, writer)
     for start in range(0, len(todo), shard_queries):
         started = time.monotonic()
         rows = np.asarray(todo[start : start + shard_queries])
@@ -155,6 +158,7 @@ def label_pairs(
     if "bias_sum" in total:
         total["position_bias_logits"] = total.pop("bias_sum") / max(total["pairs"], 1)
     writer.finish(total)
+    processes.meet("pairs are labelled")
     return PairLabels.read(directory)
 
 

@@ -21,6 +21,7 @@ from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.store import LabelWriter, stored_counts
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.runs.run import Run
+from distill_jax.runtime import processes
 from distill_jax.teaching.cache import ScoreCache, pair_keys
 from distill_jax.text.templates import Features
 
@@ -43,6 +44,8 @@ def label_run(
 ) -> TeacherLabels:
     """Labels of every candidate of ``run``, whose rows are rows of ``features``.
 
+    With several processes all compute, and the first writes what all read then.
+
     Args:
         model: a reranker; it may live on another mesh than the student.
         features: its template over the queries and the collection.
@@ -60,9 +63,10 @@ def label_run(
             run has a query that ``queries`` lacks.
     """
     query_rows = rows_of_queries(queries, run.query_ids)
-    writer = LabelWriter(directory, certificate(model, run, provenance))
+    first = processes.is_first()
+    writer = LabelWriter(directory, certificate(model, run, provenance), writes=first)
     total = int(run.where.sum())
-    todo = [row for row, query in enumerate(run.query_ids) if query not in writer.done]
+    todo = unlabelled(run.query_ids, writer)
     done = total - int(run.where[todo].sum())
     store = None if cache is None else ScoreCache(cache, model.digest)
     with ThreadPoolExecutor(1) as pool:
@@ -99,11 +103,19 @@ def label_run(
                 "cached": len(values) - len(new.scores),
                 "seconds": time.monotonic() - started,
             }
-            waiting = pool.submit(_keep, writer, labels, counts, store, new)
+            if first:
+                waiting = pool.submit(_keep, writer, labels, counts, store, new)
         if waiting is not None:
             waiting.result()
     writer.finish({"pairs": 0, "computed": 0, "cached": 0} | stored_counts(directory))
+    processes.meet("labelled")
     return TeacherLabels.read(directory)
+
+
+def unlabelled(query_ids: Sequence[str], writer: LabelWriter) -> list[int]:
+    """Rows of the queries that have no labels yet: the same in every process."""
+    mask = np.asarray([query not in writer.done for query in query_ids], bool)
+    return np.flatnonzero(processes.agreed_array(mask)).tolist()
 
 
 def rows_of_queries(queries: Queries, query_ids: Sequence[str]) -> np.ndarray:
@@ -202,7 +214,8 @@ def _scores(
         return values, _New(np.zeros(0), values)
     stores = dict(zip(features.template.fields, features.stores))
     keys = pair_keys((stores["query"], pair_queries), (stores["document"], pair_docs))
-    values = store.find(keys)
+    # Another job may have kept scores since a process looked.
+    values = processes.agreed_array(store.find(keys))
     missing = np.flatnonzero(np.isnan(values))
     if len(missing):
         values[missing] = compute(missing)

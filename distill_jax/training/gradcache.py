@@ -22,6 +22,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax.io.errors import UserError
+from distill_jax.runtime import placement
 
 Gradient = Callable[[Any, Any, Any], tuple[tuple[Any, dict], Any]]
 
@@ -37,7 +38,7 @@ def represent(student: Any, batch: Any, keys: Any | None) -> Any:
         )
         return jax.tree.map(lambda leaf: leaf[0], rep)
 
-    return jax.vmap(one)(batch, keys)
+    return placement.over_rows(one, keys.shape[0])(batch, keys)
 
 
 def cached_gradient(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from distill_jax.runtime import sharding
 from distill_jax.training import state as states
 from distill_jax.training.optimizers import Optimizer
-from distill_jax.training.step import make_gradient, train_step, uses_dropout
+from distill_jax.training.step import lower_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,18 +65,15 @@ def step_memory(
         ),
         batch,
     )
-    gradient = make_gradient(
-        graphdef,
-        objective,
+    lowered = lower_step(
+        state,
+        batch,
+        graphdef=graphdef,
+        objective=objective,
+        optimizer=optimizer,
+        mesh=mesh,
         chunk=chunk,
         micro_batch=micro_batch,
-        rows=NamedSharding(mesh, sharding.BATCH) if mesh.size > 1 else None,
-    )
-    step = functools.partial(
-        train_step,
-        gradient=gradient,
-        optimizer=optimizer,
-        dropout=uses_dropout(graphdef, state.params, batch),
     )
     # The program is not run: a CPU's machine code need not be good, only its buffers
     # be those of a good one, and they are planned before LLVM sees it.
@@ -86,7 +82,6 @@ def step_memory(
         "xla_llvm_disable_expensive_passes": True,
     }
     options = quick if mesh.devices.flat[0].platform == "cpu" else None
-    lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
     compiled = lowered.compile(compiler_options=options)
     memory = planned(compiled)
     assert memory is not None

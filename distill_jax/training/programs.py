@@ -10,22 +10,20 @@ run splits its batches as the unbroken one would have.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from distill_jax.io.errors import UserError
 from distill_jax.runtime import sharding
-from distill_jax.training import state as states
 from distill_jax.training.failures import OutOfMemory, is_out_of_memory
 from distill_jax.training.memory import StepMemory, gigabytes, limit_of, planned
 from distill_jax.training.options import FitOptions
 from distill_jax.training.prefetch import Fed
 from distill_jax.training.state import TrainState
-from distill_jax.training.step import make_gradient, train_step, uses_dropout
+from distill_jax.training.step import lower_step
 
 # What two cores' caches hold of a small model's activations, forward and backward.
 _CACHED_TOKENS = 2048
@@ -147,25 +145,16 @@ class Programs:
     def _lower(self, state: TrainState, fed: Fed, at_once: int | None) -> Any:
         options, whole = self.options, at_once is None or at_once >= fed.queries
         micro = self._micro_batches(fed)
-        gradient = make_gradient(
-            self._graphdef,
-            self._objective,
+        return lower_step(
+            state,
+            fed.device,
+            graphdef=self._graphdef,
+            objective=self._objective,
+            optimizer=options.optimizer,
+            mesh=self.mesh,
             chunk=None if whole or micro else at_once,
             micro_batch=at_once if micro and not whole else None,
-            rows=NamedSharding(self.mesh, sharding.BATCH)
-            if self.mesh.size > 1
-            else None,
         )
-        step = functools.partial(
-            train_step,
-            gradient=gradient,
-            optimizer=options.optimizer,
-            dropout=uses_dropout(self._graphdef, state.params, fed.device),
-        )
-        places = states.shardings(state, options.optimizer, self.mesh)
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere))
-        return jitted.lower(state, fed.device)
 
     def _micro_batches(self, fed: Fed) -> bool:
         """Whether pieces are micro-batches; else they are GradCache chunks."""

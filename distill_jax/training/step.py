@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from distill_jax.batches import batch_size
 from distill_jax.io.errors import UserError
+from distill_jax.runtime import placement, sharding
 from distill_jax.training.gradcache import Gradient, cached_gradient, represent, split
 from distill_jax.training.optimizers import Optimizer
-from distill_jax.training.state import TrainState
+from distill_jax.training.state import TrainState, shardings
 
 Numbers = dict[str, Any]
 
@@ -56,6 +57,51 @@ def train_step(
     numbers["score_spread"] = spread[0] / spread[1]
     new = TrainState(step=step, params=params, opt_state=opt_state, key=state.key)
     return new, numbers
+
+
+def lower_step(
+    state: TrainState,
+    batch: Any,
+    *,
+    graphdef: Any,
+    objective: Any,
+    optimizer: Optimizer,
+    mesh: Mesh,
+    chunk: int | None = None,
+    micro_batch: int | None = None,
+) -> Any:
+    """The step as a program for a mesh, to be compiled; nothing is computed.
+
+    Args:
+        state, batch: arrays, or shapes with their shardings.
+        chunk, micro_batch: queries at once, over all devices together.
+
+    Returns:
+        ``jax.stages.Lowered`` of ``(state, batch) -> (state, numbers)``.
+    """
+    gradient = make_gradient(
+        graphdef,
+        objective,
+        chunk=chunk,
+        micro_batch=micro_batch,
+        rows=NamedSharding(mesh, sharding.BATCH) if mesh.size > 1 else None,
+    )
+    dropout = uses_dropout(graphdef, state.params, batch)
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Numbers]:
+        with placement.computing_on(mesh):
+            return train_step(
+                state,
+                batch,
+                gradient=gradient,
+                optimizer=optimizer,
+                dropout=dropout,
+            )
+
+    places = shardings(state, optimizer, mesh)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere))
+    return jitted.lower(state, batch)
 
 
 def row_keys(state: TrainState, rows: int) -> Any:

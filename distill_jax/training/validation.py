@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from distill_jax.batches import batch_size
 from distill_jax.inference.forward import default_tokens_per_batch
 from distill_jax.io.errors import UserError
-from distill_jax.runtime import sharding
+from distill_jax.runtime import placement, sharding
 from distill_jax.training.gradcache import join, represent, split
 from distill_jax.training.programs import padded_tokens
 
@@ -44,6 +44,10 @@ def validation(
     """
 
     def forward(params: Any, batch: Any, counts: Any) -> Any:
+        with placement.computing_on(mesh):
+            return traced(params, batch, counts)
+
+    def traced(params: Any, batch: Any, counts: Any) -> Any:
         size = _at_once(batch, at_once, mesh)
         even = mesh.size > 1 and size % sharding.data_devices(mesh) == 0
         rows = NamedSharding(mesh, sharding.BATCH) if even else None
@@ -94,7 +98,7 @@ def _at_once(batch: Any, most: int | None, mesh: Mesh) -> int:
     """
     rows, ways = batch_size(batch), sharding.data_devices(mesh)
     least = ways if rows % ways == 0 else 1
-    tokens = default_tokens_per_batch() * ways
+    tokens = default_tokens_per_batch(mesh) * ways
     most = min(most or rows, tokens * rows // max(1, padded_tokens(batch)), rows)
     sizes = (n for n in range(most, least, -1) if rows % n == 0 and n % least == 0)
     return next(sizes, least)

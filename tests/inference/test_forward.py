@@ -85,7 +85,7 @@ def test_each_row_is_encoded_once(name, side):
 def test_the_next_batch_is_dispatched_before_the_last_is_fetched(monkeypatch):
     model = student("dual_mean")
     events = []
-    apply = forward._applied(model.spec, "doc")
+    apply = forward._applied(model.spec, "doc", None)
 
     def noted(params, tokens):
         events.append("dispatch")

@@ -214,15 +214,19 @@ def test_a_retried_failure_gives_way(tmp_path):
         TeacherLabels.read(tmp_path)
 
 
-def test_writers_of_several_processes_number_apart(tmp_path):
-    for process in (1, 0):
-        writer = LabelWriter(tmp_path, {}, process=process, processes=2)
-        writer.write(lists().select([f"q{process}"]))
+def test_of_several_processes_one_writes_and_all_know_what_is_done(tmp_path):
+    writers = [LabelWriter(tmp_path, {}, writes=writes) for writes in (True, False)]
+    for name in ("q0", "q1"):
+        for writer in writers:
+            writer.write(lists().select([name]))
+    for writer in writers:
+        assert writer.done == {"q0", "q1"}
+        writer.finish()
     assert [path.name for path in shards(tmp_path)] == [
         "shard-00000.parquet",
         "shard-00001.parquet",
     ]
-    assert set(TeacherLabels.read(tmp_path).query_ids) == {"q0", "q1"}
+    assert TeacherLabels.read(tmp_path).query_ids == ("q0", "q1")
 
 
 def test_killed_while_writing_loses_no_finished_shard(tmp_path):
