@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import signal
 import sys
 import time
@@ -64,7 +65,8 @@ def main(argv: list[str]) -> int:
         job = build_job(flags)
         with bad_lines(flags):
             if flags.plan:
-                return job.plan() or 0
+                with planned_for(flags.on):
+                    return job.plan() or 0
             command = recipes.command_line(argv)
             with alone():
                 status = job(config=gin.config_str(), command=command) or 0
@@ -86,6 +88,17 @@ def main(argv: list[str]) -> int:
             raise
         print(unwritable(Path(error.filename or "a file"), error), file=sys.stderr)
         return 2
+
+
+def planned_for(machine: str | None) -> contextlib.AbstractContextManager:
+    """What is compiled inside is for a machine that is not here; None for this one."""
+    if machine is None:
+        return contextlib.nullcontext()
+    from distill_jax.runtime import targets
+
+    # Of this machine nothing is needed but its processor.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    return targets.planning_for(machine)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ distill_jax --gin_file=RECIPE.gin [--gin_file=...] [--gin.NAME=VALUE ...]
   --gin.NAME=VALUE         sets a name of the recipe, e.g. --gin.MODEL_DIR=runs/teacher
   --gin_file=FILE --help   what a recipe does, its names, their meanings and values
   --plan                   sizes, steps, memory and cost, without training
+  --plan --on=v5e:2x4      plans for a TPU slice or GPUs (h100:8) that are not here
   --list                   the shipped recipes, one line each
   --show=RECIPE.gin        prints a shipped recipe
   --version                the version of this package
@@ -46,6 +47,7 @@ class Flags:
 
     Attributes:
         bindings: (name, value as typed) of each ``--gin.NAME=VALUE``.
+        on: the machine to plan for; None for this one.
         show: a shipped recipe to print.
         doctor: check this machine.
     """
@@ -58,6 +60,7 @@ class Flags:
     bad_line_rate: float = 0.01
     list: bool = False
     plan: bool = False
+    on: str | None = None
     debug: bool = False
     deterministic: bool = False
     help: bool = False
@@ -85,6 +88,7 @@ def _parser() -> _Parser:
     parser.add_argument("--on-bad-line", choices=("stop", "skip"), default="stop")
     parser.add_argument("--bad-line-rate", type=_share, default=0.01)
     parser.add_argument("--show")
+    parser.add_argument("--on")
     for name in ("list", "plan", "debug", "deterministic", "help", "version"):
         parser.add_argument(f"--{name}", action="store_true")
     return parser
@@ -110,6 +114,8 @@ def parse_flags(argv: Sequence[str]) -> Flags:
             "no recipe: --gin_file is missing",
             f"{_COMMAND} --list shows the recipes",
         )
+    if found.on is not None and not found.plan:
+        raise UserError("--on says what to plan for, and there is no --plan", "add it")
     paths = ",".join(found.gin_search_paths).split(",")
     return Flags(
         gin_files=tuple(found.gin_file),
@@ -120,6 +126,7 @@ def parse_flags(argv: Sequence[str]) -> Flags:
         bad_line_rate=found.bad_line_rate,
         list=found.list,
         plan=found.plan,
+        on=found.on,
         debug=found.debug,
         deterministic=found.deterministic,
         help=found.help,

@@ -19,9 +19,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from distill_jax.batches import DuoBatch, PairBatch, Targets
-from distill_jax.models.pretrained import Pretrained, graphdef_of
+from distill_jax.models.pretrained import Pretrained, abstract_params, graphdef_of
 from distill_jax.runtime import placement
-from distill_jax.runtime.sharding import batch_sharding, shard_params
+from distill_jax.runtime.sharding import (
+    batch_sharding,
+    param_shardings,
+    path_of,
+    shard_params,
+)
 from distill_jax.text.buckets import Batch, buckets_up_to, plan
 
 Progress = Callable[[int], Any]
@@ -259,16 +264,21 @@ def placed(pretrained: Pretrained, mesh: Any = None) -> dict:
     """The parameters on the devices, put there once for a model and a mesh."""
     meshes = _placed.setdefault(pretrained, {})
     if mesh not in meshes:
+        params = _narrowed(pretrained.spec, pretrained.params)
         if mesh is None:
-            meshes[mesh] = jax.tree.map(jnp.asarray, pretrained.params)
+            meshes[mesh] = jax.tree.map(jnp.asarray, params)
         else:
-            meshes[mesh] = shard_params(pretrained.params, mesh)
+            meshes[mesh] = shard_params(params, mesh)
     return meshes[mesh]
 
 
 @functools.lru_cache(maxsize=64)
 def _applied(spec: Any, what: str, mesh: Any) -> Callable[[dict, Any], Any]:
     """The jitted forward pass of a spec; jax keeps one compilation per shape."""
+    return jax.jit(_forward(spec, what, mesh))
+
+
+def _forward(spec: Any, what: str, mesh: Any) -> Callable[[dict, Any], Any]:
     forward = {
         "pairs": _score_pairs,
         "duo": _score_duo,
@@ -278,7 +288,6 @@ def _applied(spec: Any, what: str, mesh: Any) -> Callable[[dict, Any], Any]:
     }[what]
     graphdef = graphdef_of(spec)
 
-    @jax.jit
     def apply(params, tokens):
         module = nnx.merge(graphdef, nnx.State(params))
         with placement.computing_on(mesh):
@@ -289,6 +298,59 @@ def _applied(spec: Any, what: str, mesh: Any) -> Callable[[dict, Any], Any]:
         )
 
     return apply
+
+
+def forward_flops(spec: Any, what: str, rows: int, length: int) -> float:
+    """FLOPs of ``lower_forward``'s program on all devices, before it is optimised."""
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    with placement.counted():
+        lowered = jax.jit(_forward(spec, what, None)).lower(
+            abstract_params(spec), tokens
+        )
+    return float((lowered.cost_analysis() or {}).get("flops", float("nan")))
+
+
+def lower_forward(spec: Any, what: str, rows: int, length: int, mesh: Any) -> Any:
+    """The program that scores or encodes ``rows`` sequences, to be compiled.
+
+    Args:
+        what: "pairs", "duo", "query" or "doc".
+
+    Returns:
+        ``jax.stages.Lowered`` of ``(params, tokens int32[rows, length]) -> values``.
+    """
+    params = jax.eval_shape(functools.partial(_narrowed, spec), abstract_params(spec))
+    places = param_shardings(params, mesh)
+    params = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=place
+        ),
+        params,
+        places,
+    )
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    tokens = jax.ShapeDtypeStruct(
+        tokens.shape, tokens.dtype, sharding=batch_sharding(tokens, mesh)
+    )
+    return _applied(spec, what, mesh).lower(params, tokens)
+
+
+def _narrowed(spec: Any, params: dict) -> dict:
+    """Layers' matrices in the dtype of their products: half of the memory in bfloat16.
+
+    They are cast at each use anyway. Tables and heads stay: scores are read from them
+    in float32.
+    """
+    dtype = getattr(spec.backbone, "dtype", "float32")
+    if dtype == "float32":
+        return params
+
+    def narrow(keys: Any, leaf: Any) -> Any:
+        path = path_of(keys)
+        inside = ".layers." in f".{path}" and path.endswith(".kernel")
+        return leaf.astype(dtype) if inside else leaf
+
+    return jax.tree_util.tree_map_with_path(narrow, params)
 
 
 def _no_targets(count: int) -> Targets:

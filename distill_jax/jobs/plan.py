@@ -9,13 +9,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
-
 from distill_jax.collections.collection import Queries
 from distill_jax.io.errors import UserError
 from distill_jax.jobs import plan_step
 from distill_jax.recipe.candidates import Asked
-from distill_jax.runtime import sharding
+from distill_jax.runtime import sharding, targets
 from distill_jax.workspace.context import Setting, Split
 
 STAND_IN = "a question of about eight words or so"
@@ -27,6 +25,7 @@ def plan(job: Any) -> int:
     print(devices(setting))
     spec, why, checkpoints = None, "", 0
     known: dict[str, plan_step.Step] = {}
+    scored: set[str] = set()
     for number, stage in enumerate(job.stages):
         student = stage.student or (job.student if number == 0 else None)
         if student is not None and not str(student.checkpoint).startswith("stage:"):
@@ -41,6 +40,10 @@ def plan(job: Any) -> int:
             print(f"  {line}")
         step = training_lines(stage.training, spec, why, lists, size, pairs, setting,
                               known)  # fmt: skip
+        if spec is not None and repr(spec) not in scored:
+            scored.add(repr(spec))
+            for line in plan_step.forward_lines(spec, setting.mesh):
+                print(f"  {line}")
         if step is not None:
             kept = stage.training.keep + (stage.training.measure is not None)
             checkpoints += step.state_bytes * kept * job.rounds
@@ -77,7 +80,8 @@ def plan_generator(job: Any) -> int:
 def devices(setting: Setting) -> str:
     mesh = setting.mesh or sharding.make_mesh()
     axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
-    kind = jax.devices()[0].device_kind
+    target = targets.current()
+    kind = target.chip.name if target else mesh.devices.flat[0].device_kind
     return f"{len(setting.collection):,} documents; {mesh.size} x {kind} ({axes})"
 
 
@@ -116,8 +120,8 @@ def training_lines(
     )
     settings = dataclasses.replace(training, objective=None)
     key = repr((spec, shape, settings, training.objective))
+    mesh = setting.mesh or sharding.make_mesh()
     if key not in known:
-        mesh = setting.mesh or sharding.make_mesh()
         known[key] = plan_step.step_of(spec, training, shape, steps, mesh)
     step = known[key]
     print(f"  model      {spec.kind}, {step.parameters:,} parameters")
@@ -126,7 +130,32 @@ def training_lines(
         f"step, {flops_text(step.step * steps)} in all, at the largest shape"
     )
     print(f"  memory     {step.memory}")
+    for line in machine_lines(step, steps, shape, mesh):
+        print(f"  {line}")
     return step
+
+
+def machine_lines(
+    step: plan_step.Step, steps: int, shape: plan_step.Shape, mesh: Any
+) -> list[str]:
+    """Whether a step fits on the devices, what makes it fit, and how long it takes."""
+    lines, target = [], targets.current()
+    if target is not None:
+        lines += step.cost.lines(target.chip)
+        seconds = steps * step.cost.seconds(target.chip)
+        lines.append(
+            f"time       at least {seconds / 3600:.3g} hours for {steps:,} steps at "
+            "the largest shape"
+        )
+    if step.flags:
+        lines.append(f"set        {step.flags}: the same result in less memory")
+    if not step.fits:
+        lines.append(
+            f"memory     {step.form.at_once or shape.lists} queries at a time do not "
+            "fit: spread the model over more chips (--gin.MESH='fsdp=...'), or lower "
+            "--gin.LIST_SIZE or --gin.DOC_LENGTH"
+        )
+    return lines
 
 
 def asked_queries(source: Any, setting: Setting) -> tuple[Queries, Split | None]:

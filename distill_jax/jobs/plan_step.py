@@ -1,6 +1,7 @@
 """A training step from shapes alone: parameters, compiled shapes, FLOPs, memory.
 
-Nothing is allocated. The largest shape is compiled for the devices that are here.
+Nothing is allocated. The largest shape is compiled for the devices of the mesh, which
+need not be here.
 """
 
 from __future__ import annotations
@@ -15,13 +16,26 @@ from flax import nnx
 
 from distill_jax import weights
 from distill_jax.batches import DualBatch, DuoBatch, PairBatch, Targets
+from distill_jax.inference.forward import default_tokens_per_batch, lower_forward
+from distill_jax.inference.forward import forward_flops as scoring_flops
 from distill_jax.io.errors import UserError
+from distill_jax.jobs.plan_machine import Cost, cost_of, estimated
 from distill_jax.models.pretrained import abstract_params, graphdef_of
 from distill_jax.recipe import checkpoints
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.training import Training
-from distill_jax.text.buckets import bucket_of
-from distill_jax.training.memory import step_memory
+from distill_jax.runtime import placement, sharding, targets
+from distill_jax.runtime.placement import REMAT
+from distill_jax.text.buckets import bucket_of, buckets_up_to
+from distill_jax.training.memory import (
+    Form,
+    StepMemory,
+    compiled_step,
+    limit_of,
+    quick,
+    sums_over_queries,
+)
+from distill_jax.training.programs import padded_tokens
 from distill_jax.weights.folders import locate
 from distill_jax.weights.students import spec_class
 
@@ -179,43 +193,131 @@ class Step:
         state_bytes: a checkpoint: parameters and moments.
         forward: FLOPs of the forward pass of a whole batch.
         step: FLOPs of the step.
-        memory: on each device, of the largest shape.
+        cost: on each device, of the largest shape, in the form that fits.
+        form: pieces and recomputation; ``flags`` sets them, "" where nothing is set.
+        fits: whether that form fits.
     """
 
     parameters: int
     state_bytes: int
     forward: float
     step: float
-    memory: Any
+    cost: Cost
+    form: Form
+    flags: str
+    fits: bool
+
+    @property
+    def memory(self) -> StepMemory:
+        return self.cost.memory
 
 
 def step_of(spec: Any, training: Training, shape: Shape, steps: int, mesh: Any) -> Step:
-    """Compiles the largest step from shapes."""
+    """Compiles the largest step from shapes, in pieces that fit."""
     params, graphdef = abstract_params(spec), graphdef_of(spec)
     batch, optimizer = shape.batch(spec.kind), training.made_optimizer(steps)
     moments = jax.eval_shape(optimizer.transform.init, params)
-    memory = step_memory(
-        graphdef,
-        params,
-        training.objective,
-        optimizer,
-        batch,
-        mesh=mesh,
-        chunk=training.chunk,
-        micro_batch=training.micro_batch,
-    )
+    target = targets.current()
+    estimate = target is not None and not target.compiles
+    limit = None if mesh.size == 0 else limit_of(mesh.devices.flat[0])
     forward = forward_flops(graphdef, params, batch)
-    # Backward is twice forward; what is represented in chunks, or recomputed by
-    # layers, runs forward twice.
-    again = training.chunk is not None
-    again += getattr(spec.backbone, "remat", "none") != "none"
+    micro = training.micro_batch is not None or (
+        training.chunk is None and sums_over_queries(training.objective, batch)
+    )
+    each = training.micro_batch if micro else training.chunk
+    first = None if each is None else sharding.at_once(each, shape.lists, mesh)
+    form: Form | None = Form(first, training.remat or "none")
+    while True:
+        assert form is not None
+        whole = form.at_once is None
+        # Backward is twice forward; what is represented in chunks, or recomputed by
+        # layers, runs forward twice.
+        again = not whole and not micro
+        remat = max(
+            form.remat, getattr(spec.backbone, "remat", "none"), key=REMAT.index
+        )
+        again += remat != "none"
+        model, worked = 3 * forward / mesh.size, (3 + again) * forward / mesh.size
+        if estimate:
+            cost = _estimate(spec, params, moments, batch, form, mesh, model, worked)
+        else:
+            compiled = compiled_step(
+                graphdef,
+                params,
+                training.objective,
+                optimizer,
+                batch,
+                mesh=mesh,
+                chunk=None if micro else form.at_once,
+                micro_batch=form.at_once if micro else None,
+                remat=form.remat,
+            )
+            cost = cost_of(compiled, model, worked)
+        fits = limit is None or cost.memory.peak <= limit
+        smaller = None if fits else form.smaller(shape.lists, mesh)
+        if smaller is None:
+            break
+        form = smaller
     return Step(
         parameters=sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)),
         state_bytes=_bytes(params) + _bytes(moments),
         forward=forward,
-        step=forward * (3 + again),
-        memory=memory,
+        step=worked * mesh.size,
+        cost=cost,
+        form=form,
+        flags=form.flags(micro, mesh),
+        fits=fits,
     )
+
+
+def _estimate(spec, params, moments, batch, form, mesh, model, worked) -> Cost:
+    """A step on chips that nothing here compiles for."""
+    ways = sharding.data_devices(mesh)
+    split = mesh.shape["fsdp"] * mesh.shape["model"]
+    state = (_bytes(params) + _bytes(moments)) // split
+    rows = batch.targets.labels.shape[0]
+    share = (form.at_once or rows) / rows
+    tokens = int(padded_tokens(batch) * share / ways)
+    if form.remat != "none":
+        backbone = dataclasses.replace(spec.backbone, remat=form.remat)
+        spec = dataclasses.replace(spec, backbone=backbone)
+    return estimated(spec, tokens, state, model, worked)
+
+
+def forward_cost(spec: Any, what: str, rows: int, length: int, mesh: Any) -> Cost:
+    """A batch of scoring or encoding on each device; see ``lower_forward``."""
+    compiled = lower_forward(spec, what, rows, length, mesh).compile(
+        compiler_options=quick(mesh)
+    )
+    return cost_of(compiled, scoring_flops(spec, what, rows, length) / mesh.size)
+
+
+def forward_lines(spec: Any, mesh: Any) -> list[str]:
+    """Scoring or encoding with a model on each chip of the mesh, a full batch."""
+    target = targets.current()
+    if target is None or not target.compiles:
+        return []
+    lines = []
+    names = {"reranker": ("pairs",), "duo": ("duo",)}.get(spec.kind, ("query", "doc"))
+    for what in names:
+        if spec.kind == "generator":
+            break
+        length = _longest(spec, what)
+        ways = sharding.data_devices(mesh)
+        rows = max(1, default_tokens_per_batch(mesh) // length) * ways
+        cost = forward_cost(spec, what, rows, length, mesh)
+        each = cost.seconds(target.chip)
+        lines.append(f"{what:10} {rows} of {length} tokens at once, at most "
+                     f"{rows / each:,.0f} a second")  # fmt: skip
+        lines += cost.lines(target.chip)
+    return lines
+
+
+def _longest(spec: Any, what: str) -> int:
+    both = {"query": spec.query_length, "doc": spec.doc_length}
+    docs = 2 if what == "duo" else 1
+    total = spec.query_length + docs * spec.doc_length + LITERALS
+    return bucket_of(both.get(what, total), buckets_up_to(both.get(what, total)))
 
 
 def forward_flops(graphdef: Any, params: Any, batch: Any) -> float:
@@ -224,7 +326,8 @@ def forward_flops(graphdef: Any, params: Any, batch: Any) -> float:
     def represent(params: Any, batch: Any) -> Any:
         return nnx.merge(graphdef, nnx.State(params)).represent(batch)
 
-    analysis = jax.jit(represent).lower(params, batch).cost_analysis() or {}
+    with placement.counted():
+        analysis = jax.jit(represent).lower(params, batch).cost_analysis() or {}
     return float(analysis.get("flops", float("nan")))
 
 

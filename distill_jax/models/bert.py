@@ -27,7 +27,7 @@ from distill_jax.models.attention import (
 )
 from distill_jax.models.stack import through
 from distill_jax.ops.masked import token_mask
-from distill_jax.runtime.placement import rows
+from distill_jax.runtime.placement import rows, weight
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,12 +202,16 @@ class Embeddings(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "M L"], types: Int[Array, "M L"] | None
     ) -> Float[Array, "M L E"]:
-        x = jnp.take(self.word[...], tokens, axis=0) + self.position[: tokens.shape[1]]
+        x = jnp.take(self.table(), tokens, axis=0) + self.position[: tokens.shape[1]]
         if types is None:
             x = x + self.token_type[0]
         else:
             x = x + jnp.take(self.token_type[...], types, axis=0)
         return self.norm(x).astype(self.dtype)
+
+    def table(self) -> Float[Array, "V E"]:
+        """The embeddings of words, float32, as a device reads them."""
+        return weight("embeddings.word", self.word[...], jnp.float32)
 
 
 class Layer(nnx.Module):

@@ -91,7 +91,7 @@ class SpladeTower(nnx.Module):
         mask = token_mask(tokens, self.pad_id)
         hidden = self.mlm.transform(self.encoder(tokens, mask=mask, rngs=rngs))
         activate = ACTIVATIONS[activation]
-        table = self.encoder.embeddings.word[...]
+        table = self.encoder.embeddings.table()
 
         def greatest(table, bias):
             # The activations grow: the greatest logit gives the greatest weight.

@@ -43,6 +43,8 @@ def through(
         scan: None decides by the devices that are computed on.
     """
 
+    remat = placement.remat_of(remat)
+
     def run(layer: Any, x: jax.Array, key: Any) -> jax.Array:
         return placement.rows(call(placement.at_use(layer, dtype), x, key))
 

@@ -22,7 +22,7 @@ from distill_jax.models.t5_layers import (
 )
 from distill_jax.models.t5_sizes import SIZES, T5Sizes, sizes
 from distill_jax.ops.masked import token_mask
-from distill_jax.runtime.placement import rows
+from distill_jax.runtime.placement import rows, weight
 
 __all__ = ["SIZES", "T5", "T5Decoder", "T5Encoder", "T5Sizes", "sizes"]
 
@@ -86,7 +86,11 @@ class T5Encoder(nnx.Module):
         return dropout(self.final_norm(x), rate, keys[-2], broadcast=TOKENS)
 
     def embed(self, tokens: Int[Array, "*L"]) -> Float[Array, "*L E"]:
-        return self.embedding[...][tokens].astype(self.spec.dtype)
+        return self.table()[tokens].astype(self.spec.dtype)
+
+    def table(self) -> Float[Array, "V E"]:
+        """The embeddings, float32, as a device reads them."""
+        return weight("embedding", self.embedding[...], jnp.float32)
 
 
 class T5Decoder(nnx.Module):
@@ -208,7 +212,10 @@ class T5(nnx.Module):
         hidden = hidden.astype(jnp.float32)
         if spec.tied if spec.scale_logits is None else spec.scale_logits:
             hidden = hidden * spec.d_model**-0.5
-        table = self.encoder.embedding[...] if spec.tied else self.lm_head[...].T
+        if spec.tied:
+            table = self.encoder.table()
+        else:
+            table = weight("lm_head", self.lm_head[...], jnp.float32).T
         if ids is not None:
             table = table[jnp.asarray(ids)]
         return jnp.einsum("...e,we->...w", hidden, table.astype(jnp.float32))

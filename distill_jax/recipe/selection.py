@@ -88,6 +88,12 @@ def period(training: Selection, lists: int, steps: int) -> int:
     return wanted or max(1, steps // 4)
 
 
+def _pieces(training: Selection, mesh: Any) -> int | None:
+    """Queries at a time over all devices, as training takes them."""
+    each = training.chunk or training.micro_batch
+    return None if each is None else each * sharding.data_devices(mesh)
+
+
 def evaluation(
     training: Selection,
     student: Pretrained,
@@ -117,7 +123,7 @@ def evaluation(
                 hosts=jax.process_count(),
             ),
             setting.mesh,
-            at_once=training.chunk or training.micro_batch,
+            at_once=_pieces(training, setting.mesh),
         )
         return lambda params, step: run(params)
     judged = setting.dev

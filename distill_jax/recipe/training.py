@@ -26,7 +26,7 @@ from distill_jax.workspace.console import say
 from distill_jax.workspace.describe import describe
 
 # What changes neither the steps nor, but for rounding, what they learn.
-_FREE = ("chunk", "micro_batch", "checkpoint_period", "keep")
+_FREE = ("chunk", "micro_batch", "remat", "checkpoint_period", "keep")
 
 STREAMS = {"seqio": SeqioStream, "arrays": ArrayStream}
 
@@ -42,8 +42,12 @@ class Training:
         learning_rate, schedule, warmup: peak; "linear" (to 0), "constant" or "floor"
             (linear to a tenth); steps of warm-up, or a share of all steps below 1.
         optimizer: "adamw" or "adafactor".
-        chunk: queries encoded at once (GradCache); any loss, the same gradient.
-        micro_batch: queries a pass, for losses that do not cross queries.
+        chunk: queries encoded at once on a device (GradCache); any loss, the same
+            gradient.
+        micro_batch: queries a pass on a device, for losses that do not cross queries.
+        remat: "none", or what layers compute again in the backward pass to save
+            memory: "matmuls" keeps the matrix products, "full" nothing. None starts
+            with "none" and goes on to what fits.
         measure: what chooses the best checkpoint: "loss" on held-out lists, a ranking
             measure on dev judgements ("nDCG@10"), or None for the last.
         eval_period: in steps, or "epoch"; None evaluates four times.
@@ -70,6 +74,7 @@ class Training:
     clip: float | None = 1.0
     chunk: int | None = None
     micro_batch: int | None = None
+    remat: str | None = None
     measure: str | None = None
     eval_period: int | str | None = None
     patience: int | None = None
@@ -236,6 +241,7 @@ def _fit(
         seed=setting.seed,
         chunk=training.chunk,
         micro_batch=training.micro_batch,
+        remat=training.remat or "none",
         checkpoint_period=training.checkpoint_period,
         keep=training.keep,
         eval_period=selection.period(training, len(lists), steps) if evaluate else None,

@@ -24,9 +24,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from distill_jax.runtime import sharding
+from distill_jax.runtime import sharding, targets
 
 P = PartitionSpec
+REMAT = ("none", "matmuls", "full")
+"""Policies of recomputation, each with less memory and more work than the last."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +40,12 @@ class Placement:
         leading: axes of the mesh that an array's first dimension is split over; none
             where a ``vmap`` over rows has taken them; None where rows do not divide
             by the devices, and nothing is constrained.
+        remat: what layers recompute at least in the backward pass; see ``T5Sizes``.
     """
 
     mesh: Mesh
     leading: tuple[str, ...] | None = ("data", "fsdp")
+    remat: str = REMAT[0]
 
 
 _current: contextvars.ContextVar[Placement | None] = contextvars.ContextVar(
@@ -50,16 +54,33 @@ _current: contextvars.ContextVar[Placement | None] = contextvars.ContextVar(
 
 
 @contextlib.contextmanager
-def computing_on(mesh: Mesh | None) -> Iterator[None]:
+def computing_on(mesh: Mesh | None, remat: str = REMAT[0]) -> Iterator[None]:
     """What is traced inside is for the devices of ``mesh``; None for the default.
 
     Enter it inside of the function that is jitted: JAX keeps traces by function.
     """
-    token = _current.set(None if mesh is None else Placement(mesh))
+    token = _current.set(None if mesh is None else Placement(mesh, remat=remat))
     try:
         yield
     finally:
         _current.reset(token)
+
+
+_counted: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "counted", default=False
+)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[None]:
+    """What is traced inside is to have its FLOPs counted: in the plain form, without
+    loops (of which a count takes one round) and without kernels (which count as none).
+    """
+    token = _counted.set(True)
+    try:
+        yield
+    finally:
+        _counted.reset(token)
 
 
 def current() -> Placement | None:
@@ -67,11 +88,23 @@ def current() -> Placement | None:
     return _current.get()
 
 
+def remat_of(policy: str) -> str:
+    """A layer's policy, or the one that is traced for where that saves more."""
+    placement = current()
+    least = REMAT[0] if placement is None else placement.remat
+    return max(policy, least, key=REMAT.index)
+
+
 def platform(mesh: Mesh | None = None) -> str:
     """ "cpu", "gpu" or "tpu": of the mesh, of the trace, or of this machine."""
+    if _counted.get():
+        return "cpu"
     if mesh is None:
         placement = current()
         mesh = None if placement is None else placement.mesh
+    target = targets.current()
+    if target is not None:
+        return target.chip.platform
     if mesh is None:
         return jax.default_backend()
     name = mesh.devices.flat[0].platform
@@ -120,20 +153,28 @@ def at_use(layer: nnx.Module, dtype: Any) -> nnx.Module:
     if placement is None or placement.mesh.shape["fsdp"] == 1:
         return layer
     graphdef, state = nnx.split(layer)
-    mesh = placement.mesh
-
-    def gathered(keys: Any, leaf: Any) -> Any:
-        path = f"layers.0.{sharding.path_of(keys)}"
-        kept = sharding.fitting(sharding.partition_of(path), leaf.shape, mesh, path)
-        if "fsdp" not in kept:
-            return leaf
-        used = P(*(None if axis == "fsdp" else axis for axis in kept))
-        return _gather(
-            leaf, dtype, NamedSharding(mesh, used), NamedSharding(mesh, kept)
-        )
-
-    params = jax.tree_util.tree_map_with_path(gathered, nnx.to_pure_dict(state))
+    params = jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: weight(f"layers.0.{sharding.path_of(keys)}", leaf, dtype),
+        nnx.to_pure_dict(state),
+    )
     return nnx.merge(graphdef, nnx.State(params))
+
+
+def weight(path: str, leaf: jax.Array, dtype: Any) -> jax.Array:
+    """One parameter where it is read; see ``at_use``.
+
+    Args:
+        path: a name that the table of partitions knows.
+    """
+    placement = current()
+    if placement is None or placement.mesh.shape["fsdp"] == 1:
+        return leaf
+    mesh = placement.mesh
+    kept = sharding.fitting(sharding.partition_of(path), leaf.shape, mesh, path)
+    if "fsdp" not in kept:
+        return leaf
+    used = P(*(None if axis == "fsdp" else axis for axis in kept))
+    return _gather(leaf, dtype, NamedSharding(mesh, used), NamedSharding(mesh, kept))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -150,7 +191,9 @@ def _gather_forward(weight, dtype, used, kept):
 
 
 def _gather_backward(dtype, used, kept, stored, gradient):
-    part = jax.lax.with_sharding_constraint(gradient, kept)
+    # Whole first, or the compiler would split by features what it is summed from.
+    part = jax.lax.with_sharding_constraint(gradient, used)
+    part = jax.lax.with_sharding_constraint(part, kept)
     return (part.astype(stored.dtype),)
 
 

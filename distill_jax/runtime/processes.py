@@ -107,7 +107,7 @@ def agreed_array(values: Any) -> Any:
     # As bytes: what has 64 bits would lose half of them on its way.
     values = np.ascontiguousarray(values)
     flat = values.reshape(-1).view(np.uint8)
-    given = np.asarray(multihost_utils.broadcast_one_to_all(flat), np.uint8)
+    given = np.array(multihost_utils.broadcast_one_to_all(flat), np.uint8)
     return given.view(values.dtype).reshape(values.shape)
 
 

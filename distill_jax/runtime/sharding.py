@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.io.errors import UserError, near
+from distill_jax.runtime import targets
 
 AXES = ("data", "fsdp", "model")
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -103,6 +104,9 @@ def make_mesh(spec: str | None = None, devices: Any = None) -> Mesh:
 
 
 def _devices() -> list:
+    target = targets.current()
+    if target is not None:
+        return list(target.devices)
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:  # without a plug-in it asserts
@@ -166,6 +170,23 @@ def shard_params(params: Any, mesh: Mesh) -> Any:
 def data_devices(mesh: Mesh) -> int:
     """Into how many parts a batch is split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def at_once(per_device: int, rows: int, mesh: Mesh) -> int | None:
+    """Queries at a time over all devices, of ``per_device`` on each; None for all.
+
+    On several devices the most that divides a batch of ``rows`` and gives each device
+    a share; on one it is what is said.
+    """
+    ways = data_devices(mesh)
+    most = per_device * ways
+    if most >= rows:
+        return None
+    if ways == 1:
+        return per_device
+    least = ways if rows % ways == 0 else 1
+    sizes = (n for n in range(most, 0, -1) if rows % n == 0 and n % least == 0)
+    return next(sizes, None)
 
 
 def batch_sharding(leaf: Any, mesh: Mesh, axis: int = 0) -> NamedSharding:

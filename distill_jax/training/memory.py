@@ -10,7 +10,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from distill_jax.runtime import sharding
+from distill_jax.io.errors import UserError
+from distill_jax.runtime import sharding, targets
+from distill_jax.runtime.placement import REMAT
 from distill_jax.training import state as states
 from distill_jax.training.optimizers import Optimizer
 from distill_jax.training.step import lower_step
@@ -39,7 +41,59 @@ class StepMemory:
         )
 
 
-def step_memory(
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How a step is taken: queries at once over all devices, and recomputation."""
+
+    at_once: int | None = None
+    remat: str = REMAT[0]
+
+    def smaller(self, rows: int, mesh: Mesh) -> Form | None:
+        """What takes less memory, or None: fewer queries, then more recomputation."""
+        at_once = fewer(rows, self.at_once, mesh)
+        if at_once is not None:
+            return dataclasses.replace(self, at_once=at_once)
+        more = REMAT[REMAT.index(self.remat) + 1 :]
+        return dataclasses.replace(self, remat=more[0]) if more else None
+
+    def flags(self, micro_batches: bool, mesh: Mesh) -> str:
+        """What sets this form from the start; pieces count per device there."""
+        flags = []
+        if self.at_once is not None:
+            name = "MICRO_BATCH" if micro_batches else "CHUNK"
+            each = -(-self.at_once // sharding.data_devices(mesh))
+            flags.append(f"--gin.{name}={each}")
+        if self.remat != REMAT[0]:
+            flags.append(f"--gin.REMAT={self.remat}")
+        return " ".join(flags)
+
+
+def fewer(rows: int, at_once: int | None, mesh: Mesh) -> int | None:
+    """The next number of queries at a time to try, or None.
+
+    It divides the batch, and each device gets a share of each piece where the batch
+    itself is shared out evenly.
+    """
+    ways = sharding.data_devices(mesh)
+    least = ways if rows % ways == 0 else 1
+    most = (at_once or rows) // 2
+    sizes = (n for n in range(most, 0, -1) if rows % n == 0 and n % least == 0)
+    return next(sizes, None)
+
+
+def sums_over_queries(objective: Any, batch: Any) -> bool:
+    """Whether pieces of a batch can be micro-batches, or are GradCache chunks."""
+    counts = getattr(objective, "counts", None)
+    if counts is None:
+        return False
+    try:
+        jax.eval_shape(counts, batch)
+    except UserError:
+        return False  # a term that looks across queries
+    return True
+
+
+def compiled_step(
     graphdef: Any,
     params: Any,
     objective: Any,
@@ -49,13 +103,15 @@ def step_memory(
     mesh: Mesh | None = None,
     chunk: int | None = None,
     micro_batch: int | None = None,
-) -> StepMemory:
+    remat: str = "none",
+) -> Any:
     """Compiles a step for abstract parameters and a batch of abstract shape.
 
     Args:
         params: as of ``models.pretrained.abstract_params``, or arrays.
         batch: leaves with shape and dtype.
         chunk, micro_batch: as of ``make_gradient``.
+        remat: what layers recompute at least.
     """
     mesh = mesh or sharding.make_mesh()
     state = states.abstract(params, optimizer, mesh)
@@ -74,16 +130,28 @@ def step_memory(
         mesh=mesh,
         chunk=chunk,
         micro_batch=micro_batch,
+        remat=remat,
     )
-    # The program is not run: a CPU's machine code need not be good, only its buffers
-    # be those of a good one, and they are planned before LLVM sees it.
-    quick = {
+    return lowered.compile(compiler_options=quick(mesh))
+
+
+def quick(mesh: Mesh) -> dict | None:
+    """Compiler options for a program that is read and not run.
+
+    A CPU's machine code need not be good, only its buffers be those of a good one, and
+    they are planned before LLVM sees it.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return None
+    return {
         "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,
     }
-    options = quick if mesh.devices.flat[0].platform == "cpu" else None
-    compiled = lowered.compile(compiler_options=options)
-    memory = planned(compiled)
+
+
+def step_memory(*step: Any, **how: Any) -> StepMemory:
+    """What ``compiled_step`` of the same arguments takes."""
+    memory = planned(compiled_step(*step, **how))
     assert memory is not None
     return memory
 
@@ -108,6 +176,9 @@ def limit_of(device: Any) -> int | None:
     container's) memory, shared out over the devices that it plays: beyond it the
     kernel kills the run without a word.
     """
+    target = targets.current()
+    if target is not None:
+        return target.chip.memory
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if limit or device.platform != "cpu":
         return limit

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.io.errors import UserError
+from distill_jax.io.errors import UserError, near
+from distill_jax.runtime.placement import REMAT
 from distill_jax.training.optimizers import Optimizer
 
 Evaluate = Callable[[Any, int], Mapping[str, float]]
@@ -26,8 +27,9 @@ class FitOptions:
         optimizer: see ``optimizers``.
         mesh: None puts all devices on the data axis.
         seed: of dropout.
-        chunk: queries represented at once (GradCache); None for the whole batch.
-        micro_batch: queries per forward and backward pass; None for the whole batch.
+        chunk: queries represented at once (GradCache) on each device; None for all.
+        micro_batch: queries per forward and backward pass on each device; None for all.
+        remat: what layers recompute at least in the backward pass; see ``T5Sizes``.
         memory_limit_bytes: what a step may take of each device; a larger one is split
             as with ``micro_batch`` (or ``chunk``). None asks the devices.
         checkpoint_period: steps between checkpoints; None saves at the end only.
@@ -52,6 +54,7 @@ class FitOptions:
     seed: int = 0
     chunk: int | None = None
     micro_batch: int | None = None
+    remat: str = REMAT[0]
     memory_limit_bytes: int | None = None
     checkpoint_period: int | None = 1000
     keep: int = 1
@@ -80,6 +83,11 @@ class FitOptions:
                 f"both a chunk of {self.chunk} and a micro-batch of {self.micro_batch} "
                 "are set",
                 "set one: chunks serve every loss, micro-batches save a forward pass",
+            )
+        if self.remat not in REMAT:
+            raise UserError(
+                f"remat={self.remat!r} is not known{near(self.remat, REMAT)}",
+                f"set it to one of {', '.join(REMAT)}",
             )
         if self.best_mode not in ("max", "min"):
             raise UserError(f"best_mode is {self.best_mode!r}", "use 'max' or 'min'")

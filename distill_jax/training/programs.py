@@ -2,7 +2,8 @@
 
 A step that needs more memory than a device has is compiled again for half as many
 queries at a time: micro-batches where the loss is a sum over queries, GradCache chunks
-where it is not. Both are exact, so the run stays the same to rounding. The compiler's
+where it is not; with one query a device, layers are computed again in the backward
+pass. All are exact, so the run stays the same to rounding. The compiler's
 plan is asked before anything runs: it depends on shapes and devices alone, so a resumed
 run splits its batches as the unbroken one would have.
 """
@@ -16,10 +17,17 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from distill_jax.io.errors import UserError
 from distill_jax.runtime import sharding
 from distill_jax.training.failures import OutOfMemory, is_out_of_memory
-from distill_jax.training.memory import StepMemory, gigabytes, limit_of, planned
+from distill_jax.training.memory import (
+    Form,
+    StepMemory,
+    fewer,
+    gigabytes,
+    limit_of,
+    planned,
+    sums_over_queries,
+)
 from distill_jax.training.options import FitOptions
 from distill_jax.training.prefetch import Fed
 from distill_jax.training.state import TrainState
@@ -49,12 +57,12 @@ class Programs:
         say: Callable[[str], None] = lambda line: None,
     ):
         self.options, self.mesh = options, mesh
-        self.at_once = _least(options.chunk, options.micro_batch, at_once)
+        self.at_once = at_once
         self.limit = options.memory_limit_bytes or limit_of(mesh.local_devices[0])
         self._graphdef, self._objective, self._say = graphdef, objective, say
         self._compiled: dict[tuple, Any] = {}
-        # What was tried last for each shape: queries at once, and the bytes planned.
-        self._tried: dict[tuple, tuple[int | None, StepMemory | None]] = {}
+        # What was tried last for each shape, and the bytes planned.
+        self._tried: dict[tuple, tuple[Form, StepMemory | None]] = {}
 
     def __len__(self) -> int:
         return len(self._compiled)
@@ -73,29 +81,40 @@ class Programs:
             OutOfMemory: not even one query at a time fits on a device.
         """
         rows = fed.queries
-        at_once = self.at_once or self._cached(fed)
+        form = Form(self.first(fed), self.options.remat)
         while True:
             try:
-                compiled = self._lower(state, fed, at_once).compile()
+                compiled = self._lower(state, fed, form).compile()
                 memory = planned(compiled)
             except jax.errors.JaxRuntimeError as error:
                 # Compilers try kernels out, and may run out of memory at that.
                 if not is_out_of_memory(error):
                     raise
                 compiled, memory = None, None
-            self._tried[fed.shape] = at_once, memory
+            self._tried[fed.shape] = form, memory
             fits = not (memory and self.limit and memory.peak > self.limit)
             if compiled is not None and fits:
                 self._compiled[fed.shape] = compiled
                 return
-            at_once = self.smaller(rows, at_once)
-            if at_once is None:
+            form = form.smaller(rows, self.mesh)
+            if form is None:
                 raise self.out_of_memory(fed)
             self._say(
                 f"a step needs {gigabytes(memory and memory.peak)} a device, which has "
-                f"{gigabytes(self.limit)}: {at_once} of {rows} queries at a time, the "
-                f"same result; {self._flag(fed, at_once)} says so from the start"
+                f"{gigabytes(self.limit)}: {form.at_once or rows} of {rows} queries at "
+                f"a time, the same result; {self._flags(fed, form)} says so from the "
+                "start"
             )
+
+    def first(self, fed: Fed) -> int | None:
+        """Queries at once that are tried first; None for all."""
+        options, rows = self.options, fed.queries
+        set_ = options.chunk if options.micro_batch is None else options.micro_batch
+        if set_ is not None:
+            set_ = sharding.at_once(set_, rows, self.mesh)
+        elif self.at_once is None:
+            return self._cached(fed)
+        return _least(set_, self.at_once)
 
     def _cached(self, fed: Fed) -> int | None:
         """Queries at once whose activations stay in a CPU's cache; None for all.
@@ -113,37 +132,31 @@ class Programs:
         return next((n for n in range(most, 1, -1) if rows % n == 0), 1)
 
     def smaller(self, rows: int, at_once: int | None) -> int | None:
-        """The next number of queries at a time to try, or None.
-
-        It divides the batch, and each device gets a share of each piece where the
-        batch itself is shared out evenly.
-        """
-        ways = sharding.data_devices(self.mesh)
-        least = ways if rows % ways == 0 else 1
-        most = (at_once or rows) // 2
-        sizes = (n for n in range(most, 0, -1) if rows % n == 0 and n % least == 0)
-        return next(sizes, None)
+        """The next number of queries at a time to try, or None."""
+        return fewer(rows, at_once, self.mesh)
 
     def out_of_memory(self, fed: Fed) -> OutOfMemory:
         """What is told, and tried next, when a step does not fit."""
         rows = fed.queries
-        at_once, memory = self._tried[fed.shape]
-        smaller = self.smaller(rows, at_once)
+        form, memory = self._tried[fed.shape]
+        smaller = self.smaller(rows, form.at_once)
         if smaller is None:
             todo = "lower --gin.LIST_SIZE or --gin.DOC_LENGTH, or spread the model: "
             todo += "--gin.MESH='fsdp=...'"
         else:
-            todo = f"set {self._flag(fed, smaller)}: the same result in less memory"
+            flags = self._flags(fed, dataclasses.replace(form, at_once=smaller))
+            todo = f"set {flags}: the same result in less memory"
         return OutOfMemory(
-            f"step {fed.step + 1} ({at_once or rows} of {rows} queries at a time) "
+            f"step {fed.step + 1} ({form.at_once or rows} of {rows} queries at a time) "
             f"needs {gigabytes(memory and memory.peak)} a device, which has "
             f"{gigabytes(self.limit)}",
             todo,
             at_once=smaller,
         )
 
-    def _lower(self, state: TrainState, fed: Fed, at_once: int | None) -> Any:
-        options, whole = self.options, at_once is None or at_once >= fed.queries
+    def _lower(self, state: TrainState, fed: Fed, form: Form) -> Any:
+        options, at_once = self.options, form.at_once
+        whole = at_once is None or at_once >= fed.queries
         micro = self._micro_batches(fed)
         return lower_step(
             state,
@@ -154,6 +167,7 @@ class Programs:
             mesh=self.mesh,
             chunk=None if whole or micro else at_once,
             micro_batch=at_once if micro and not whole else None,
+            remat=form.remat,
         )
 
     def _micro_batches(self, fed: Fed) -> bool:
@@ -161,18 +175,10 @@ class Programs:
         options = self.options
         if options.chunk is not None or options.micro_batch is not None:
             return options.micro_batch is not None
-        counts = getattr(self._objective, "counts", None)
-        if counts is None:
-            return False
-        try:
-            jax.eval_shape(counts, fed.device)
-        except UserError:
-            return False  # a term that looks across queries
-        return True
+        return sums_over_queries(self._objective, fed.device)
 
-    def _flag(self, fed: Fed, at_once: int) -> str:
-        name = "MICRO_BATCH" if self._micro_batches(fed) else "CHUNK"
-        return f"--gin.{name}={at_once}"
+    def _flags(self, fed: Fed, form: Form) -> str:
+        return form.flags(self._micro_batches(fed), self.mesh)
 
 
 def padded_tokens(batch: Any) -> int:

@@ -69,12 +69,14 @@ def lower_step(
     mesh: Mesh,
     chunk: int | None = None,
     micro_batch: int | None = None,
+    remat: str = "none",
 ) -> Any:
     """The step as a program for a mesh, to be compiled; nothing is computed.
 
     Args:
         state, batch: arrays, or shapes with their shardings.
         chunk, micro_batch: queries at once, over all devices together.
+        remat: what layers recompute at least; see ``T5Sizes``.
 
     Returns:
         ``jax.stages.Lowered`` of ``(state, batch) -> (state, numbers)``.
@@ -89,7 +91,7 @@ def lower_step(
     dropout = uses_dropout(graphdef, state.params, batch)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Numbers]:
-        with placement.computing_on(mesh):
+        with placement.computing_on(mesh, remat):
             return train_step(
                 state,
                 batch,

@@ -27,7 +27,7 @@ from distill_jax.models.reranker import RerankerSpec
 from distill_jax.models.splade import SpladeSpec
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.runtime import compiled, placement, sharding
-from distill_jax.training import optimizers
+from distill_jax.training import memory, optimizers
 from distill_jax.training import state as states
 from distill_jax.training.step import lower_step
 
@@ -106,13 +106,7 @@ def step(spec, mesh, **pieces):
         mesh=mesh,
         **pieces,
     )
-    # Machine code need not be good: the program is read, not run.
-    return lowered.compile(
-        compiler_options={
-            "xla_backend_optimization_level": 0,
-            "xla_llvm_disable_expensive_passes": True,
-        }
-    )
+    return lowered.compile(compiler_options=memory.quick(mesh))
 
 
 _DOT = re.compile(
@@ -157,7 +151,8 @@ def assert_shared_out(name: str, mesh: str) -> None:
     text, local = program.as_text(), TOKENS // ways
 
     assert max(sides_of_products(text)) <= local
-    for kind, shapes in compiled.collectives(text):
+    read = compiled.Program(text)
+    for kind, shapes, _ in read.collectives():
         for dtype, shape in shapes:
             assert math.prod(shape) <= local * WIDTH, (kind, dtype, shape)
     # Of each weight: gathered forward and backward, its gradient summed. Over the
@@ -167,7 +162,7 @@ def assert_shared_out(name: str, mesh: str) -> None:
         bound += 4 * 4 * local * WIDTH  # tokens that were looked up, and back
     if made.shape["model"] > 1:
         bound += 4 * 16 * local * WIDTH
-    moved = compiled.traffic(text)
+    moved = read.traffic()
     assert sum(moved.values()) <= bound, moved
 
     temporary, largest = alone(name)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distill_jax.labels.labels import PairLabels, TeacherLabels
+from distill_jax.labels.labels import TeacherLabels
+from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.labels.store import shards
 
 SCRIPT = Path(__file__).with_name("label_process.py")
