@@ -81,7 +81,20 @@ class DualBatch:
     targets: Targets
 
 
-Batch = PairBatch | DuoBatch | DualBatch
+@_pytree
+class VectorBatch:
+    """Queries as tokens and documents as vectors: what a query tower alone reads.
+
+    ``doc_vectors`` are constants of the training, gathered by ``targets.doc_rows``
+    from a table that stays on the device; anything where a list is padded.
+    """
+
+    query_tokens: Int[Array, "B Lq"]
+    doc_vectors: Float[Array, "B N D"]
+    targets: Targets
+
+
+Batch = PairBatch | DuoBatch | DualBatch | VectorBatch
 
 
 def batch_size(batch: Any) -> int:

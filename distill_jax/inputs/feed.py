@@ -59,14 +59,19 @@ class Featurizer:
                 self.pair, docs >= 0, mine, query=queries, document=docs
             )
             return PairBatch(tokens=tokens, targets=targets)
-        assert self.query is not None
         assert self.doc is not None
-        query_rows = rows["query_rows"]
+        query_tokens, targets = self.queries(rows, mine)
         return DualBatch(
-            query_tokens=self._join(self.query, query_rows >= 0, mine, text=query_rows),
+            query_tokens=query_tokens,
             doc_tokens=self._join(self.doc, docs >= 0, mine, text=docs),
             targets=targets,
         )
+
+    def queries(self, rows: dict[str, Any], mine: slice) -> tuple[Any, Targets]:
+        """The queries' tokens [B, Lq] and the targets, without a document's token."""
+        assert self.query is not None
+        at = rows["query_rows"]
+        return self._join(self.query, at >= 0, mine, text=at), _targets(rows, mine)
 
     def _duo(self, rows: dict[str, Any], mine: slice) -> DuoBatch:
         assert self.pair is not None

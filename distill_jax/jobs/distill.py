@@ -16,7 +16,7 @@ import jax
 
 from distill_jax.evaluation.measures import evaluate_queries
 from distill_jax.io.errors import UserError
-from distill_jax.jobs import reporting
+from distill_jax.jobs import beside, reporting
 from distill_jax.jobs.export import AUTO, exported
 from distill_jax.jobs.plan import plan
 from distill_jax.models.pretrained import Pretrained
@@ -53,6 +53,10 @@ class Distill:
             BM25's first ``depth``, or 100 where that is less.
         stop_measure: rounds end when this measure on dev no longer grows by
             ``min_gain``; the best round is what is kept. None keeps the last.
+        keep_base: what the job started from is kept where no round is better by
+            ``stop_measure``.
+        beside: sources by name, each measured with the student before and after: a
+            fusion with BM25, feedback. What needs no training is so in the table.
         export: a format of ``export.write``, "auto" for the student's own, None for
             none.
         mesh: e.g. "data=4,model=2"; None puts all devices on the data axis.
@@ -75,6 +79,8 @@ class Distill:
     index: str = "exact"
     stop_measure: str | None = None
     min_gain: float = 0.0
+    keep_base: bool = False
+    beside: dict[str, Any] = dataclasses.field(default_factory=dict)
     export: str | None = AUTO
     dev_share: float = 0.1
     test_split: str = "test"
@@ -107,11 +113,13 @@ class Distill:
         first = self._first_stage(student, setting, models)
         table.add("first_stage", first)
         table.add("before", self._measure(student, "before", setting, first))
+        self._add_beside(table, "before", student, models)
         try:
             best = self._rounds(student, setting, models, table, first)
         except Stopped as stopped:
             say("stopped; the same command goes on from here")
             return stopped.status
+        self._add_beside(table, "after", best.student, models)
         if jax.process_index() == 0:
             best.student.save(directory / "student")
             export = exported(best.student, setting, self.export, table.means())
@@ -143,6 +151,19 @@ class Distill:
     def _rounds(self, student, setting, models, table, first) -> Trip:
         best: Trip | None = None
         best_value, best_row = -float("inf"), "after"
+        if self.keep_base and self._judges_dev(setting):
+            best_value, best_row = (
+                self._dev_value(student, setting, models, 0),
+                "before",
+            )
+            best = Trip(
+                name="before",
+                directory=Path(self.directory),
+                student=student,
+                fit={},
+                made={},
+            )
+            table.best_round = 0
         for number in range(1, self.rounds + 1):
             trip = None
             for stage in self.stages:
@@ -160,20 +181,49 @@ class Distill:
             assert trip is not None
             row = self.row(number, self.stages[-1])
             value = self._dev_value(student, setting, models, number)
-            if best is None or self.stop_measure is None or value > best_value:
+            if best is None or not self._judges_dev(setting) or value > best_value:
                 gain = value - best_value
                 best, best_value, table.best_round = trip, value, number
                 best_row = row
-                if self.stop_measure and number > 1 and gain <= self.min_gain:
+                if self._judges_dev(setting) and number > 1 and gain <= self.min_gain:
                     say(f"round {number} gained {gain:+.4f}: no further round")
                     break
-            elif self.stop_measure:
-                say(f"round {number} is worse than round {table.best_round}: stop")
+            elif self._judges_dev(setting):
+                better = f"round {table.best_round}" if table.best_round else "before"
+                say(f"round {number} is no better than {better}: stop")
                 break
         assert best is not None
         if best_row != "after":
             table.add("after", table.runs[best_row])
+        if best.name == "before" and not best.made:
+            self._say_kept(setting, table)
         return best
+
+    def _say_kept(self, setting: Setting, table: reporting.Table) -> None:
+        sentence = (
+            f"training gained nothing on dev queries ({self.stop_measure}): the model "
+            "that the job started from is kept"
+        )
+        say(sentence)
+        table.notices.append(sentence)
+
+    def _judges_dev(self, setting: Setting) -> bool:
+        """Whether dev judgements choose among rounds.
+
+        Where a recipe would keep the base, a collection without them is no mistake.
+        """
+        if self.stop_measure is None:
+            return False
+        return not self.keep_base or setting.dev_is_judged
+
+    def _add_beside(
+        self, table: reporting.Table, when: str, student: Pretrained, models: Models
+    ) -> None:
+        setting = table.setting
+        for name, source in self.beside.items():
+            asked = self._asked(setting.judged.queries, student, setting, models)
+            run = beside.ranked(name, when, source, asked, self.depth)
+            table.add(f"{when}, {name}", run)
 
     def row(self, number: int, stage: Stage) -> str:
         """Name of a stage's row in the table; of one round the last is ``after``."""
@@ -265,7 +315,7 @@ class Distill:
         self, student: Pretrained, setting: Setting, models: Models, number: int
     ) -> float:
         """The stop measure on dev queries."""
-        if self.stop_measure is None:
+        if not self._judges_dev(setting):
             return 0.0
         if setting.dev is None:
             raise UserError(
@@ -286,5 +336,6 @@ class Distill:
         mean = sum(values[self.stop_measure].values()) / max(
             len(values[self.stop_measure]), 1
         )
-        say(f"round {number}: dev {self.stop_measure} {mean:.4f}")
+        name = f"round {number}" if number else "before"
+        say(f"{name}: dev {self.stop_measure} {mean:.4f}")
         return mean

@@ -15,6 +15,7 @@ from distill_jax import report
 from distill_jax.evaluation import diagnostics
 from distill_jax.evaluation.measures import evaluate_queries, ties
 from distill_jax.io.files import digest, read_json
+from distill_jax.jobs import beside
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.runs.run import Run
 from distill_jax.workspace.console import say
@@ -42,6 +43,7 @@ class Table:
     runs: dict[str, Run] = dataclasses.field(default_factory=dict)
     trips: list = dataclasses.field(default_factory=list)
     rounds: list[dict] = dataclasses.field(default_factory=list)
+    notices: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, name: str, run: Run, round_number: int | None = None) -> None:
         """Measures a system's run on the test judgements."""
@@ -83,6 +85,8 @@ class Table:
         }
         data["notices"] = [
             *data.get("notices", ()),
+            *self.notices,
+            *self._beside(),
             *self.setting.collection.notices,
         ]
         data["examples"] = report.examples(
@@ -99,6 +103,17 @@ class Table:
         print(f"report: {page}")
         if export is not None:
             print(f"export: {export['directory']} ({export['format']})")
+
+    def _beside(self) -> list[str]:
+        """What the sources beside the student gained, in sentences."""
+        if not self.job.beside:
+            return []
+        found = beside.sentences(
+            self.values, tuple(self.job.beside), self.job.measures[0]
+        )
+        for sentence in found:
+            say(sentence)
+        return found
 
     def _teacher(self, best: Any) -> dict | None:
         """The teacher's figures, beside those of what it must beat."""
@@ -162,7 +177,8 @@ class Table:
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "python": platform.python_version(),
             "versions": digest_versions(),
-            "lists": best.made["lists"].get("lists"),
+            "lists": best.made.get("lists", {}).get("lists"),
+            "document vectors": best.fit.get("document_vectors"),
             "training": {k: best.fit.get(k) for k in ("step", "best_step", "finished")},
         }
 

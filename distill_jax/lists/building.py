@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from distill_jax.io.draws import generator
-from distill_jax.io.errors import UserError
+from distill_jax.io.errors import UserError, near
 from distill_jax.lists.lists import Lists, empty_lists
+
+SAMPLINGS = ("top", "random", "spread", "quantile", "stratified", "log_random")
 
 
 def lists_from_judgements(
@@ -93,7 +96,11 @@ def lists_from_labels(
 
     Args:
         sampling: ``"top"`` keeps the teacher's best; ``"random"`` keeps the best and a
-            random rest; ``"spread"`` keeps every (N/size)-th of the teacher's order.
+            random rest; ``"spread"`` keeps every (N/size)-th of the teacher's order;
+            ``"quantile"`` keeps the first quarter of the list from the top and spreads
+            the rest evenly over the teacher's *scores*; ``"stratified"`` draws one from
+            each of equal stretches of the order; ``"log_random"`` keeps the best and
+            draws the rest with probability 1 / rank.
         values: Float[Q N] in place of the raw labels (normalised ones); nan pads.
     """
     table_labels = labels.training_labels() if values is None else values
@@ -112,9 +119,8 @@ def lists_from_labels(
         docs, scores = doc_rows[row, order], table_labels[row, order]
         judged = by_query.get(query_id, ())
         positive = _positive(query_id, docs, qrels, collection)
-        keep = _select(
-            docs, size, sampling, generator(seed, "list", query_id), judged, positive
-        )
+        random = generator(seed, "list", query_id)
+        keep = _select(docs, scores, size, sampling, random, judged, positive)
         docs, scores = docs[keep], scores[keep]
         if positive is not None:
             front = int(np.flatnonzero(keep == positive)[0])
@@ -180,6 +186,7 @@ def _positive(query_id: str, docs: np.ndarray, qrels, collection) -> int | None:
 
 def _select(
     docs: np.ndarray,
+    scores: np.ndarray,
     size: int,
     sampling: str,
     random: np.random.Generator,
@@ -209,9 +216,45 @@ def _select(
         chosen = np.r_[best[:free], drawn]
     elif sampling == "spread":
         chosen = rest[np.linspace(0, len(rest) - 1, free).round().astype(int)]
+    elif sampling == "quantile":
+        chosen = _by_score(rest, scores[rest], free, size)
+    elif sampling == "stratified":
+        edges = np.linspace(0, len(rest), free + 1).round().astype(int)
+        chosen = rest[
+            [int(random.integers(*edge)) for edge in itertools.pairwise(edges)]
+        ]
+    elif sampling == "log_random":
+        best = rest[:1][:free]
+        others = rest[len(best) :]
+        chances = 1.0 / (others + 1.0)
+        drawn = random.choice(
+            others, free - len(best), replace=False, p=chances / chances.sum()
+        )
+        chosen = np.r_[best, drawn]
     else:
-        raise UserError(f"sampling is {sampling!r}", "use 'top', 'random' or 'spread'")
+        raise UserError(
+            f"sampling is {sampling!r}{near(sampling, SAMPLINGS)}",
+            f"one of {', '.join(SAMPLINGS)}",
+        )
     return np.sort(np.r_[np.asarray(must, int), chosen.astype(int)])
+
+
+def _by_score(
+    places: np.ndarray, scores: np.ndarray, free: int, size: int
+) -> np.ndarray:
+    """``free`` of the places: some from the top, the rest at even steps of the score.
+
+    Source: Jang et al. 2026: candidates spread over the teacher's scores teach more
+    than its first ones, which it holds nearly alike.
+    """
+    top = min(free, max(1, size // 4))
+    taken = list(range(top))
+    left = list(range(top, len(places)))
+    for wanted in np.linspace(scores[top], scores[-1], free - top) if left else ():
+        nearest = min(left, key=lambda place: abs(scores[place] - wanted))
+        left.remove(nearest)
+        taken.append(nearest)
+    return places[np.asarray(taken, int)]
 
 
 def with_judged_pairs(

@@ -12,25 +12,40 @@ True
 
 from distill_jax.losses.contrastive import in_batch_contrastive, no_contrast
 from distill_jax.losses.distillation import adr_mse, kl_divergence, pairwise_kl
-from distill_jax.losses.listwise import listmle, softmax_cross_entropy
+from distill_jax.losses.embeddings import embedding_distance, similarity_matrix
+from distill_jax.losses.listwise import (
+    approx_ndcg,
+    listmle,
+    p_listmle,
+    softmax_cross_entropy,
+)
 from distill_jax.losses.mixture import Listwise, Mixture, Term
 from distill_jax.losses.pairwise import lambda_loss, margin_mse, ranknet
-from distill_jax.losses.pointwise import pointwise_cross_entropy, query_likelihood
+from distill_jax.losses.pointwise import (
+    mean_squared_error,
+    pointwise_cross_entropy,
+    query_likelihood,
+)
 
 __all__ = [
     "Listwise",
     "Mixture",
     "Term",
     "adr_mse",
+    "approx_ndcg",
+    "embedding_distance",
     "in_batch_contrastive",
     "kl_divergence",
     "lambda_loss",
     "listmle",
     "margin_mse",
+    "mean_squared_error",
     "no_contrast",
+    "p_listmle",
     "pairwise_kl",
     "pointwise_cross_entropy",
     "query_likelihood",
     "ranknet",
+    "similarity_matrix",
     "softmax_cross_entropy",
 ]

@@ -19,6 +19,7 @@ def kl_divergence(
     where: Bool[Array, "*b N"] | None = None,
     student_temperature: float = 1.0,
     teacher_temperature: float = 1.0,
+    confidence: float = 0.0,
     reduce_fn: lists.Reduce = masked.mean,
 ) -> Float[Array, ""]:
     r"""KL divergence of the student's softmax over the list from the teacher's.
@@ -35,6 +36,9 @@ def kl_divergence(
         labels: [B, N] teacher logits. A label of -999 or -inf is probability 0.
         where: [B, N]. A masked doc has no mass on either side.
         student_temperature, teacher_temperature: divide scores and labels.
+        confidence: each list counts by (1 - H(p) / log n) to this power, with H the
+            entropy of the teacher's distribution over its n docs: a teacher that holds
+            all alike is believed little. 0 counts all lists alike.
         reduce_fn: over lists [B] of sums; the mean is over lists with a valid doc.
     """
     scores, labels, where = lists.read(scores, labels, where)
@@ -43,6 +47,10 @@ def kl_divergence(
     # Probability 0 has log -1e9 here, not -inf: 0 * log 0 is 0.
     mass = masked.fill(jnp.exp(teacher), where)
     losses = jnp.sum(mass * (teacher - student), -1)
+    if confidence:
+        most = jnp.log(jnp.maximum(jnp.sum(where, -1), 2).astype(losses.dtype))
+        sure = 1.0 + jnp.sum(mass * masked.fill(teacher, where), -1) / most
+        losses = losses * jnp.clip(sure, 0.0, 1.0) ** confidence
     return reduce_fn(losses, where=jnp.any(where, -1))
 
 

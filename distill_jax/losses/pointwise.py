@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from distill_jax.losses import lists
@@ -55,3 +56,29 @@ def query_likelihood(
     """
     scores, labels, where = lists.read(scores, labels, where)
     return reduce_fn(-scores, where=where & (labels > 0))
+
+
+def mean_squared_error(
+    scores: Float[Array, "*b N"],
+    labels: Float[Array, "*b N"],
+    *,
+    where: Bool[Array, "*b N"] | None = None,
+    scale: float = 1.0,
+    reduce_fn: lists.Reduce = masked.mean,
+) -> Float[Array, ""]:
+    r"""Squared difference of the student's score and the teacher's, doc by doc.
+
+    .. math:: \ell_i = (c\,s_i - y_i)^2
+
+    Source: Hinton et al. 2015 on logits; the rerankers of ettin were trained so, on the
+    teacher's *raw* logits (a sigmoid would press most of them together).
+
+    Args:
+        scores: [B, N].
+        labels: [B, N] teacher logits.
+        where: [B, N]. A masked doc is not counted.
+        scale: c, what a score is multiplied by: a cosine cannot reach a logit of 8.
+        reduce_fn: over docs [B, N]; the mean is over all valid docs of the batch.
+    """
+    scores, labels, where = lists.read(scores, labels, where)
+    return reduce_fn(jnp.square(scale * scores - labels), where=where)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from distill_jax.batches import DualBatch
+from distill_jax.batches import DualBatch, VectorBatch
 from distill_jax.models.bert import check_choice
 from distill_jax.models.encoder_spec import EncoderSpec, build_encoder, pad_id
 from distill_jax.ops.masked import token_mask
@@ -141,11 +141,15 @@ class TwoTowers(nnx.Module):
         return tower(tokens, rngs=rngs)
 
     def represent(
-        self, batch: DualBatch, *, rngs: nnx.Rngs | None = None
+        self, batch: DualBatch | VectorBatch, *, rngs: nnx.Rngs | None = None
     ) -> dict[str, Array]:
         """``q`` [B, D] and ``d`` [B, N, D], float32, ready for the inner product."""
-        b, n, length = batch.doc_tokens.shape
         queries = self.encode_queries(batch.query_tokens, rngs=rngs)
+        if isinstance(batch, VectorBatch):
+            docs = jax.lax.stop_gradient(batch.doc_vectors)
+            cosine = self.spec.similarity == "cosine"
+            return {"q": queries, "d": normalise(docs) if cosine else docs}
+        b, n, length = batch.doc_tokens.shape
         docs = self.encode_docs(batch.doc_tokens.reshape(b * n, length), rngs=rngs)
         return {"q": queries, "d": docs.reshape(b, n, -1)}
 

@@ -50,6 +50,23 @@ class Pretrained:
         ]
         return digest(to_json(self.spec), self.tokenizer.digest, *leaves)
 
+    @functools.cached_property
+    def doc_digest(self) -> str:
+        """Digest of what a document's vector depends on: equal for equal doc towers.
+
+        What only queries pass through is left out, so that a model of two towers finds
+        the vectors that a tied model of its document tower made.
+        """
+        known = {field.name for field in dataclasses.fields(self.spec)}
+        unread = {"tied": True, "query_prefix": "", "query_length": 0}
+        spec = dataclasses.replace(
+            self.spec, **{name: v for name, v in unread.items() if name in known}
+        )
+        params = self.params
+        if "doc_tower" in params:
+            params = {"tower": params["doc_tower"]}
+        return self.replace(spec=spec, params=params).digest
+
     def graphdef(self) -> Any:
         """The module's static half; ``nnx.merge(graphdef, params)`` is the rest."""
         return graphdef_of(self.spec)

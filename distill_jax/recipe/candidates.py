@@ -71,7 +71,7 @@ class Search:
     doc_length: int | None = None
 
     def __call__(self, asked: Asked) -> Run:
-        model = _model(self, asked, doc_length=self.doc_length)
+        model = model_of(self, asked, doc_length=self.doc_length)
         if model.spec.kind not in ranking.ENCODERS:
             raise UserError(
                 f"a {model.spec.kind} cannot search a collection",
@@ -96,12 +96,12 @@ class Reranked:
     depth: int = 100
 
     def __call__(self, asked: Asked) -> Run:
-        model = _model(self, asked)
+        model = model_of(self, asked)
         candidates = self.source(asked).top(self.depth)
         return ranking.rerank(model, asked.queries, candidates, asked.setting)
 
 
-def _model(source: Search | Reranked, asked: Asked, **overrides: Any) -> Pretrained:
+def model_of(source: Any, asked: Asked, **overrides: Any) -> Pretrained:
     """The source's checkpoint, or the student where it names none."""
     if source.checkpoint:
         return asked.model(source.checkpoint, **overrides)

@@ -103,7 +103,8 @@ class Taught:
         size: candidates of a list (N).
         depth: only candidates of the first so many ranks of the first stage, whatever
             was labelled (Rank-DistiLLM's sub-samples); None keeps all.
-        sampling: which of the labelled candidates: "top", "random" or "spread".
+        sampling: which of the labelled candidates, see ``lists.building``: "top",
+            "random", "spread", "quantile", "stratified" or "log_random".
         judgements: whether a judged positive is put first and contrasted with.
         trust_first: the teacher's best stands for a positive where none is judged.
         normalisation: of the scores, see ``ir.normalise``; "none" keeps raw logits.

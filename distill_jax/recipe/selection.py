@@ -15,10 +15,12 @@ from distill_jax.io.draws import split_by_hash
 from distill_jax.io.errors import UserError
 from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.recipe import query_side
 from distill_jax.recipe.candidates import BM25, Asked
 from distill_jax.runtime import sharding
 from distill_jax.training.validation import validation
 from distill_jax.workspace import ranking
+from distill_jax.workspace.console import say
 
 
 class Selection(Protocol):
@@ -40,6 +42,8 @@ class Selection(Protocol):
     def chunk(self) -> int | None: ...
     @property
     def micro_batch(self) -> int | None: ...
+    @property
+    def dev_needed(self) -> bool: ...
 
 
 def held_out(
@@ -100,10 +104,16 @@ def evaluation(
     asked: Asked,
     featurizer: Featurizer,
     dev: Lists | None,
+    *,
+    vectors: Any = None,
 ) -> Callable[[Any, int], dict[str, float]] | None:
     """What is measured during training: held-out loss, or ranking of dev queries.
 
     None where the last checkpoint is kept.
+
+    Args:
+        vectors: of the collection, where the student is a query tower alone: dev
+            queries then search them all, which costs no more than their own encoding.
     """
     measure, setting = training.measure, asked.setting
     if measure is None:
@@ -127,11 +137,17 @@ def evaluation(
         )
         return lambda params, step: run(params)
     judged = setting.dev
+    if not (training.dev_needed or setting.dev_is_judged):
+        say(f"note: no dev judgements for {measure}: the last checkpoint is kept")
+        return None
     if judged is None:
         raise UserError(
             f"{measure} needs dev judgements, and the collection has none",
             "use measure = 'loss', or None for the last checkpoint",
         )
+    if vectors is not None:
+        search = query_side.searcher(student, asked, judged.queries, vectors, 100)
+        return lambda params, step: evaluate(search(params), judged.qrels, [measure])
     source = BM25(depth=training.dev_depth)
     candidates = source(dataclasses.replace(asked, queries=judged.queries))
 

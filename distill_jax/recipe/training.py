@@ -12,11 +12,12 @@ import numpy as np
 
 from distill_jax.inputs.feed import Featurizer, Feed
 from distill_jax.inputs.streams import ArrayStream, SeqioStream
+from distill_jax.inputs.vectors import VectorFeaturizer
 from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import digest, read_json, write_json
 from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
-from distill_jax.recipe import selection
+from distill_jax.recipe import averaging, query_side, selection
 from distill_jax.recipe.candidates import Asked
 from distill_jax.training import optimizers
 from distill_jax.training.loop import Fit, FitResult
@@ -28,6 +29,7 @@ from distill_jax.workspace.describe import describe
 # What changes neither the steps nor, but for rounding, what they learn.
 _FREE = ("chunk", "micro_batch", "remat", "checkpoint_period", "keep")
 
+TRAINED = ("both", "query")
 STREAMS = {"seqio": SeqioStream, "arrays": ArrayStream}
 
 
@@ -58,6 +60,13 @@ class Training:
         query_length, doc_length: tokens read in training, where fewer than the student
             reads when it is used; None trains on what it reads.
         lengths: allowed sequence lengths; few, since each is compiled.
+        dev_needed: False keeps the last checkpoint of a collection that has no dev
+            judgements for ``measure``, instead of refusing it.
+        averages: shares of the trained weights in a weighted mean with those that the
+            stage started from; the best by ``measure`` is kept (the least share of
+            equals, so that 0 keeps the start). Without dev judgements, the greatest.
+        trained: "both" towers, or the "query" tower of a dual encoder: documents keep
+            their vectors (and an index its bytes), which are gathered on the device.
         may_change: names of these settings that may differ from the training that
             MODEL_DIR holds: it is gone on with all the same.
     """
@@ -86,7 +95,17 @@ class Training:
     query_length: int | None = None
     doc_length: int | None = None
     lengths: tuple[int, ...] = (32, 64, 96, 128, 160, 192, 256, 384, 512)
+    dev_needed: bool = True
+    averages: tuple[float, ...] = ()
+    trained: str = "both"
     may_change: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if self.trained not in TRAINED:
+            raise UserError(
+                f"trained is {self.trained!r}{near(self.trained, TRAINED)}",
+                f"one of {', '.join(TRAINED)}",
+            )
 
     def total(self, lists: int) -> int:
         """Updates in all."""
@@ -143,7 +162,7 @@ def train(
 
     def make(folder: Path) -> dict:
         write_json(folder / "settings.json", settings)
-        result, trained = _fit(training, lists, student, asked, settings)
+        result, trained, kept = _fit(training, lists, student, asked, settings)
         if result.interrupted:
             raise Stopped(128 + (result.signal or 0))
         if jax.process_index() == 0:
@@ -154,6 +173,7 @@ def train(
             "finished": result.finished,
             "compiled_shapes": result.compiled,
             "spent": result.seconds,
+            **kept,
         }
 
     made = part(
@@ -212,12 +232,20 @@ def _refuse_other_settings(
 
 def _fit(
     training: Training, lists: Lists, student: Pretrained, asked: Asked, settings: dict
-) -> tuple[FitResult, Pretrained]:
+) -> tuple[FitResult, Pretrained, dict]:
+    """What training ended with, the student, and facts of what was not trained."""
     setting, mesh = asked.setting, asked.setting.mesh
+    whole, vectors, kept = student, None, {}
+    if training.trained == "query":
+        student = query_side.query_tower(whole)
+        vectors = query_side.doc_vectors(whole, asked)
+        kept = {"document_vectors": query_side.vectors_digest(vectors)}
     ids = asked.queries.ids
     lists, dev = selection.held_out(training, lists, asked)
     steps = training.total(len(lists))
-    featurizer = make_featurizer(_cut(student, training), asked, training.lengths)
+    featurizer: Any = make_featurizer(_cut(student, training), asked, training.lengths)
+    if vectors is not None:
+        featurizer = VectorFeaturizer(featurizer, vectors, mesh)
     feed = Feed(
         lists=lists,
         featurizer=featurizer,
@@ -228,7 +256,9 @@ def _fit(
         host=jax.process_index(),
         hosts=jax.process_count(),
     )
-    evaluate = selection.evaluation(training, student, asked, featurizer, dev)
+    evaluate = selection.evaluation(
+        training, student, asked, featurizer, dev, vectors=vectors
+    )
     say(
         f"training {student.spec.kind}: {steps} steps of {training.batch_size} lists "
         f"({len(lists):,} lists, {steps * training.batch_size / len(lists):.1f} epochs)"
@@ -254,7 +284,16 @@ def _fit(
     )
     result = fit(student.graphdef(), student.params, training.objective, feed, evaluate)
     params = jax.tree.map(lambda leaf: np.asarray(_whole(leaf)), result.params)
-    return result, student.replace(params=params, source=str(asked.directory), fresh=())
+    if training.averages and not result.interrupted:
+        params, facts = averaging.chosen(
+            student.params, params, training.averages, evaluate, training.measure
+        )
+        kept |= {"averaged": facts}
+    if vectors is not None:
+        trained = query_side.with_query_tower(whole, params)
+        return result, trained.replace(source=str(asked.directory)), kept
+    trained = student.replace(params=params, source=str(asked.directory), fresh=())
+    return result, trained, kept
 
 
 def _cut(student: Pretrained, training: Training) -> Pretrained:

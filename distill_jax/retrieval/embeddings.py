@@ -97,7 +97,7 @@ def embeddings_key(
     return digest(
         "embeddings",
         _FORMAT,
-        pretrained.digest,
+        pretrained.doc_digest,
         features.template.to_json(),
         [store.digest for store in features.stores],
         corpus_digest,

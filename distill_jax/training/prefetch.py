@@ -119,9 +119,14 @@ class Prefetch:
 
 
 def digest(batch: Any) -> str:
-    """Eight hex digits that change when any array of a batch does."""
+    """Eight hex digits that change when any array that the host made does.
+
+    What is on the devices already was gathered there by rows that the batch holds.
+    """
     crc = 0
     for leaf in jax.tree.leaves(batch):
+        if isinstance(leaf, jax.Array):
+            continue
         leaf = np.ascontiguousarray(leaf)
         crc = zlib.crc32(f"{leaf.dtype}{leaf.shape}".encode(), crc)
         crc = zlib.crc32(leaf.tobytes(), crc)

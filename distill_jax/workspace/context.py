@@ -85,6 +85,11 @@ class Setting:
         assert self.test is not None
         return self.test
 
+    @property
+    def dev_is_judged(self) -> bool:
+        """Whether there are dev queries whose judgements may choose a model."""
+        return self.dev is not None and len(self.dev.qrels) > 0
+
     def docs(self, tokenizer: Tokenizer) -> TokenStore:
         texts = self.collection.full_texts()
         return self.store(self.collection, texts, tokenizer)

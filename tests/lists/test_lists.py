@@ -117,7 +117,7 @@ def test_lists_are_in_the_teacher_s_order():
     assert taught(trust_first=True).labelled.all()
 
 
-@pytest.mark.parametrize("sampling", ["random", "spread"])
+@pytest.mark.parametrize("sampling", ["random", "spread", "quantile", "log_random"])
 def test_samples_keep_the_best_and_the_order(sampling):
     lists = taught(sampling=sampling, size=4)
     assert lists.doc_rows[0, 0] == 1
@@ -127,6 +127,50 @@ def test_samples_keep_the_best_and_the_order(sampling):
 
 def test_spread_takes_both_ends():
     assert taught(sampling="spread", size=2).doc_rows[0].tolist() == [1, 3]
+
+
+def steep(count: int = 12) -> TeacherLabels:
+    """Scores that halve: most candidates are held nearly alike, at the bottom."""
+    return labels_of([[2.0**-i for i in range(count)]], ("q0",), (False,))
+
+
+def test_quantiles_are_of_the_scores_and_not_of_the_ranks():
+    lists = taught(steep(), sampling="quantile", size=8)
+    kept = lists.doc_rows[0].tolist()
+    # A quarter from the top, and then the nearest to even steps from 2^-2 to 2^-11.
+    scores, expected = [2.0**-i for i in range(12)], [0, 1]
+    left = list(range(2, 12))
+    for wanted in np.linspace(scores[2], scores[11], 6):
+        best = min(left, key=lambda i: abs(scores[i] - wanted))
+        expected.append(best)
+        left.remove(best)
+    assert kept == sorted(expected)
+    assert taught(steep(), sampling="spread", size=8).doc_rows[0].tolist() != kept
+
+
+def test_strata_give_one_candidate_each():
+    for seed in range(5):
+        lists = taught(steep(), sampling="stratified", size=4, seed=seed)
+        assert [place // 3 for place in lists.doc_rows[0].tolist()] == [0, 1, 2, 3]
+
+
+def test_log_random_draws_first_ranks_more_often():
+    counts = np.zeros(12)
+    for seed in range(400):
+        lists = taught(steep(), sampling="log_random", size=3, seed=seed)
+        counts[lists.doc_rows[0]] += 1
+    assert counts[0] == 400
+    # P(rank 2 among two draws) by chances of 1/2 .. 1/12, summed out.
+    chances = 1 / np.arange(2, 13)
+    chances /= chances.sum()
+    second = chances[0] + sum(c * chances[0] / (1 - c) for c in chances[1:])
+    assert abs(counts[1] / 400 - second) < 0.08
+    assert counts[1] > counts[5] > 0
+
+
+def test_an_unknown_sampling_names_those_that_are():
+    with pytest.raises(UserError, match="sampling is .quantil."):
+        taught(steep(), sampling="quantil")
 
 
 def test_a_judged_positive_comes_first_and_labels_the_list():

@@ -72,6 +72,13 @@ CASES = [
             losses.kl_divergence, student_temperature=0.5, teacher_temperature=0.3
         ),
     ),
+    Case(
+        "kl_divergence_of_the_confident",
+        functools.partial(losses.kl_divergence, confidence=1.0),
+    ),
+    Case("p_listmle", losses.p_listmle, ties=False),
+    Case("mean_squared_error", losses.mean_squared_error, shifts=False),
+    Case("approx_ndcg", losses.approx_ndcg, grades=True),
     Case("pairwise_kl", pairwise_kl),
     Case("adr_mse", losses.adr_mse),
     Case("margin_mse", losses.margin_mse),

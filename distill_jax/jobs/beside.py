@@ -1,0 +1,80 @@
+"""Rows that stand beside a student's own: what it gives together with other searches.
+
+A student may have learnt only what a fusion with BM25 gives for nothing. So the same
+sources are measured with the student as it was and as it is, and the two are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill_jax.evaluation.significance import compare, correct
+from distill_jax.recipe.candidates import Asked
+from distill_jax.runs.run import Run
+from distill_jax.workspace.behind import behind
+from distill_jax.workspace.cached_step import part
+from distill_jax.workspace.describe import describe
+
+
+def ranked(name: str, when: str, source: Any, asked: Asked, depth: int) -> Run:
+    """A source's ranking of the asked queries, kept as a part of the job.
+
+    Args:
+        name: of the source, for its folder and for people.
+        when: "before" or "after": which student ``asked`` brings.
+    """
+    folder = Path(asked.directory) / "evaluation" / "beside" / name / when
+    inputs = {
+        "collection": asked.setting.collection.digest,
+        "queries": asked.queries.digest,
+        "source": describe(source),
+        "depth": depth,
+        "student": None if asked.student is None else asked.student.digest,
+        **behind(source, asked),
+    }
+
+    def make(folder: Path) -> None:
+        source(asked).top(depth).write(folder / "run.trec")
+
+    part(folder, inputs, make, what=f"ranking {when} {name}")
+    return Run.read(folder / "run.trec", collection=asked.setting.collection)
+
+
+def sentences(
+    values: Mapping[str, Mapping[str, Mapping[str, float]]],
+    names: tuple[str, ...],
+    measure: str,
+) -> list[str]:
+    """What each source gained, and whether the best of them after training beats the
+    best of those that need none; corrected together by Holm.
+
+    Args:
+        values: ``{system: {measure: {query: value}}}`` with "before" and "after", alone
+            and each with ", NAME" appended.
+        names: of the sources.
+    """
+    pairs = [(f"before, {name}", f"after, {name}") for name in names]
+    best = {
+        when: max(
+            [when, *(f"{when}, {name}" for name in names)],
+            key=lambda system: _mean(values[system][measure]),
+        )
+        for when in ("before", "after")
+    }
+    found = [
+        compare(
+            values[old][measure],
+            values[new][measure],
+            measure=measure,
+            baseline=old,
+            system=new,
+        )
+        for old, new in dict.fromkeys([*pairs, (best["before"], best["after"])])
+    ]
+    return [comparison.verdict() for comparison in correct(found)]
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return sum(values.values()) / max(len(values), 1)

@@ -1,0 +1,60 @@
+"""Queries for collections that have none of their own."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.recipe.candidates import Asked
+from distill_jax.synthesis.sentences import words
+from distill_jax.workspace.console import say
+from distill_jax.workspace.context import Split
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Titles:
+    """A maker of ``queries.Synthetic``: a document's title asks for its text.
+
+    Attributes:
+        queries: how many documents' titles are taken; None takes all.
+        min_words: shorter titles are not taken.
+    """
+
+    queries: int | None = None
+    min_words: int = 3
+
+    def make(self, asked: Asked, rows: np.ndarray, folder: Path) -> Any:
+        from distill_jax.synthesis.crop import sampled
+        from distill_jax.synthesis.made import Made
+
+        del folder
+        collection, seed = asked.setting.collection, asked.setting.seed
+        if self.queries is not None:
+            rows = sampled(collection, rows, self.queries, seed)
+        titles = [(int(row), collection.title(int(row)).strip()) for row in rows]
+        long = [(row, text) for row, text in titles if words(text) >= self.min_words]
+        dropped = collections.Counter({"title: too short": len(titles) - len(long)})
+        return Made.of(
+            [(row, "title", 0, text) for row, text in long], collection.ids, dropped
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnElseMade:
+    """The collection's training queries where it has some, else those that are made.
+
+    One command then serves both kinds of collections.
+    """
+
+    own: Any
+    made: Any
+
+    def __call__(self, asked: Asked) -> Split:
+        if asked.setting.train is not None:
+            return self.own(asked)
+        say("the collection has no training queries: they are made from documents")
+        return self.made(asked)

@@ -1,0 +1,88 @@
+"""Training the query tower alone: documents keep their vectors, and so does an index.
+
+A tied model becomes one of two towers. The document tower stays as it is, so what was
+encoded before is what is searched after, byte for byte; only queries are encoded anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from distill_jax.inference.forward import encode_all
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import digest
+from distill_jax.models.pretrained import Pretrained
+from distill_jax.recipe.candidates import Asked
+from distill_jax.runs.run import Run
+from distill_jax.workspace import ranking
+
+
+def query_tower(student: Pretrained) -> Pretrained:
+    """The query tower of a dual encoder, as a tied model of its own.
+
+    Raises:
+        UserError: the student is no dual encoder.
+    """
+    if student.spec.kind != "dual_encoder":
+        raise UserError(
+            f"a {student.spec.kind} has no query tower to be trained alone",
+            "use a dual encoder, or train it whole (TRAINED='both')",
+        )
+    name = "tower" if student.spec.tied else "query_tower"
+    return student.replace(
+        spec=dataclasses.replace(student.spec, tied=True),
+        params={"tower": student.params[name]},
+    )
+
+
+def with_query_tower(student: Pretrained, params: dict) -> Pretrained:
+    """The student with another query tower; its document tower is as it was.
+
+    Args:
+        params: of ``query_tower(student)``, trained.
+    """
+    name = "tower" if student.spec.tied else "doc_tower"
+    return student.replace(
+        spec=dataclasses.replace(student.spec, tied=False),
+        params={"query_tower": params["tower"], "doc_tower": student.params[name]},
+        fresh=(),
+    )
+
+
+def doc_vectors(student: Pretrained, asked: Asked) -> Any:
+    """float[M, D] of the collection, kept in ``MODEL_DIR/vectors``."""
+    setting = asked.setting
+    return ranking.corpus_vectors(student, setting, setting.directory / "vectors")
+
+
+def vectors_digest(vectors: Any) -> str:
+    """Digest of every byte of a table of vectors."""
+    return digest(np.ascontiguousarray(vectors))
+
+
+def searcher(
+    tower: Pretrained, asked: Asked, queries: Any, vectors: Any, depth: int
+) -> Callable[[dict], Run]:
+    """From parameters of a query tower to its exact search of frozen vectors."""
+    from distill_jax.retrieval import Exact
+
+    setting = asked.setting
+    index = Exact.build(
+        vectors,
+        doc_ids=setting.collection.ids,
+        similarity=tower.spec.similarity,
+        mesh=setting.mesh,
+    )
+    features = setting.query_features(tower, queries)
+    rows = np.arange(len(queries))
+
+    def search(params: dict) -> Run:
+        model = tower.replace(params=params)
+        found = encode_all(model, "query", features, rows, mesh=setting.mesh)
+        return index.search(found, depth, query_ids=queries.ids)
+
+    return search
