@@ -169,7 +169,7 @@ def test_log_random_draws_first_ranks_more_often():
 
 
 def test_an_unknown_sampling_names_those_that_are():
-    with pytest.raises(UserError, match="sampling is .quantil."):
+    with pytest.raises(UserError, match="quantil"):
         taught(steep(), sampling="quantil")
 
 
