@@ -31,15 +31,13 @@ def plan(job: Any) -> int:
         if student is not None and not str(student.checkpoint).startswith("stage:"):
             spec, why = _spec(student)
         print(f"\nstage {stage.name}" + (f", {job.rounds} rounds" * (job.rounds > 1)))
-        queries, judged = asked_queries(stage.queries, setting)
-        lists, size, pairs = lists_of(stage.examples, queries, judged)
-        bound = "" if exact(stage.queries, stage.examples) else "at most "
-        print(f"  queries    {bound}{len(queries):,}")
-        print(f"  lists      {bound}{lists:,} of {size} documents, {pairs} pairs")
-        for line in teacher_lines(stage, setting, queries):
-            print(f"  {line}")
-        step = training_lines(stage.training, spec, why, lists, size, pairs, setting,
-                              known)  # fmt: skip
+        lists, size, pairs = stage_lines(stage, setting)
+        training = stage.training
+        if hasattr(stage, "texts_of") and spec is not None:
+            # A text is read as far as a document, and meets a vector.
+            spec = dataclasses.replace(spec, query_length=spec.doc_length)
+            training = dataclasses.replace(training, trained="query")
+        step = training_lines(training, spec, why, lists, size, pairs, setting, known)
         if spec is not None and repr(spec) not in scored:
             scored.add(repr(spec))
             for line in plan_step.forward_lines(spec, setting.mesh):
@@ -57,6 +55,22 @@ def plan(job: Any) -> int:
         print(f"  vectors of the documents  {size_text(vectors)} a ranking, "
               f"{rankings} rankings")  # fmt: skip
     return 0
+
+
+def stage_lines(stage: Any, setting: Setting) -> tuple[int, int, int]:
+    """Prints what a stage learns from; its lists, their documents and their pairs."""
+    if hasattr(stage, "texts_of"):
+        count = len(stage.texts_of(setting))
+        print(f"  texts      {count:,}, each encoded once by the teacher")
+        return count, 1, 0
+    queries, judged = asked_queries(stage.queries, setting)
+    lists, size, pairs = lists_of(stage.examples, queries, judged)
+    bound = "" if exact(stage.queries, stage.examples) else "at most "
+    print(f"  queries    {bound}{len(queries):,}")
+    print(f"  lists      {bound}{lists:,} of {size} documents, {pairs} pairs")
+    for line in teacher_lines(stage, setting, queries):
+        print(f"  {line}")
+    return lists, size, pairs
 
 
 def plan_generator(job: Any) -> int:
@@ -166,6 +180,9 @@ def asked_queries(source: Any, setting: Setting) -> tuple[Queries, Split | None]
     if hasattr(source, "sources"):  # several, one after another
         parts = [asked_queries(part, setting) for part in source.sources]
         return _stand_ins(sum(len(part) for part, _ in parts)), None
+    if hasattr(source, "own"):
+        own = setting.train is not None
+        return asked_queries(source.own if own else source.made, setting)
     if hasattr(source, "makers"):
         made = sum(made_by(maker, len(setting.collection)) for maker in source.makers)
         made = made if source.limit is None else min(made, source.limit)

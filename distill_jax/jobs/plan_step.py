@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from distill_jax import weights
-from distill_jax.batches import DualBatch, DuoBatch, PairBatch, Targets
+from distill_jax.batches import DualBatch, DuoBatch, PairBatch, Targets, VectorBatch
 from distill_jax.inference.forward import default_tokens_per_batch, lower_forward
 from distill_jax.inference.forward import forward_flops as scoring_flops
 from distill_jax.io.errors import UserError
@@ -50,12 +50,15 @@ class Shape:
     Attributes:
         lengths: of the joined sequence, or of query and document; each ascending, the
             last the greatest that can occur.
+        vectors: numbers of a document's vector, where documents are read as vectors;
+            ``lengths`` are then of the query alone.
     """
 
     lists: int
     size: int
     pairs: int
     lengths: tuple[tuple[int, ...], ...]
+    vectors: int = 0
 
     @property
     def count(self) -> int:
@@ -87,6 +90,12 @@ class Shape:
         if kind in ("reranker", "duo"):
             cls = DuoBatch if kind == "duo" else PairBatch
             return cls(tokens=of(rows, size, most[0]), targets=targets)
+        if self.vectors:
+            return VectorBatch(
+                query_tokens=of(rows, most[0]),
+                doc_vectors=of(rows, size, self.vectors, dtype=np.float32),
+                targets=targets,
+            )
         return DualBatch(
             query_tokens=of(rows, most[0]),
             doc_tokens=of(rows, size, most[1]),
@@ -166,13 +175,14 @@ def _from_scratch(student: Student) -> Any:
 
 def shape_of(spec: Any, training: Training, size: int, pairs: int) -> Shape:
     """The shapes that training can meet; lengths are upper bounds from the spec."""
+    vectors = spec.width if training.trained == "query" else 0
     query = min(spec.query_length, training.query_length or spec.query_length)
     doc = min(spec.doc_length, training.doc_length or spec.doc_length)
     if spec.kind in ("reranker", "duo"):
         docs = 2 if spec.kind == "duo" else 1
         longest = (query + docs * doc + LITERALS,)
     else:
-        longest = (query, doc)
+        longest = (query,) if vectors else (query, doc)
     lengths = []
     for most in longest:
         last = bucket_of(min(most, training.lengths[-1]), training.lengths)
@@ -180,7 +190,11 @@ def shape_of(spec: Any, training: Training, size: int, pairs: int) -> Shape:
     if spec.kind == "colbert" and spec.expand:
         lengths[0] = lengths[0][-1:]  # every query is filled up
     return Shape(
-        lists=training.batch_size, size=size, pairs=pairs, lengths=tuple(lengths)
+        lists=training.batch_size,
+        size=size,
+        pairs=pairs,
+        lengths=tuple(lengths),
+        vectors=vectors,
     )
 
 

@@ -59,6 +59,11 @@ PARTS: dict[str, tuple[str, ...]] = {
         "WithoutKnown",
     ),
     "distill_jax.recipe.checkpoints": ("Checkpoint",),
+    "distill_jax.recipe.embedding": (
+        "EmbeddingStage",
+        "Encoder",
+        "VectorFile",
+    ),
     "distill_jax.recipe.examples": (
         "Judged",
         "JudgedPairs",

@@ -71,14 +71,19 @@ class Trip:
 
 
 def run_stage(
-    stage: Stage,
+    stage: Any,
     student: Pretrained,
     setting: Setting,
     directory: Path,
     model: Callable[[str], Pretrained],
     round_number: int = 1,
 ) -> Trip:
-    """Makes what is not made yet, and trains; resumes wherever it was interrupted."""
+    """Makes what is not made yet, and trains; resumes wherever it was interrupted.
+
+    A stage of another kind has a ``run`` of its own, with the same arguments.
+    """
+    if hasattr(stage, "run"):
+        return stage.run(student, setting, directory, model)
     asked = Asked(
         setting=setting,
         queries=None,  # type: ignore[arg-type]

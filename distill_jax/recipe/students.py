@@ -9,6 +9,7 @@ from typing import Any
 from distill_jax.io.errors import UserError, near
 from distill_jax.models.pretrained import Pretrained, initial_params
 from distill_jax.recipe import checkpoints
+from distill_jax.recipe.layers import with_layers
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights.folders import locate
 from distill_jax.weights.students import KINDS, spec_class
@@ -31,6 +32,7 @@ class Student:
         dtype: of the matrix products: "float32" or "bfloat16".
         dropout: rate in training; None keeps the checkpoint's.
         attention_dropout: of BERT's attention weights; None is as ``dropout`` says.
+        layers: which of the checkpoint's layers are kept, from 0; None keeps all.
         options: other fields of the student's spec (``head``, ``pooling``, ...).
     """
 
@@ -44,6 +46,7 @@ class Student:
     dtype: str | None = None
     dropout: float | None = None
     attention_dropout: float | None = None
+    layers: tuple[int, ...] | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,6 +79,8 @@ class Student:
             model = checkpoints.load(found, seed=seed, trained=True)
         else:
             model = self._from_scratch(texts, seed, overrides)
+        if self.layers is not None:
+            model = with_layers(model, self.layers)
         attention = self.attention_dropout
         attention = self.dropout if attention is None else attention
         rates = {"dropout": self.dropout, "attention_dropout": attention}

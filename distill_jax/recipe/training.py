@@ -151,18 +151,30 @@ class Stopped(Exception):
 
 
 def train(
-    training: Training, lists: Lists, student: Pretrained, asked: Asked
+    training: Training,
+    lists: Lists,
+    student: Pretrained,
+    asked: Asked,
+    *,
+    vectors: Any = None,
 ) -> tuple[Pretrained, dict]:
-    """Trains on lists; a finished training is not done again."""
+    """Trains on lists; a finished training is not done again.
+
+    Args:
+        vectors: float[M, E] that the lists' ``doc_rows`` are rows of, in place of the
+            collection: constants that the student's vectors of the queries meet.
+    """
     directory = asked.directory
     settings = describe(dataclasses.replace(training, objective=None))
     settings |= {"objective": describe(training.objective), "seed": asked.setting.seed}
     inputs = {"lists": lists.digest, "student": student.digest}
+    if vectors is not None:
+        inputs["vectors"] = query_side.vectors_digest(vectors)
     _refuse_other_settings(directory, inputs, settings, training.may_change)
 
     def make(folder: Path) -> dict:
         write_json(folder / "settings.json", settings)
-        result, trained, kept = _fit(training, lists, student, asked, settings)
+        result, trained, kept = _fit(training, lists, student, asked, settings, vectors)
         if result.interrupted:
             raise Stopped(128 + (result.signal or 0))
         if jax.process_index() == 0:
@@ -231,15 +243,21 @@ def _refuse_other_settings(
 
 
 def _fit(
-    training: Training, lists: Lists, student: Pretrained, asked: Asked, settings: dict
+    training: Training,
+    lists: Lists,
+    student: Pretrained,
+    asked: Asked,
+    settings: dict,
+    vectors: Any,
 ) -> tuple[FitResult, Pretrained, dict]:
     """What training ended with, the student, and facts of what was not trained."""
     setting, mesh = asked.setting, asked.setting.mesh
-    whole, vectors, kept = student, None, {}
+    whole, frozen, kept = student, None, {}
     if training.trained == "query":
         student = query_side.query_tower(whole)
-        vectors = query_side.doc_vectors(whole, asked)
-        kept = {"document_vectors": query_side.vectors_digest(vectors)}
+        if vectors is None:
+            vectors = frozen = query_side.doc_vectors(whole, asked)
+            kept = {"document_vectors": query_side.vectors_digest(frozen)}
     ids = asked.queries.ids
     lists, dev = selection.held_out(training, lists, asked)
     steps = training.total(len(lists))
@@ -257,7 +275,7 @@ def _fit(
         hosts=jax.process_count(),
     )
     evaluate = selection.evaluation(
-        training, student, asked, featurizer, dev, vectors=vectors
+        training, student, asked, featurizer, dev, vectors=frozen
     )
     say(
         f"training {student.spec.kind}: {steps} steps of {training.batch_size} lists "
@@ -289,7 +307,7 @@ def _fit(
             student.params, params, training.averages, evaluate, training.measure
         )
         kept |= {"averaged": facts}
-    if vectors is not None:
+    if training.trained == "query":
         trained = query_side.with_query_tower(whole, params)
         return result, trained.replace(source=str(asked.directory)), kept
     trained = student.replace(params=params, source=str(asked.directory), fresh=())

@@ -1,0 +1,252 @@
+"""Embedding distillation: texts alone, and a teacher's vectors of them.
+
+No lists, no negatives, no judgements: the student's vector of a text is drawn to the
+teacher's (LEAF, Vujanic and Rueckstiess 2025; EmbedDistill, Kim et al. 2023).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.collections.collection import Queries
+from distill_jax.io.errors import UserError, near
+from distill_jax.io.files import digest
+from distill_jax.lists.lists import Lists, empty_lists
+from distill_jax.models.pretrained import Pretrained
+from distill_jax.models.templates import side_template
+from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.stage import Trip
+from distill_jax.recipe.students import Student
+from distill_jax.recipe.training import Training, train
+from distill_jax.text.templates import Features
+from distill_jax.workspace.console import Counter, say
+from distill_jax.workspace.context import Setting
+
+TEXTS = ("documents", "queries")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """A dual encoder that loads is the teacher; its vectors are kept by text.
+
+    Attributes:
+        checkpoint: what ``distill_jax.load`` takes, or ``stage:NAME``.
+        doc_length: tokens read of a text; None reads as far as the checkpoint says.
+        cache: folder of vectors, shared between jobs; None keeps one in ``MODEL_DIR``.
+    """
+
+    checkpoint: str
+    doc_length: int | None = None
+    cache: str | None = None
+
+    def __call__(self, asked: Asked) -> np.ndarray:
+        from distill_jax.inference.forward import encode_all
+        from distill_jax.teaching.vectors import VectorStore
+
+        setting = asked.setting
+        model = asked.model(self.checkpoint, doc_length=self.doc_length)
+        if model.spec.kind != "dual_encoder":
+            raise UserError(
+                f"{self.checkpoint} is a {model.spec.kind}, which has no vector of a "
+                "text",
+                "name a dual encoder as the teacher",
+            )
+        template = side_template(model.spec, "doc", model.tokenizer)
+
+        def make(texts: list[str]) -> np.ndarray:
+            part = Queries([str(i) for i in range(len(texts))], texts)
+            store = setting.queries(part, model.tokenizer)
+            features = Features(template, model.tokenizer, text=store)
+            rows = np.arange(len(texts))
+            return encode_all(model, "doc", features, rows, mesh=setting.mesh)
+
+        name = digest(model.doc_digest, template.to_json())
+        store = VectorStore(self.cache or setting.directory / "teacher", name)
+        with Counter("encoding", len(asked.queries), "texts") as counter:
+            return store.of(asked.queries.texts, make, counter.more)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VectorFile:
+    """Vectors that were made elsewhere.
+
+    Attributes:
+        path: a ``.npy`` file [M, E] in the order of the collection's documents (with
+            ``texts=("documents",)``), or a Parquet file with the columns ``id`` and
+            ``embedding``: ids of documents, and of training queries.
+    """
+
+    path: str
+
+    def __call__(self, asked: Asked) -> np.ndarray:
+        from distill_jax.teaching.vectors import checked
+
+        path, texts = Path(self.path), asked.queries
+        if path.suffix == ".npy":
+            try:
+                found = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise UserError(f"{path}: {error}", "give a file of np.save") from None
+            if len(found) != len(asked.setting.collection):
+                raise UserError(
+                    f"{path} has {len(found)} vectors, and the collection has "
+                    f"{len(asked.setting.collection)} documents",
+                    "one vector a document, in the collection's order",
+                )
+            names = [name.split(":", 1) for name in texts.ids]
+            if any(kind != "document" for kind, _ in names):
+                raise UserError(
+                    f"{path} has no vectors of queries",
+                    "set texts = ('documents',), or give a Parquet file",
+                )
+            rows = asked.setting.collection.rows([name for _, name in names])
+            return checked(found[rows], len(rows), str(path))
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(path, columns=["id", "embedding"])
+        except Exception as error:  # pyarrow raises several unrelated kinds
+            raise UserError(
+                f"{path}: {error}", "a .npy file, or Parquet with id and embedding"
+            ) from None
+        by_id = dict(zip(map(str, table["id"].to_pylist()), table["embedding"]))
+        wanted = [name.split(":", 1)[1] for name in texts.ids]
+        missing = [name for name in wanted if name not in by_id]
+        if missing:
+            raise UserError(
+                f"{path} has no vector of {len(missing)} of {len(wanted)} texts, e.g. "
+                f"{missing[0]!r}",
+                "give a vector of each document, and of each training query",
+            )
+        found = np.asarray([by_id[name].as_py() for name in wanted], np.float32)
+        return checked(found, len(wanted), str(path))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbeddingStage:
+    """A stage of ``Distill`` that learns a teacher's vectors.
+
+    Attributes:
+        name: of its folder, and of ``stage:NAME`` for later stages.
+        teacher: called with (asked), whose queries are the texts, for float32[M, E].
+        training: its objective reads representations (``on="rep"``), see
+            ``losses.embedding_distance``.
+        texts: "documents", "queries" (the training ones), or both.
+        student: what this stage starts from; None goes on with the stage before. One
+            whose vectors are narrower than the teacher's needs ``projection`` in its
+            options: a linear layer of the teacher's width.
+        keep_projection: whether that layer stays. Without it vectors are as wide as
+            before, and no longer the teacher's.
+    """
+
+    name: str = "embeddings"
+    teacher: Any
+    training: Training
+    texts: tuple[str, ...] = TEXTS
+    student: Student | None = None
+    keep_projection: bool = True
+
+    def __post_init__(self) -> None:
+        for name in self.texts:
+            if name not in TEXTS:
+                raise UserError(
+                    f"no texts {name!r}{near(name, TEXTS)}",
+                    f"some of {', '.join(TEXTS)}",
+                )
+
+    def run(
+        self,
+        student: Pretrained,
+        setting: Setting,
+        directory: Path,
+        model: Callable[[str], Pretrained],
+    ) -> Trip:
+        """The teacher's vectors, then training; resumes wherever it was interrupted."""
+        texts = self.texts_of(setting)
+        asked = Asked(
+            setting=setting,
+            queries=texts,
+            student=student,
+            model=model,
+            directory=directory,
+        )
+        vectors = self.teacher(asked)
+        self._check(student, vectors)
+        count = len(texts)
+        say(f"{count:,} texts, vectors of {vectors.shape[1]} by the teacher")
+        rows = np.arange(count, dtype=np.int32)
+        lists = Lists(
+            **empty_lists(count, 1, 0)
+            | {
+                "query_rows": rows,
+                "doc_rows": rows[:, None],
+                "labels": np.ones((count, 1), np.float32),
+            }
+        )
+        # A text is read as far as a document, on the side that is trained.
+        reads = dataclasses.replace(student.spec, query_length=student.spec.doc_length)
+        trained, fit = train(
+            self.training, lists, student.replace(spec=reads), asked, vectors=vectors
+        )
+        spec = dataclasses.replace(trained.spec, query_length=student.spec.query_length)
+        trained = trained.replace(spec=spec)
+        if not self.keep_projection:
+            trained = without_projection(trained)
+        return Trip(
+            name=self.name,
+            directory=directory,
+            student=trained,
+            fit=fit,
+            made={"lists": {"lists": count, "docs_per_list": 1.0}},
+        )
+
+    def texts_of(self, setting: Setting) -> Queries:
+        """The texts, each with an id of its own; empty ones are left out."""
+        ids: list[str] = []
+        texts: list[str] = []
+        if "documents" in self.texts:
+            ids += [f"document:{doc}" for doc in setting.collection.ids]
+            texts += list(setting.collection.full_texts())
+        if "queries" in self.texts and setting.train is not None:
+            ids += [f"query:{query}" for query in setting.train.queries.ids]
+            texts += list(setting.train.queries.texts)
+        kept = [i for i, text in enumerate(texts) if text.strip()]
+        if not kept:
+            raise UserError(
+                f"there is no text among {', '.join(self.texts)}",
+                "set texts = ('documents', 'queries')",
+            )
+        return Queries([ids[i] for i in kept], [texts[i] for i in kept])
+
+    def _check(self, student: Pretrained, vectors: np.ndarray) -> None:
+        if student.spec.kind != "dual_encoder":
+            raise UserError(
+                f"a {student.spec.kind} has no vector of a text to be taught",
+                "use a dual encoder",
+            )
+        width = student.spec.width
+        distances = any(
+            getattr(term.loss, "__name__", "") == "embedding_distance"
+            for term in getattr(self.training.objective, "terms", ())
+        )
+        if distances and width != vectors.shape[1]:
+            raise UserError(
+                f"the student's vectors have {width} numbers and the teacher's "
+                f"{vectors.shape[1]}",
+                f"--gin.STUDENT_OPTIONS=\"{{'projection': {vectors.shape[1]}}}\"",
+            )
+
+
+def without_projection(student: Pretrained) -> Pretrained:
+    """A dual encoder whose vectors are its pooled hidden states again."""
+    params = {
+        tower: {name: value for name, value in parts.items() if name != "projection"}
+        for tower, parts in student.params.items()
+    }
+    spec = dataclasses.replace(student.spec, projection=None)
+    return student.replace(spec=spec, params=params)
