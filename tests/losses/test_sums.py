@@ -60,6 +60,28 @@ def test_p_listmle_of_lists_of_hundreds_is_finite():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_approx_ndcg(lists, temperature):
+    scores, _, where = lists
+    labels = np.random.default_rng(2).integers(0, 4, scores.shape)
+    values = []
+    for row in range(len(scores)):
+        s, y = scores[row][where[row]].astype(float), labels[row][where[row]]
+        gains = 2.0**y - 1
+        if not gains.any():
+            continue
+        found = 0.0
+        for i in range(len(s)):
+            others = [s[j] for j in range(len(s)) if j != i]
+            rank = 1 + sum(1 / (1 + np.exp((s[i] - o) / temperature)) for o in others)
+            found += gains[i] / np.log2(1 + rank)
+        ideal = sum(g / np.log2(2 + k) for k, g in enumerate(sorted(gains)[::-1]))
+        values.append(1 - found / ideal)
+    assert values
+    found = losses.approx_ndcg(scores, labels, where=where, temperature=temperature)
+    np.testing.assert_allclose(found, np.mean(values), rtol=1e-5)
+
+
 @pytest.mark.parametrize("confidence", [0.5, 1.0, 2.0])
 def test_lists_count_by_the_teacher_s_confidence(lists, confidence):
     scores, labels, where = lists
