@@ -183,6 +183,17 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "LLM_OMIT": Name("Fields that requests leave out.", "a list of names"),
         "TEMPERATURE": Name("Temperature of the LLM.", "a number from 0"),
         "READ": Name("Documents that an LLM reads to answer.", _COUNT),
+        "TEACHER_ORDER": Name(
+            "What finds the documents and orders them for the student.", "@SOURCE()"
+        ),
+        "FEEDBACK_DOCS": Name("First documents that move a query's vector.", _COUNT),
+        "ALPHA": Name("How far they move it.", "from 0"),
+        "VECTORS": Name(
+            "What makes the teacher's vectors of texts.",
+            "@embedding.Encoder(), @embedding.VectorFile()",
+        ),
+        "VECTOR_FILE": Name("Vectors made elsewhere.", "a .npy or .parquet path, None"),
+        "TEXTS": Name("Texts that are embedded.", "('documents', 'queries')"),
         "NORMALISATION": Name(
             "Scale of the teacher's scores.", "none, zscore, minmax, percentile"
         ),
@@ -200,6 +211,8 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "LIST_SIZE": Name("Documents in a training list.", _COUNT),
         "STUDENT_TEMPERATURE": Name("Divides the student's scores.", "above 0"),
         "TEACHER_TEMPERATURE": Name("Divides the teacher's scores.", "above 0"),
+        "METRIC": Name("Distance of vectors.", "l2, mse, cosine"),
+        "SIMILARITY_WEIGHT": Name("Weight of the similarity matrices.", "from 0"),
         "LISTMLE_ON": Name("What ListMLE is taken of.", "logits, probabilities"),
         "CONTRASTIVE_WEIGHT": Name("Weight of the contrastive term.", "from 0"),
         "CONTRASTIVE_TEMPERATURE": Name("Temperature of that term.", "above 0"),
@@ -234,12 +247,30 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "EVAL_PERIOD": Name("Steps between evaluations.", f"{_COUNT}, epoch, None"),
         "PATIENCE": Name("Evaluations without gain before a stop.", f"{_COUNT}, None"),
         "CHECKPOINT_PERIOD": Name("Steps between checkpoints.", f"{_COUNT}, None"),
+        "TRAINED": Name(
+            "Which towers are trained; documents then keep their vectors.",
+            "both, query",
+        ),
+        "AVERAGES": Name(
+            "Shares of the trained weights in a mean with the start's; dev chooses.",
+            "numbers from 0 to 1",
+        ),
+        "LAYERS": Name("Layers of the checkpoint that are kept.", "(0, 2, 4), None"),
+        "KEEP_PROJECTION": Name(
+            "Whether the layer of the teacher's width stays.", "True, False"
+        ),
         "STOP_MEASURE": Name(
             "Rounds end when this measure stops growing on dev; None runs all.",
             "nDCG@10, ..., None",
         ),
     },
     "Measuring": {
+        "BESIDE": Name(
+            "Sources measured with the student before and after.", "{'NAME': @SOURCE()}"
+        ),
+        "KEEP_BASE": Name(
+            "What the job started from is kept unless dev queries gain.", "True, False"
+        ),
         "MEASURES": Name("Measures; the first decides.", "('nDCG@10', 'RR@10', ...)"),
         "HITS": Name("Depths of the hit rates of answers.", "(5, 10)"),
         "COUNT_MISSING": Name("Queries without a ranking count 0.", "True, False"),
