@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 from distill_jax.collections.builder import Item, clean, collection_of, queries_of
 from distill_jax.collections.collection import Collection, Queries
 from distill_jax.collections.qrels import Qrels
-from distill_jax.io.bad_lines import columns, parsed
-from distill_jax.io.errors import UserError, clip, near
+from distill_jax.io.bad_lines import parsed
+from distill_jax.io.errors import UserError, near
+from distill_jax.io.files import read_lines
+from distill_jax.io.named_columns import Columns
 
 
 def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
     """Loads one split of an MS MARCO folder.
 
-    ``collection.tsv`` holds ``pid<tab>text`` or ``pid<tab>title<tab>text``. The split
+    ``collection.tsv`` holds ``pid<tab>text`` or ``pid<tab>title<tab>text``, or what its
+    header says. The split
     ``dev`` finds ``queries.dev.small.tsv`` as well, and ``train`` finds
     ``queries.train.tsv``. Queries that nobody judged stay: they can be labelled by a
     teacher, and count in no measure.
@@ -62,12 +66,13 @@ def docs(where: str) -> Collection:
     )
     if path is None:
         raise UserError(f"{folder}: no collection.tsv[.gz]", "check the folder")
+    notices = _order_of_columns(path)
     collection = collection_of(
         path, lambda: _items(path, titled=True), folder.resolve().name
     )
     if not len(collection):
         raise UserError(f"{path}: no documents", "check the file")
-    return collection
+    return collection.with_notices(*notices)
 
 
 def _folder(where: str) -> Path:
@@ -96,25 +101,54 @@ def _choose(splits: dict[str, tuple[Path, Path]], split: str) -> str | None:
     return next((name for name in splits if name.startswith(f"{split}.")), None)
 
 
+_DOCS = {2: ("id", "text"), 3: ("id", "title", "text")}
+_QUERIES = {2: ("id", "text")}
+
+
 def _items(path: Path, titled: bool) -> Iterator[Item]:
-    fit = columns(path)
+    form = "'id<tab>text'" + (" or 'id<tab>title<tab>text'" if titled else "")
+    columns = Columns(path, _DOCS if titled else _QUERIES, ("id", "text"), form)
 
     def parse(number: int, line: str) -> Item | None:
         if not line.strip():
             return None
-        fields = line.split("\t")
-        if len(fields) not in ((2, 3) if titled else (2,)):
-            raise UserError(
-                f"{path}:{number}: {len(fields)} columns in {clip(line)}",
-                "write 'id<tab>text'"
-                + (" or 'id<tab>title<tab>text'" if titled else ""),
-            )
+        found = columns.read(number, line.split("\t"))
+        if found is None:
+            return None
         if "\0" in line:
             raise UserError(
                 f"{path}:{number}:{line.index(chr(0)) + 1}: a NUL character",
                 "is the file damaged, or not UTF-8?",
             )
-        title = fields[1] if fit(number, fields) == 3 else ""
-        return clean(Item(number, fields[0], title, fields[-1]), path)
+        item = Item(number, found["id"], found.get("title", ""), found["text"])
+        return clean(item, path)
 
     return parsed(path, parse)
+
+
+def _order_of_columns(path: Path) -> list[str]:
+    """How three columns without a header are read, by their first lines.
+
+    ColBERT's and DPR's files are ``pid text title``.
+
+    Raises:
+        UserError: the second column is the longer one: it is hardly the title.
+    """
+    columns = Columns(path, _DOCS, ("id", "text"), "'id<tab>title<tab>text'")
+    titles = texts = 0
+    for number, line in itertools.islice(read_lines(path), _LOOK):
+        found = columns.read(number, line.split("\t")) if line.strip() else None
+        if columns.headed or len(columns.roles) == 2:
+            return []
+        if found is not None:
+            titles, texts = titles + len(found["title"]), texts + len(found["text"])
+    if titles > texts:
+        raise UserError(
+            f"{path}: the second of its three columns is longer than the third, which"
+            " is read as the text after its title",
+            "begin the file with a header: id<tab>text<tab>title",
+        )
+    return [f"{path.name}: three columns without a header: id, title, text"]
+
+
+_LOOK = 100  # lines

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from distill_jax.collections.collection import Collection, Queries
-from distill_jax.io.bad_lines import columns, parsed
+from distill_jax.io.bad_lines import parsed
 from distill_jax.io.errors import UserError, clip
 from distill_jax.io.files import atomic_write, digest
+from distill_jax.io.named_columns import Columns
 
 
 class Qrels:
@@ -70,6 +71,8 @@ class Qrels:
     @classmethod
     def read(cls, path: str | Path) -> Qrels:
         """Reads TREC (``qid 0 docid grade``) or BEIR (tab, header) judgements.
+
+        A header is read: its names say which column is which.
 
         Raises:
             UserError: with file:line, for a missing column, a grade that is no
@@ -160,27 +163,23 @@ class Qrels:
         return Qrels({q: self._judgements[q] for q in query_ids if q in self})
 
 
+_FORM = "'query-id<tab>corpus-id<tab>score' or 'qid 0 docid grade'"
+_LAYOUTS = {3: ("query", "doc", "grade"), 4: ("query", "zero", "doc", "grade")}
+
+
 def _read(path: str | Path) -> Iterator[tuple[int, str, str, int]]:
-    fit, first = columns(path), True
+    columns = Columns(path, _LAYOUTS, ("query", "doc", "grade"), _FORM)
 
     def parse(number: int, line: str) -> tuple[int, str, str, int] | None:
-        nonlocal first
         if not line.strip():
             return None
         # Tabs win over blanks: BEIR ids may hold blanks.
         fields = line.split("\t")
-        fields = fields if len(fields) in (3, 4) else line.split()
-        if len(fields) not in (3, 4):
-            raise UserError(
-                f"{path}:{number}: {len(fields)} columns in {clip(line)}",
-                "write 'query-id<tab>corpus-id<tab>score' or 'qid 0 docid grade'",
-            )
-        fit(number, fields)
-        head, first = first and not any(map(str.isdigit, line)), False
-        query, doc, grade = fields[0], *fields[-2:]
-        if head and not _is_number(grade):
+        found = columns.read(number, fields if len(fields) > 2 else line.split())
+        if found is None:
             return None
-        if not _is_number(grade) or float(grade) != int(float(grade)):
+        query, doc, grade = found["query"], found["doc"], found["grade"]
+        if not _is_grade(grade):
             raise UserError(
                 f"{path}:{number}: grade {clip(grade)} of query {clip(query)}, "
                 f"document {clip(doc)} is not an integer",
@@ -194,9 +193,9 @@ def _read(path: str | Path) -> Iterator[tuple[int, str, str, int]]:
     return parsed(path, parse)
 
 
-def _is_number(text: str) -> bool:
+def _is_grade(text: str) -> bool:
     try:
-        return abs(float(text)) < 1e9
+        return abs(float(text)) < 1e9 and float(text).is_integer()
     except ValueError:
         return False
 

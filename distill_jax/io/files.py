@@ -177,20 +177,33 @@ def _absorb(state: Any, kind: str, data: Any) -> None:
 
 
 def open_binary(path: str | Path) -> IO[bytes]:
-    """Opens a file for reading, decompressed when it ends in ``.gz``.
+    """Opens a file for reading, decompressed when its first bytes are gzip's.
 
     Raises:
         UserError: there is no such file, or it cannot be read.
     """
     path = Path(path)
     try:
-        if path.suffix == ".gz":
+        if is_gzip(path):
             return gzip.open(path, "rb")  # type: ignore[return-value]
         return open(path, "rb")
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror or error}", "check the path"
         ) from None
+
+
+def is_gzip(path: str | Path) -> bool:
+    """Whether a file is compressed, whatever its name says.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    # A pipe's first bytes cannot be read twice: its name counts.
+    if not Path(path).is_file():
+        return str(path).endswith(".gz")
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def raw_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:

@@ -22,13 +22,15 @@ from typing import Any
 import numpy as np
 
 from distill_jax.collections.collection import Collection, Queries
-from distill_jax.io.errors import UserError, near
+from distill_jax.io.bad_lines import parsed
+from distill_jax.io.errors import UserError, clip, near
 from distill_jax.io.files import read_lines
 from distill_jax.labels import tables
 from distill_jax.labels.labels import Kind, TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.labels.ragged import rectangle, rows_of
 from distill_jax.labels.records import RECORDS, Record
+from distill_jax.labels.tables import reader
 
 FORMATS = (*RECORDS, "gpl", "run", "parquet")
 
@@ -106,19 +108,16 @@ def _assemble(
     unknown: str,
     notices: list[str],
 ) -> Imported:
+    _refuse_repeated(records)
     texts = all(record.texts is not None for record in records)
     if collection is None and texts:
         collection = _collection(records, path, notices)
     ranks = all(record.scores is None for record in records)
     lists = []
     for record in records:
-        numbers = record.scores or range(1, len(record.doc_ids) + 1)
-        if len(numbers) != len(record.doc_ids):
-            raise UserError(
-                f"{path}: query {record.query_id!r} has {len(record.doc_ids)} docs and"
-                f" {len(numbers)} scores",
-                "give one score a doc",
-            )
+        numbers: Sequence[float] = range(1, len(record.doc_ids) + 1)
+        if record.scores is not None:
+            numbers = record.scores
         lists.append(_once(record, list(zip(record.doc_ids, numbers)), notices))
     provenance = {
         "teacher": path.name,
@@ -126,6 +125,8 @@ def _assemble(
         "file": _sha256(path),
         "source": records[0].source,
     }
+    if collection is not None and unknown == "drop":
+        notices += _unknown_docs(records, path, collection, texts)
     labels = TeacherLabels.from_lists(
         [record.query_id for record in records],
         lists,
@@ -149,6 +150,44 @@ def _assemble(
         collection=collection if texts else None,
         notices=tuple(notices),
     )
+
+
+def _refuse_repeated(records: Sequence[Record]) -> None:
+    """A query on two lines is two lists, of which one would be lost."""
+    places: dict[str, str] = {}
+    for record in records:
+        first = places.setdefault(record.query_id, record.place)
+        if first != record.place:
+            query = clip(record.query_id if record.query is None else record.query)
+            raise UserError(
+                f"{record.place}: the query {query} occurs twice, first at {first}",
+                "join the lines: one list a query",
+            )
+
+
+def _unknown_docs(
+    records: Sequence[Record], path: Path, collection: Any, texts: bool
+) -> list[str]:
+    """A sentence about labelled docs that the collection does not have.
+
+    Raises:
+      UserError: it has none of them.
+    """
+    docs = list(dict.fromkeys(doc for record in records for doc in record.doc_ids))
+    lost = [doc for doc, row in zip(docs, collection.rows(docs)) if row < 0]
+    if not lost:
+        return []
+    made = "; its docs are texts, and ids are made of them" if texts else ""
+    if len(lost) == len(docs):
+        raise UserError(
+            f"{path}: none of its {len(docs):,} docs is in the collection "
+            f"{collection.name!r}, e.g. {clip(lost[0])}{made}",
+            "give the collection that the labels were made for",
+        )
+    return [
+        f"{path.name}: {len(lost):,} of {len(docs):,} labelled docs are not in the"
+        f" collection, e.g. {clip(lost[0])}: left out{made}"
+    ]
 
 
 def _once(
@@ -213,63 +252,63 @@ def _collection(records: Sequence[Record], path: Path, notices: list[str]) -> An
 
 
 def _json(path: Path, form: str) -> Iterator[Record]:
-    for place, value in _json_values(path):
-        try:
-            record = RECORDS[form](value)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            record, reason = None, f" ({type(error).__name__}: {error})"
-        else:
-            reason = ""
-        if record is None:
-            raise UserError(
-                f"{place}: not a record of format {form!r}{reason}",
-                f"formats: {', '.join(FORMATS)}",
-            )
-        yield record
+    """The records of JSON lines, or of the elements of one JSON list."""
+    read = reader(form, path)
+    whole = _whole_list(path)
+    if whole is not None:
+        return (read(f"{path}, record {i}", v) for i, v in enumerate(whole, 1))
+
+    def parse(number: int, line: str) -> Record | None:
+        place = f"{path}:{number}"
+        return read(place, _value(place, line)) if line.strip() else None
+
+    return parsed(path, parse)
 
 
 def _json_values(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, value) of JSON lines, or of the elements of one JSON list of records."""
-    lines = read_lines(path)
-    whole: list[str] | None = None
-    for number, line in lines:
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except RecursionError:
-            raise UserError(f"{path}:{number}: JSON nested too deep") from None
-        except json.JSONDecodeError as error:
-            if number == 1 and line.lstrip().startswith("["):
-                whole = [line, *(rest for _, rest in lines)]
-                break
-            raise UserError(
-                f"{path}:{number}:{error.colno}: not JSON ({error.msg})",
-                "one JSON value a line, or one JSON list",
-            ) from None
-        if number == 1 and isinstance(value, list) and _is_whole(value):
-            yield from ((f"{path}, record {i}", v) for i, v in enumerate(value, 1))
-            continue
-        yield f"{path}:{number}", value
+    """(place, value) of JSON lines, or of the elements of one JSON list."""
+    whole = _whole_list(path)
     if whole is not None:
-        try:
-            values = json.loads("\n".join(whole))
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg})",
-                "one JSON value a line, or one JSON list",
-            ) from None
-        yield from ((f"{path}, record {i}", v) for i, v in enumerate(values, 1))
+        yield from ((f"{path}, record {i}", v) for i, v in enumerate(whole, 1))
+        return
+    for number, line in read_lines(path):
+        if line.strip():
+            yield f"{path}:{number}", _value(f"{path}:{number}", line)
+
+
+def _value(place: str, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (RecursionError, ValueError) as error:
+        column = getattr(error, "colno", None)
+        reason = f"not JSON ({error})"
+        if isinstance(error, RecursionError):
+            reason = "JSON nested too deep"
+        raise UserError(
+            f"{place}{'' if column is None else f':{column}'}: {reason}",
+            "one JSON value a line, or one JSON list",
+        ) from None
+
+
+def _whole_list(path: Path) -> list[Any] | None:
+    """The records of a file that is one JSON list; None of JSON lines."""
+    lines = read_lines(path)
+    first = next((line for _, line in lines if line.strip()), "")
+    if not first.lstrip().startswith("["):
+        return None
+    try:
+        value = json.loads(first)
+    except (ValueError, RecursionError):
+        text = "\n".join([first, *(line for _, line in lines)])
+        value = _value(str(path), text)
+    # A list of records, not one ColBERT line (that starts with the query's id).
+    whole = isinstance(value, list) and value and isinstance(value[0], dict | list)
+    return value if whole else None
 
 
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
-
-
-def _is_whole(value: list[Any]) -> bool:
-    """A list of records, not one ColBERT line (that starts with the query's id)."""
-    return bool(value) and isinstance(value[0], (dict, list))
 
 
 def _guess(path: Path) -> str:
@@ -282,8 +321,8 @@ def _guess(path: Path) -> str:
         width = next((len(line.split("\t")) for _, line in read_lines(path)), 0)
         return "gpl" if width == 4 else "run"
     for place, value in _json_values(path):
-        for form, parse in RECORDS.items():
-            if parse(value) is not None:
+        for form, known in RECORDS.items():
+            if known.fits(value):
                 return form
         raise UserError(
             f"{place}: a record of no known format",
@@ -297,7 +336,9 @@ def _permute(records: list[Record], path: str | Path, notices: list[str]) -> lis
     answers = [value for _, value in _json_values(Path(path))]
     # A JSON list of strings on one line looks like one record.
     only = answers[0] if len(answers) == 1 else None
-    if isinstance(only, list) and (len(records) != 1 or isinstance(only[0], str)):
+    if isinstance(only, list) and (
+        len(records) != 1 or (only and isinstance(only[0], str))
+    ):
         answers = only
     if len(answers) != len(records):
         raise UserError(
@@ -310,7 +351,12 @@ def _permute(records: list[Record], path: str | Path, notices: list[str]) -> lis
         if isinstance(answer, str):
             # Bracketed numbers only: digits of an explanation are not identifiers.
             answer = [int(found) for found in re.findall(r"\[(\d{1,6})\]", answer)]
-        named = [i - 1 for i in dict.fromkeys(answer or ()) if 1 <= i <= n]
+        if not isinstance(answer, list) or not all(type(i) is int for i in answer):
+            raise UserError(
+                f"{path}: the answer {clip(str(answer))} is no order",
+                'write "[2] > [1] > ..." or [2, 1, ...]',
+            )
+        named = [i - 1 for i in dict.fromkeys(answer) if 1 <= i <= n]
         failed.append(not named)
         repaired += bool(named) and (len(named) != n or len(answer) != n)
         order = named + sorted(set(range(n)) - set(named))

@@ -2,32 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from distill_jax.io.errors import UserError
-from distill_jax.io.files import read_lines
+from distill_jax.io.bad_lines import parsed
+from distill_jax.io.errors import UserError, clip
+from distill_jax.io.named_columns import LARGEST, Columns, number_of
 from distill_jax.labels.labels import Kind
 from distill_jax.labels.records import RECORDS, Record
 
 
+def reader(form: str | None, path: Path) -> Callable[[str, Any], Record]:
+    """Reads one value of a file, called with its place: ``file:line``.
+
+    Args:
+      form: a key of ``RECORDS``; None takes the first that fits.
+      path: for messages.
+
+    The reading raises UserError with the place, for a value of another format and for a
+    field of another type.
+    """
+
+    def read(place: str, value: Any) -> Record:
+        known = [RECORDS[form]] if form else list(RECORDS.values())
+        known = [one for one in known if one.fits(value)]
+        if not known:
+            what = f"not a record of format {form!r}" if form else "no known labels"
+            fields = f"; it has {', '.join(map(str, value))[:200]}" if (
+                isinstance(value, dict)
+            ) else ""  # fmt: skip
+            raise UserError(
+                f"{place}: {what}{fields}", f"formats: {', '.join(RECORDS)}, gpl, run"
+            )
+        try:
+            record = known[0].read(value)
+        except UserError as error:
+            raise UserError(f"{place}: {error.what}", "mend or drop it") from None
+        record.place = place
+        return record
+
+    return read
+
+
+_RUN = "'qid Q0 docid rank score tag'"
+_RUN_COLUMNS = {6: ("query", "zero", "doc", "rank", "score", "tag")}
+
+
 def trec(path: Path, kind: Kind) -> Iterator[Record]:
     """A run whose scores are the teacher's; several lists a query are an error."""
+    columns = Columns(path, _RUN_COLUMNS, ("query", "doc", "score"), _RUN)
+
+    def parse(number: int, line: str) -> tuple[str, tuple[float, int, str]] | None:
+        found = columns.read(number, line.split()) if line.strip() else None
+        if found is None:
+            return None
+        what = f"query {clip(found['query'])}, document {clip(found['doc'])}"
+        score = number_of(path, number, found["score"], what, _RUN)
+        # Runs of pools number all ranks 0, or -1: only equal scores look at them.
+        rank = number_of(path, number, found.get("rank", "0"), what, _RUN)
+        return found["query"], (score, int(rank), found["doc"])
+
     runs: dict[str, list[tuple[float, int, str]]] = {}
-    for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        cells = line.split()
-        try:
-            if len(cells) != 6:
-                raise ValueError
-            entry = (float(cells[4]), int(cells[3]), cells[2])
-        except ValueError:
-            raise UserError(
-                f"{path}:{number}: not a line of a TREC run: {line[:60]!r}",
-                "six columns: query id, Q0, doc id, rank, score, system",
-            ) from None
-        runs.setdefault(cells[0], []).append(entry)
+    for query_id, entry in parsed(path, parse):
+        runs.setdefault(query_id, []).append(entry)
     yield from (_from_run(query_id, docs, kind) for query_id, docs in runs.items())
 
 
@@ -51,26 +89,30 @@ def parquet(path: Path, kind: Kind | None) -> Iterator[Record]:
         raise UserError(f"{path}: not a Parquet file ({error})") from None
     names = set(table.column_names)
     if {"query_id", "doc_id", "score"} <= names:
-        columns = [table[c].to_pylist() for c in ("query_id", "doc_id", "score")]
-        ranks = table["rank"].to_pylist() if "rank" in names else [0] * len(table)
         runs: dict[str, list[tuple[float, int, str]]] = {}
-        for query_id, doc_id, score, rank in zip(*columns, ranks):
-            entry = (float(score), int(rank), str(doc_id))
-            runs.setdefault(str(query_id), []).append(entry)
+        for i, row in enumerate(table.to_pylist()):
+            place = f"{path}, row {i}"
+            if row["query_id"] is None or row["doc_id"] is None:
+                raise UserError(f"{place}: an empty id", "mend or drop the row")
+            score, rank = row["score"], row.get("rank") or 0
+            number = isinstance(score, int | float) and abs(score) <= LARGEST
+            if not number or not isinstance(rank, int | float):
+                raise UserError(
+                    f"{place}: the score {score} of query {clip(str(row['query_id']))},"
+                    f" document {clip(str(row['doc_id']))} is no finite number",
+                    "mend or drop the row",
+                )
+            entry = (float(score), int(rank), str(row["doc_id"]))
+            runs.setdefault(str(row["query_id"]), []).append(entry)
         for query_id, docs in runs.items():
             yield _from_run(query_id, docs, kind or "rank")
         return
-    for i, line in enumerate(table.to_pylist()):
-        for parse in RECORDS.values():
-            if (record := parse(line)) is not None:
-                yield record
-                break
-        else:
-            raise UserError(
-                f"{path}, row {i}: columns {', '.join(sorted(names))} are no known"
-                " labels",
-                "query_id, doc_id, score(, rank), or query_id, document_ids, scores",
-            )
+    read = reader(None, path)
+    for i, row in enumerate(table.to_pylist()):
+        yield read(f"{path}, row {i}", row)
+
+
+_GPL = ("query", "positive", "negative", "margin")
 
 
 def gpl(path: Path, notices: list[str]) -> Iterator[Record]:
@@ -80,17 +122,18 @@ def gpl(path: Path, notices: list[str]) -> Iterator[Record]:
     be given scores; a query's largest group of linked docs is kept.
     """
     links: dict[str, dict[str, list[tuple[str, float]]]] = {}
-    for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        cells = line.split("\t")
-        try:
-            query_id, positive, negative, margin = *cells[:3], float(cells[3])
-        except (ValueError, IndexError):
-            raise UserError(
-                f"{path}:{number}: not a line of GPL: {line[:60]!r}",
-                "four columns, tab between: query id, positive, negative, margin",
-            ) from None
+    form = "four columns, tab between: query id, positive, negative, margin"
+    columns = Columns(path, {4: _GPL}, _GPL, form)
+
+    def parse(number: int, line: str) -> tuple[str, str, str, float] | None:
+        found = columns.read(number, line.split("\t")) if line.strip() else None
+        if found is None:
+            return None
+        query, positive, negative, margin = (found[role] for role in _GPL)
+        what = f"margin of query {clip(query)}"
+        return query, positive, negative, number_of(path, number, margin, what, form)
+
+    for query_id, positive, negative, margin in parsed(path, parse):
         docs = links.setdefault(query_id, {})
         docs.setdefault(positive, []).append((negative, -margin))
         docs.setdefault(negative, []).append((positive, margin))

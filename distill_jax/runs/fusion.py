@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from distill_jax.io.errors import UserError
+from distill_jax.io.errors import UserError, clip
 from distill_jax.io.strings import int_list
 from distill_jax.runs.order import Lists, padded
 
@@ -14,6 +14,13 @@ from distill_jax.runs.order import Lists, padded
 def normalised(run: Lists, how: str | None) -> tuple[np.ndarray, np.ndarray]:
     """(values float64[Q, K], what a missing document gets float64[Q])."""
     scores = np.where(run.where, run.scores.astype(np.float64), np.nan)
+    infinite = run.where & ~np.isfinite(scores)
+    if infinite.any():
+        line = int(infinite.any(1).argmax())
+        raise UserError(
+            f"query {clip(run.query_ids[line])}: a score is infinite or NaN",
+            "only finite scores can be added",
+        )
     if how is None:
         return np.nan_to_num(scores), np.zeros(len(run.rows))
     if not run.rows.shape[1]:

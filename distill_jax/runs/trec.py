@@ -11,9 +11,10 @@ from urllib.parse import unquote
 import numpy as np
 
 from distill_jax.collections.collection import Collection
-from distill_jax.io.bad_lines import columns, parsed
+from distill_jax.io.bad_lines import parsed
 from distill_jax.io.errors import UserError, clip
-from distill_jax.io.files import atomic_write, read_lines
+from distill_jax.io.files import atomic_write, is_gzip, read_lines
+from distill_jax.io.named_columns import Columns, number_of, rank_of
 from distill_jax.io.strings import int_list
 from distill_jax.runs.order import Lists, padded
 
@@ -34,6 +35,11 @@ def write_run(run: Lists, path: str | Path, tag: str) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if not np.isfinite(run.scores[run.where]).all():
+        raise UserError(
+            f"{path}: the run has scores that are infinite or NaN",
+            "an order needs finite numbers",
+        )
     used = np.unique(run.rows[run.where])
     ids = [run.doc_ids[row] for row in int_list(used)]
     names = list(run.query_ids)
@@ -93,7 +99,17 @@ def read_run(path: str | Path, collection: Collection | None) -> Lists:
             entries.add(*block)
     query, rows, scores = entries.arrays()
     entries.check_known()
+    if entries.ranked and _repeated(query, scores):
+        for _ in _line_blocks(path):  # says on which lines
+            pass
     return padded(list(entries.queries), query, rows, scores, entries.doc_ids)
+
+
+_FORM = "'qid Q0 docid rank score tag', or 'qid<tab>pid<tab>rank'"
+_LAYOUTS = {
+    6: ("query", "zero", "doc", "rank", "score", "tag"),
+    3: ("query", "doc", "rank"),
+}
 
 
 class _NotPlain(Exception):
@@ -110,6 +126,7 @@ class _Entries:
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self._unknown: list[str] = []
         self._unknown_count = 0
+        self.ranked = False
 
     def add(self, queries: Any, docs: Any, scores: np.ndarray, decode: bool) -> None:
         """Adds columns: two pyarrow dictionary arrays and float32[E]."""
@@ -140,6 +157,8 @@ class _Entries:
             self._unknown.append(ids[int(missing[0])].as_py())
         rows = known[docs.indices.to_numpy()] if len(known) else np.zeros(0, np.int32)
         self._parts.append((query, rows, scores))
+        # Ranks are kept negated; scores may be negative too, and are only read once more.
+        self.ranked |= bool(len(scores)) and bool((scores <= -1).all())
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if not self._parts:
@@ -163,6 +182,13 @@ class _Entries:
         return list(self._docs) if self._collection is None else self._collection.ids
 
 
+def _repeated(query: np.ndarray, scores: np.ndarray) -> bool:
+    """Whether a query has a score twice."""
+    order = np.lexsort((scores, query))
+    query, scores = query[order], scores[order]
+    return bool(((query[1:] == query[:-1]) & (scores[1:] == scores[:-1])).any())
+
+
 def _arrow_blocks(path: str | Path) -> Iterator[tuple[Any, Any, np.ndarray, bool]]:
     """Blocks of a file that has one tab or one blank between its columns."""
     import pyarrow as pa
@@ -174,7 +200,7 @@ def _arrow_blocks(path: str | Path) -> Iterator[tuple[Any, Any, np.ndarray, bool
     columns, delimiter = _layout(first)
     try:
         stream = pa.input_stream(
-            str(path), "gzip" if str(path).endswith(".gz") else None
+            str(path), "gzip" if is_gzip(path) else None
         )
         reader = csv.open_csv(
             stream,
@@ -199,7 +225,12 @@ def _arrow_blocks(path: str | Path) -> Iterator[tuple[Any, Any, np.ndarray, bool
         )
         for batch in reader:
             scores = batch.column("score").to_numpy(zero_copy_only=False)
+            with np.errstate(over="ignore"):
+                if not np.isfinite(scores.astype(np.float32)).all():
+                    raise _NotPlain
             if "tag" not in columns:
+                if (scores != np.floor(scores)).any() or (scores < 1).any():
+                    raise _NotPlain
                 scores = -scores
             decode = False
             if "tag" in columns and len(batch):
@@ -238,7 +269,10 @@ def _line_blocks(path: str | Path) -> Iterator[tuple[Any, Any, np.ndarray, bool]
     queries: list[str] = []
     docs: list[str] = []
     scores: list[float] = []
-    decode, fit = False, columns(path)
+    decode = False
+    columns = Columns(path, _LAYOUTS, ("query", "doc"), _FORM)
+    # The line of each rank of a query, where ranks are what orders.
+    ranks: dict[tuple[str, int], int] = {}
 
     def block():
         return (
@@ -253,27 +287,30 @@ def _line_blocks(path: str | Path) -> Iterator[tuple[Any, Any, np.ndarray, bool]
         fields = line.split()
         if not fields:
             return None
-        if len(fields) not in (3, 6):
-            raise UserError(
-                f"{path}:{number}: {len(fields)} columns in {clip(line)}",
-                "a run line is 'qid Q0 docid rank score tag' or 'qid<tab>pid<tab>rank'",
-            )
-        if fit(number, fields) == 6:
-            query, _, doc, _, score, tag = fields
-            decode = tag.endswith(ENCODED)
-        else:
-            query, doc, score = fields
-        try:
-            value = float(score)
-        except ValueError:
-            raise UserError(
-                f"{path}:{number}: {clip(score)} is no number "
-                f"(query {clip(query)}, document {clip(doc)})",
-                "a run line is 'qid Q0 docid rank score tag'",
-            ) from None
+        found = columns.read(number, fields)
+        if found is None:
+            if not {"score", "rank"} & set(columns.roles):
+                raise UserError(
+                    f"{path}:{number}: the header names no score and no rank",
+                    f"write {_FORM}",
+                )
+            return None
+        query, doc = found["query"], found["doc"]
+        decode = found.get("tag", "").endswith(ENCODED)
+        what = f"query {clip(query)}, document {clip(doc)}"
         if "\0" in line:
             raise UserError(f"{path}:{number}: a NUL character", "is it damaged?")
-        return query, doc, -value if len(fields) == 3 else value
+        if "score" in found:
+            return query, doc, number_of(path, number, found["score"], what, _FORM)
+        rank = rank_of(path, number, found["rank"], what, _FORM)
+        first = ranks.setdefault((query, rank), number)
+        if first != number:
+            raise UserError(
+                f"{path}:{number}: rank {rank} of query {clip(query)} stands on line "
+                f"{first} as well",
+                f"is the column a score? write {_FORM}",
+            )
+        return query, doc, float(-rank)
 
     for query, doc, value in parsed(path, parse):
         queries.append(query)

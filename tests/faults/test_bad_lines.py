@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill_jax.collections import builder
 from distill_jax.collections.qrels import Qrels
 from distill_jax.collections.schemes import load_collection
 from distill_jax.io import files
@@ -60,7 +61,7 @@ def rejects(folder) -> list[dict]:
 def kept(request, monkeypatch, tmp_path):
     monkeypatch.setenv("DISTILL_JAX_CACHE", str(tmp_path / "cache"))
     if request.param == "mapped":
-        monkeypatch.setattr(building, "LARGE_BYTES", 0)
+        monkeypatch.setattr(builder, "LARGE_BYTES", 0)
 
 
 @settings(max_examples=60, deadline=None)

@@ -185,7 +185,7 @@ def test_a_real_run(shared):
     [
         ('["q", ["d", 1]]\n["q2", ["d"', r"x.jsonl:2:\d+: not JSON"),
         ('["q", ["d", 1]]\n{"a": 1}', "x.jsonl:2: not a record of format 'colbert'"),
-        ('["q", ["d", "high"]]\n', "could not convert"),
+        ('["q", ["d", "high"]]\n', "the text 'high', not a number"),
         ('["q", ["d", 1], ["d", 2]]\n["q", ["d", 1]]', "'q' occurs twice"),
         ('["q", ["d", 1]]\n' + "[" * 100_000, "x.jsonl:2: JSON nested too deep"),
         ("", "no labels"),

@@ -238,7 +238,7 @@ def patterns():
                 yield pytest.param(value, id=f"{module.__name__}.{name}")
 
 
-@pytest.mark.parametrize("pattern", patterns())
+@pytest.mark.parametrize("pattern", list(patterns()))
 def test_every_expression_takes_time_in_proportion(pattern):
     """Four times the text may take some four times as long, not sixteen."""
 

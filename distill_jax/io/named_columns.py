@@ -1,0 +1,153 @@
+"""Tables of text whose columns have names: a header is read, never skipped nor data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from distill_jax.io.errors import UserError, clip
+
+# What the field calls a column; compared in lower case, without "-", "_" and blanks.
+_NAMES = {
+    "query": "query queryid qid topic topicid",
+    "doc": "doc docid docno did document documentid corpusid pid passageid",
+    "id": "id pid did docid passageid documentid corpusid qid queryid",
+    "title": "title",
+    "text": "text passage body contents content query question",
+    "grade": "grade score rel relevance label judgment judgement",
+    "zero": "q0 0 iter iteration zero",
+    "rank": "rank position",
+    "score": "score sim similarity logit",
+    "tag": "tag run runid runname runtag system name",
+    "positive": "positive pos positiveid posid pospid",
+    "negative": "negative neg negativeid negid negpid",
+    "margin": "margin score label scorediff cescore difference",
+}
+
+
+LARGEST = float.fromhex("0x1.fffffep127")
+"""Of float32, in which scores are kept."""
+
+
+class Columns:
+    """Which column of a file holds what: by its header, or by how many there are.
+
+    Args:
+        path: for messages.
+        layouts: roles (keys of the names above) in their order, by the number of
+            columns, of files without a header.
+        needed: roles that a header must name.
+        form: how a line is written, for messages.
+
+    Attributes:
+        roles: of the file's columns; () before the first line.
+        headed: whether it has a header.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        layouts: Mapping[int, Sequence[str]],
+        needed: Sequence[str],
+        form: str,
+    ):
+        self._path, self._layouts, self._form = path, layouts, form
+        self._needed = tuple(needed)
+        self._known = tuple(dict.fromkeys(r for line in layouts.values() for r in line))
+        self._first = 0
+        self.roles: tuple[str, ...] = ()
+        self.headed = False
+
+    def read(self, number: int, fields: Sequence[str]) -> dict[str, str] | None:
+        """A line's fields by role; None of the header.
+
+        Raises:
+            UserError: with file:line, for a header with a name that is not known or
+                without one that is needed, and for another number of columns.
+        """
+        if not self.roles:
+            self._first = number
+            self.headed = self._read_header(number, fields)
+            if self.headed:
+                return None
+            if len(fields) not in self._layouts:
+                raise UserError(
+                    f"{self._path}:{number}: {len(fields)} columns in "
+                    f"{clip(' '.join(fields))}",
+                    f"write {self._form}, or a header that names the columns",
+                )
+            self.roles = tuple(self._layouts[len(fields)])
+        if len(fields) != len(self.roles):
+            raise UserError(
+                f"{self._path}:{number}: {len(fields)} columns, but {len(self.roles)}"
+                f" on line {self._first}",
+                "is there a tab in a text, or a column missing?",
+            )
+        return dict(zip(self.roles, fields))
+
+    def _read_header(self, number: int, fields: Sequence[str]) -> bool:
+        found = [self._role(field) for field in fields]
+        # One such word ("title", "Q0", a tag) may be data; two names are a header.
+        if sum(role not in (None, "zero", "tag") for role in found) < 2:
+            return False
+        if None in found or len(set(found)) < len(found):
+            at = found.index(None) if None in found else _twice(found)
+            raise UserError(
+                f"{self._path}:{number}: the header's column {clip(fields[at])} "
+                + ("is not known" if None in found else "has another's meaning"),
+                f"name the columns {', '.join(self._needed)}",
+            )
+        missing = [role for role in self._needed if role not in found]
+        if missing:
+            raise UserError(
+                f"{self._path}:{number}: the header {clip(' '.join(fields))} names no "
+                f"{missing[0]}",
+                f"name the columns {', '.join(self._needed)}",
+            )
+        self.roles = tuple(map(str, found))
+        return True
+
+    def _role(self, field: str) -> str | None:
+        name = field.strip().lower().strip("#")
+        name = "".join(c for c in name if c not in "-_ ")
+        return next((r for r in self._known if name in _NAMES[r].split()), None)
+
+
+def _twice(found: Sequence[str | None]) -> int:
+    return next(i for i, role in enumerate(found) if role in found[:i])
+
+
+def number_of(path: str | Path, number: int, text: str, what: str, form: str) -> float:
+    """A finite number.
+
+    Raises:
+        UserError: with file:line, for anything else: NaN and infinity have no place
+            in an order.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        raise UserError(
+            f"{path}:{number}: {clip(text)} is no number ({what})", f"write {form}"
+        ) from None
+    if not abs(value) <= LARGEST:
+        raise UserError(
+            f"{path}:{number}: {clip(text)} is no finite number ({what})",
+            "mend or drop the line",
+        )
+    return value
+
+
+def rank_of(path: str | Path, number: int, text: str, what: str, form: str) -> int:
+    """A rank, a whole number from 1.
+
+    Raises:
+        UserError: with file:line, for anything else.
+    """
+    value = number_of(path, number, text, what, form)
+    if value < 1 or value != int(value):
+        raise UserError(
+            f"{path}:{number}: {clip(text)} is no rank, a whole number from 1 ({what})",
+            f"is the column a score? write {form}",
+        )
+    return int(value)

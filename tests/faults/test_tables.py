@@ -1,0 +1,267 @@
+"""Tables are read by their columns' names; what is no number, or no rank, is named."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill_jax.collections.collection import Collection
+from distill_jax.collections.qrels import Qrels
+from distill_jax.collections.schemes import load_collection
+from distill_jax.io.bad_lines import tolerated
+from distill_jax.io.errors import UserError
+from distill_jax.labels.readers import read_labels
+from distill_jax.runs.run import Run
+
+
+def write(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize(
+    "order", list(itertools.permutations(["query-id", "corpus-id", "score"]))
+)
+def test_judgements_are_read_by_their_header(tmp_path, order):
+    values = {"query-id": "7", "corpus-id": "2", "score": "1"}
+    lines = ["\t".join(order), "\t".join(values[name] for name in order)]
+    assert Qrels.read(write(tmp_path / "q.tsv", lines)).as_dict() == {"7": {"2": 1}}
+
+
+@pytest.mark.parametrize(
+    "head", ["query_id q0 doc_id rel", "qid iter docno relevance", "topic 0 pid label"]
+)
+def test_judgements_of_four_columns_may_have_a_header(tmp_path, head):
+    path = write(tmp_path / "q.txt", [head, "7 0 2 1"])
+    assert Qrels.read(path).as_dict() == {"7": {"2": 1}}
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["query-id\tcorpus-id\tfoo", "query-id\tquery-id\tscore", "query-id\tscore\trank"],
+)
+def test_a_header_that_is_not_known_is_refused(tmp_path, head):
+    path = write(tmp_path / "q.tsv", [head, "7\t2\t1"])
+    with pytest.raises(UserError, match=r"q\.tsv:1: the header"):
+        Qrels.read(path)
+
+
+@pytest.mark.parametrize(
+    ("head", "line"),
+    [
+        ("qid\tpid\trank", "q\ta\t1"),
+        ("pid\tqid\trank", "a\tq\t1"),
+        ("query_id\tdoc_id\tscore", "q\ta\t3.5"),
+        ("qid\tpid\trank\tscore", "q\ta\t1\t3.5"),
+        ("query\tq0\tdocno\trank\tscore\trun", "q\tQ0\ta\t1\t3.5\tx"),
+    ],
+)
+def test_runs_are_read_by_their_header(tmp_path, head, line):
+    lower = line.replace("a", "b").replace("3.5", "2.5")
+    lower = lower.replace("\t1", "\t2") if "1" in lower else lower
+    run = Run.read(write(tmp_path / "x.tsv", [head, lower, line]))
+    assert [doc for doc, _ in run.lists()["q"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize("bad", ["-1", "0", "1.5", "0.73", "nan", "inf", "x"])
+def test_a_third_column_that_is_no_rank_is_refused(tmp_path, bad):
+    path = write(tmp_path / "x.tsv", ["q\ta\t1", f"q\tb\t{bad}"])
+    with pytest.raises(UserError, match=r"x\.tsv:2: "):
+        Run.read(path)
+
+
+def test_a_rank_given_twice_is_refused_with_both_lines(tmp_path):
+    path = write(tmp_path / "x.tsv", ["q\ta\t1", "r\ta\t1", "q\tb\t1"])
+    with pytest.raises(UserError, match=r"x\.tsv:3: rank 1 .* line 1"):
+        Run.read(path)
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "-inf", "NaN", "1e39", "-1e400", "x"])
+def test_a_score_that_is_not_finite_is_refused(tmp_path, bad):
+    run = write(tmp_path / "x.run", ["q Q0 a 1 2.0 t", f"q Q0 b 2 {bad} t"])
+    gpl = write(tmp_path / "x.tsv", ["q\ta\tb\t2.0", f"q\ta\tc\t{bad}"])
+    for read in (Run.read, lambda path: read_labels(path, "run", kind="score")):
+        with pytest.raises(UserError, match=r"x\.run:2: "):
+            read(run)
+    with pytest.raises(UserError, match=r"x\.tsv:2: "):
+        read_labels(gpl, "gpl")
+    infinite = Run(("q",), np.zeros((1, 1), np.int32), np.asarray([[np.inf]]), ["a"])
+    with pytest.raises(UserError, match="infinite"):
+        Run.combine([infinite, infinite], (1.0, 1.0), normalise="minmax")
+
+
+MARCO = ["1\tA bridge over the river, of steel.\tBridge", "2\tRails cross it.\tRail"]
+
+
+def marco(folder, lines):
+    write(folder / "collection.tsv", lines)
+    write(folder / "queries.dev.tsv", ["qid\tquery", "5\twhat crosses"])
+    write(folder / "qrels.dev.tsv", ["5\t0\t1\t1"])
+    return f"msmarco:{folder}"
+
+
+def test_ms_marco_columns_are_read_by_their_header(tmp_path):
+    spec = marco(tmp_path, ["pid\ttext\ttitle", *MARCO])
+    docs, queries, _ = load_collection(spec, split="dev")
+    assert list(docs.ids) == ["1", "2"]
+    assert list(docs.titles) == ["Bridge", "Rail"]
+    assert list(docs.texts) == [line.split("\t")[1] for line in MARCO]
+    assert list(queries.texts) == ["what crosses"]
+
+
+def test_ms_marco_columns_without_a_header_are_told_or_refused(tmp_path):
+    with pytest.raises(UserError, match="header"):
+        load_collection(marco(tmp_path, MARCO), split="dev")
+    turned = ["\t".join(line.split("\t")[i] for i in (0, 2, 1)) for line in MARCO]
+    docs, *_ = load_collection(marco(tmp_path, turned), split="dev")
+    assert list(docs.titles) == ["Bridge", "Rail"]
+    assert any("id, title, text" in notice for notice in docs.notices)
+
+
+def test_a_compressed_file_is_known_by_its_first_bytes(tmp_path):
+    lines = b"q Q0 a 1 2.0 t\nq Q0 b 2 1.0 t\n"
+    (tmp_path / "plain.run").write_bytes(lines)
+    (tmp_path / "packed.run").write_bytes(gzip.compress(lines))
+    (tmp_path / "named.run.gz").write_bytes(lines)
+    runs = [
+        Run.read(tmp_path / name)
+        for name in ("plain.run", "packed.run", "named.run.gz")
+    ]
+    assert runs[0].lists() == runs[1].lists() == runs[2].lists()
+
+
+# One good record of each format.
+GOOD = {
+    "colbert": ["q1", ["d1", 2.0, [[1, -0.5]]], ["d2", 1.0]],
+    "pylate": {"query_id": "q1", "document_ids": ["d1", "d2"], "scores": [2.0, 1.0]},
+    "sentence_transformers": {"query": "why", "docs": ["da", "db"], "labels": [1, 0]},
+    "flag_embedding": {
+        "query": "why",
+        "pos": ["da"],
+        "neg": ["db", "dc"],
+        "pos_scores": [2.0],
+        "neg_scores": [1.0, 0.5],
+    },
+    "tevatron": {
+        "query_id": "q1",
+        "query": "why",
+        "positive_passages": [{"docid": "d1", "title": "t", "text": "da"}],
+        "negative_passages": [{"docid": "d2", "title": "t", "text": "db"}],
+    },
+    "twolar": {
+        "query": "why",
+        "retrieved_passages": [{"docid": "d1", "text": "da"}, {"docid": "d2"}],
+    },
+    "rankgpt": {"query": "why", "hits": [{"content": "da"}, {"content": "db"}]},
+}
+ODD = [
+    None, "", [], {}, 0, -1, True, 1.5, float("nan"), float("inf"), 10**400, "text",
+    "['a']", "[1.0, 2.0]", [[]], [None], [""], [{}], [1], ["a", 1], [[1, 2]], {"a": 1},
+]  # fmt: skip
+
+
+def places(value, at=()):
+    """Every place of a nested value that can be replaced."""
+    if isinstance(value, dict | list):
+        keys = value if isinstance(value, dict) else range(len(value))
+        for key in keys:
+            yield (*at, key)
+            yield from places(value[key], (*at, key))
+
+
+def replaced(value, at, new):
+    if not at:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[at[0]] = replaced(value[at[0]], at[1:], new)
+    return copy
+
+
+def texts_of(value):
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from texts_of(one)
+
+
+@pytest.mark.parametrize("form", GOOD)
+def test_an_odd_field_of_a_label_file_is_named_with_its_line(tmp_path, form):
+    """A result is made of the record's own strings, or the line is named."""
+    path = tmp_path / "labels.jsonl"
+    other = json.dumps(GOOD[form]).replace("why", "how").replace("q1", "q2")
+    for at in places(GOOD[form]):
+        for odd in ODD:
+            record = replaced(GOOD[form], at, odd)
+            path.write_text(f"{other}\n{json.dumps(record)}\n")
+            for given_form in (form, None):
+                try:
+                    found = read_labels(path, given_form)
+                except UserError as error:
+                    said = str(error).splitlines()
+                    assert "labels.jsonl:2" in said[0], (at, odd)
+                    continue
+                labels = found.labels
+                assert np.isfinite(labels.scores[labels.where]).all(), (at, odd)
+                known = {*texts_of(record), *texts_of(json.loads(other)), ""}
+                if found.collection is not None:
+                    assert set(found.collection.texts) <= known, (at, odd)
+
+
+def test_empty_lists_of_scores_are_no_scores(tmp_path):
+    path = tmp_path / "x.jsonl"
+    record = {"query": "q", "pos": ["a"], "neg": ["b"]}
+    expected = None
+    for more in ({}, {"pos_scores": [], "neg_scores": []}, {"pos_scores": None}):
+        path.write_text(json.dumps(record | more) + "\n")
+        found = read_labels(path).labels
+        assert found.scores[0].tolist() == [1.0, 0.0]
+        expected = expected or found.lists()
+        assert found.lists() == expected
+
+
+def test_a_query_on_two_lines_is_named_with_both(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"query": "q", "pos": ["a"], "neg": []}\n' * 2)
+    with pytest.raises(UserError, match=r"x\.jsonl:2: .*'q'.* x\.jsonl:1|jsonl:1"):
+        read_labels(path)
+
+
+def test_bad_lines_of_labels_may_be_left_out(tmp_path):
+    path = tmp_path / "x.jsonl"
+    good = [json.dumps([f"q{n}", ["a", 1.0], ["b", 0.5]]) for n in range(5)]
+    path.write_text("\n".join([*good, '["q9", ["a", null], ["b", 1.0]]', "{", ""]))
+    with pytest.raises(UserError, match=r"x\.jsonl:6"):
+        read_labels(path, "colbert")
+    with tolerated(tmp_path / "rejects.jsonl", most=0.5):
+        assert len(read_labels(path, "colbert").labels) == 5
+    lines = (tmp_path / "rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line)["line"] for line in lines] == [6, 7]
+
+
+def test_docs_that_the_collection_lacks_are_counted(tmp_path):
+    path = write(tmp_path / "x.jsonl", [json.dumps(["q", ["a", 2.0], ["z", 1.0]])])
+    found = read_labels(path, collection=Collection(["a"], ["t"]), unknown="drop")
+    assert any("1 of 2 labelled docs" in notice for notice in found.notices)
+    with pytest.raises(UserError, match="none of its 2 docs"):
+        read_labels(path, collection=Collection(["c"], ["t"]), unknown="drop")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.sampled_from(["q", "1", "2.5", "\t", " ", "nan", "Q0", "rank", "\n"]))
+)
+def test_any_table_is_read_or_refused(tmp_path_factory, parts):
+    path = tmp_path_factory.mktemp("any") / "x.tsv"
+    path.write_text("".join(parts))
+    for read in (Run.read, Qrels.read, lambda p: read_labels(p, "gpl")):
+        with contextlib.suppress(UserError):
+            read(path)
