@@ -19,20 +19,72 @@ pytest_plugins = ["tests.jobs.fixtures"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
+SHARED = (ROOT / os.environ.get("DISTILL_JAX_SHARED", "../shared")).resolve()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--allow-skips",
+        action="store_true",
+        help="a test that lacks a package or a program is skipped; without this it "
+        "fails, since what is not run is not known to work",
+    )
+
+
+def pytest_report_header(config):
+    if not _has_shared():
+        return (
+            f"no public collections at {SHARED}: the tests that compare with other "
+            "systems' runs and released weights are left out (set DISTILL_JAX_SHARED)"
+        )
+    return None
+
+
+def _has_shared() -> bool:
+    return (SHARED / "collections").is_dir()
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out the tests of collections that no clone holds."""
+    if _has_shared() or os.environ.get("DISTILL_JAX_REQUIRE_SHARED"):
+        return
+    left_out = [item for item in items if "shared" in item.fixturenames]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if "shared" not in item.fixturenames]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    return _no_skip((yield), item.config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    return _no_skip((yield), collector.config)
+
+
+def _no_skip(report, config):
+    """The report; a skip is a failure unless ``--allow-skips`` is given."""
+    expected_failure = hasattr(report, "wasxfail")
+    if report.skipped and not expected_failure and not config.option.allow_skips:
+        report.outcome = "failed"
+        report.longrepr = (
+            f"{report.longrepr[-1]}: a test that is skipped proves nothing; install "
+            "what is missing, or pass --allow-skips"
+        )
+    return report
+
+
 @pytest.fixture(scope="session")
-def cases(shared) -> dict[str, dict]:
+def cases() -> dict[str, dict]:
     """The known answers by name: inputs, what the papers' code gives, and the traps."""
-    found = json.loads((shared / "cases" / "loss_cases.json").read_text())["cases"]
+    found = json.loads((ROOT / "tests/data/known_answers.json").read_text("utf-8"))
     return {case["name"]: case for case in found}
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of collections, cases and reference outputs that oracles come from."""
-    path = Path(os.environ.get("DISTILL_JAX_SHARED", "../shared"))
-    path = path if path.is_absolute() else (ROOT / path).resolve()
-    if not (path / "cases").is_dir():
-        if os.environ.get("DISTILL_JAX_REQUIRE_SHARED"):
-            pytest.fail(f"no shared data at {path}; set DISTILL_JAX_SHARED")
-        pytest.skip(f"no shared data at {path}; set DISTILL_JAX_SHARED")
-    return path
+    """The folder of public collections, runs and weights that oracles come from."""
+    assert _has_shared(), f"no public collections at {SHARED}; set DISTILL_JAX_SHARED"
+    return SHARED

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_jax.collections import builder
+from distill_jax.collections import builder, pydocs
 from distill_jax.collections.collection import Collection, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.collections.schemes import load_collection
@@ -298,7 +298,8 @@ def test_pydocs_is_a_task_of_its_own(tmp_path, monkeypatch):
     seen = set()
     for split in ("train", "dev", "test"):
         collection, queries, qrels = load_collection("pydocs", split)
-        assert 2000 < len(collection) < 20_000
+        assert 1000 < len(collection) < 5000
+        assert {i.split(".")[0] for i in collection.ids} <= set(pydocs.STANDARD_LIBRARY)
         assert collection.titles is None
         assert set(qrels.query_ids) == set(queries.ids)
         assert not seen.intersection(queries.ids)
@@ -308,13 +309,19 @@ def test_pydocs_is_a_task_of_its_own(tmp_path, monkeypatch):
             assert text not in collection.text(collection.row(doc))
             assert query != doc
         if split == "test":
-            assert len(queries) <= 300
+            assert 200 < len(queries) <= 300
     assert len(set(collection.texts)) == len(collection)
     # The second time it comes from the cache, and is the same.
     assert len(list((tmp_path / "cache/pydocs").iterdir())) == 1
     assert load_collection("pydocs")[0].digest == collection.digest
     with pytest.raises(UserError, match="train, dev, test"):
         load_collection("pydocs", "validation")
+
+
+def test_pydocs_is_never_a_part_of_the_standard_library(monkeypatch):
+    monkeypatch.setattr(pydocs, "STANDARD_LIBRARY", ("json", "tkinterish"))
+    with pytest.raises(UserError, match="no sources of 'tkinterish'"):
+        load_collection("pydocs", "train")
 
 
 def test_pydocs_of_named_packages_and_without_a_cache(tmp_path, monkeypatch):

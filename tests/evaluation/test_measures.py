@@ -1,7 +1,6 @@
 """Measures equal pytrec_eval's for each query, and the published figures."""
 
 import gzip
-import json
 
 import numpy as np
 import pytest
@@ -85,9 +84,8 @@ def test_anserinis_measures_at_grade_two(shared):
 
 
 @pytest.mark.parametrize("name", ["ndcg_ties_trec", "trec_float32_ties"])
-def test_ties_break_as_trec_eval_breaks_them(shared, name):
-    cases = json.loads((shared / "cases/loss_cases.json").read_text())["cases"]
-    case = next(c for c in cases if c["name"] == name)
+def test_ties_break_as_trec_eval_breaks_them(cases, name):
+    case = cases[name]
     inputs, expected = case["inputs"], case["expected"]
     qrels = Qrels(inputs["qrels"])
     if name == "trec_float32_ties":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 
 import numpy as np
@@ -11,9 +10,8 @@ import pytest
 from distill_jax.lists import dedup
 
 
-def test_normalise_is_that_of_the_paper(shared):
-    cases = json.loads((shared / "cases" / "loss_cases.json").read_text())["cases"]
-    case = next(case for case in cases if case["name"] == "dedup_normalise")
+def test_normalise_is_that_of_the_paper(cases):
+    case = cases["dedup_normalise"]
     found = [dedup.normalise(text) for text in case["inputs"]["texts"]]
     assert found == case["expected"]["normalised"]
 

@@ -334,11 +334,11 @@ def test_numbers():
     ]
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (500, True)])
 def test_in_a_browser(tmp_path, width, dark):
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
-        pytest.skip("no chromium here")
+    assert browser, "install chromium, or leave out -m browser"
     image = pytest.importorskip("PIL.Image")
     path = report.write_report(tmp_path, full_data(), METRICS)
     shot = tmp_path / "shot.png"

@@ -188,9 +188,8 @@ def test_select():
 # ------------------------------------------------------------------ joining
 
 
-def test_reciprocal_rank_fusion_has_the_known_values(shared):
-    cases = json.loads((shared / "cases/loss_cases.json").read_text())["cases"]
-    case = next(c for c in cases if c["name"] == "rrf_k60")
+def test_reciprocal_rank_fusion_has_the_known_values(cases):
+    case = cases["rrf_k60"]
     runs = [
         of({"q": {doc: -float(rank) for doc, rank in ranks.items()}})
         for ranks in case["inputs"]["rank_lists"]

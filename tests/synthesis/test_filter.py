@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 
 import numpy as np
 import pytest
@@ -93,9 +92,8 @@ def test_first_by_the_teacher(made):
     assert Funnel(made).first_by_teacher(of_ranks).made.ids == made.ids[:1]
 
 
-def test_percentile_is_that_of_the_paper(shared):
-    cases = json.loads((shared / "cases" / "loss_cases.json").read_text())["cases"]
-    case = next(c for c in cases if c["name"] == "percentile25_query_filter")
+def test_percentile_is_that_of_the_paper(cases):
+    case = cases["percentile25_query_filter"]
     lists = case["inputs"]["lists_first_is_positive"]
     made = made_of(*[(0, "claims", i, f"query {i}") for i in range(len(lists))])
     labels = labels_of(made, [[0, 1, 2]] * len(lists), np.asarray(lists))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -28,11 +27,6 @@ from distill_jax.text.token_store import TokenStore
 from tests.export.forms import student
 
 
-def case(shared, name):
-    cases = json.loads((shared / "cases" / "loss_cases.json").read_text())["cases"]
-    return next(c for c in cases if c["name"] == name)
-
-
 def labels_of(queries=4, docs=30, depth=12, seed=0):
     rng = np.random.default_rng(seed)
     ids = [f"d{i}" for i in range(docs)]
@@ -44,8 +38,8 @@ def labels_of(queries=4, docs=30, depth=12, seed=0):
 @pytest.mark.parametrize(
     "key", ["K100_delta10", "K20_delta6", "K64_delta10", "K5_delta10"]
 )
-def test_counts_of_pairs(shared, key):
-    expected = case(shared, "pair_sampling_counts")["expected"]
+def test_counts_of_pairs(cases, key):
+    expected = cases["pair_sampling_counts"]["expected"]
     count, delta = (int(n) for n in key[1:].split("_delta"))
     pairs = neighbours(count, delta)
     assert len(pairs) == expected[f"{key}_unordered"]
@@ -54,9 +48,9 @@ def test_counts_of_pairs(shared, key):
 
 
 @pytest.mark.parametrize("delta", [6, 10])
-def test_documents_that_sampled_pairs_cover(shared, delta):
+def test_documents_that_sampled_pairs_cover(cases, delta):
     """Drawing without replacement: P(a doc is in no pair) is hypergeometric."""
-    known = case(shared, "pair_coverage_expectation")
+    known = cases["pair_coverage_expectation"]
     count, drawn = known["inputs"]["K"], known["inputs"]["n_pairs"]
     pairs = neighbours(count, delta)
     degrees = np.bincount(pairs.ravel(), minlength=count)
@@ -110,8 +104,8 @@ def test_pairs_of_scores_are_sigmoids_of_differences():
             assert p == pytest.approx(1 / (1 + np.exp(of[j] - of[i])), rel=1e-5)
 
 
-def test_votes_equal_duot5s(shared):
-    found = case(shared, "duot5_one_direction_aggregate")
+def test_votes_equal_duot5s(cases):
+    found = cases["duot5_one_direction_aggregate"]
     pairs = np.asarray(
         [[int(n) for n in k.split(",")] for k in found["inputs"]["p_ij"]]
     )

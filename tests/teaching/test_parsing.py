@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,20 +15,15 @@ from distill_jax.teaching.parsing import (
 from distill_jax.teaching.windows import chunks, kendall_tau, windows
 
 
-def case(shared, name):
-    cases = json.loads((shared / "cases" / "loss_cases.json").read_text())["cases"]
-    return next(c for c in cases if c["name"] == name)
-
-
-def test_rankgpts_own_parser_is_known(shared):
-    found = case(shared, "rankgpt_parse")
+def test_rankgpts_own_parser_is_known(cases):
+    found = cases["rankgpt_parse"]
     given_, expected = found["inputs"], found["expected"]["order_0based"]
     for reply, n, order in zip(given_["responses"], given_["n"], expected):
         assert list(rankgpt_parse(reply, n)) == order
 
 
-def test_ours_differs_from_rankgpts_where_it_is_wrong(shared):
-    found = case(shared, "rankgpt_parse")
+def test_ours_differs_from_rankgpts_where_it_is_wrong(cases):
+    found = cases["rankgpt_parse"]
     ours = [
         parse_ranking(reply, n)
         for reply, n in zip(found["inputs"]["responses"], found["inputs"]["n"])
@@ -163,8 +156,8 @@ def test_scores_are_never_guessed(reply, failure):
     assert (found.values, found.failure) == (None, failure)
 
 
-def test_windows_equal_the_corrected_loop(shared):
-    found = case(shared, "sliding_windows")
+def test_windows_equal_the_corrected_loop(cases):
+    found = cases["sliding_windows"]
     for (start, end, window, step), expected in zip(
         found["inputs"]["start_end_window_step"], found["expected"]["rank_llm_sync"]
     ):

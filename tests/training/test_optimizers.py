@@ -22,7 +22,7 @@ def test_linear_schedule(cases):
 
 
 def test_schedule_with_a_floor(cases):
-    case = cases["schedule_004"]
+    case = cases["schedule_with_a_floor"]
     schedule = optimizers.epochs_to_floor(
         peak=2e-4,
         steps_per_epoch=case["inputs"]["steps_per_epoch"],
