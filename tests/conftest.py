@@ -1,9 +1,14 @@
-"""Eight fake devices, strict ranks, and the shared oracles."""
+"""Eight fake devices, compiled programs that are shared, and the shared oracles."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 # Before jax is imported: the tests of sharding need several devices.
@@ -15,8 +20,39 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+# The workers inherit it: what one has compiled, the others and their children read.
+_OWN_PROGRAMS = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+_PROGRAMS = os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    tempfile.mkdtemp(prefix="test-programs-") if _OWN_PROGRAMS else "",
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
 pytest_plugins = ["tests.jobs.fixtures"]
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_unconfigure(config):
+    if _OWN_PROGRAMS:
+        shutil.rmtree(_PROGRAMS, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_modules_programs_go_with_it():
+    """Gives back what a module compiled, gigabytes in a whole run; the disk has it."""
+    yield
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return
+    from jax.experimental.compilation_cache import compilation_cache
+
+    if jax.config.jax_compilation_cache_dir != _PROGRAMS:
+        jax.config.update("jax_compilation_cache_dir", _PROGRAMS)
+        compilation_cache.reset_cache()  # it is decided once whether there is one
+    jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 SHARED = (ROOT / os.environ.get("DISTILL_JAX_SHARED", "../shared")).resolve()

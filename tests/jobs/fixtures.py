@@ -23,13 +23,14 @@ def programs(tmp_path_factory) -> Path:
 def compiles_fast(programs):
     """Programs that differ in nothing are compiled once, and without much effort."""
     before = jax.config.jax_compilation_cache_dir
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_compilation_cache_dir", str(programs))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_disable_most_optimizations", True)
     compilation_cache.reset_cache()  # it is decided once whether there is one
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
 
