@@ -1,8 +1,8 @@
-"""TFRecord files and the few protocol buffers in them, without TensorFlow.
+"""TFRecord files of ``tf.train.Example``, without TensorFlow.
 
 A record is: length (uint64), masked CRC-32C of the length, payload, masked CRC-32C of
-the payload; all little-endian. ``tf.train.Example`` and TensorBoard's ``Event`` are
-small enough to be written by hand.
+the payload; all little-endian. ``tf.train.Example`` is small enough to be written by
+hand.
 """
 
 from __future__ import annotations
@@ -120,21 +120,6 @@ def varint(value: int) -> bytes:
 def delimited(field: int, payload: bytes) -> bytes:
     """A length-delimited field: bytes, a string, a message or packed numbers."""
     return varint(field << 3 | 2) + varint(len(payload)) + payload
-
-
-def fixed64(field: int, value: float) -> bytes:
-    """A double field."""
-    return varint(field << 3 | 1) + struct.pack("<d", value)
-
-
-def fixed32(field: int, value: float) -> bytes:
-    """A float field."""
-    return varint(field << 3 | 5) + struct.pack("<f", value)
-
-
-def integer(field: int, value: int) -> bytes:
-    """An int64 field; a negative one takes its two's complement."""
-    return varint(field << 3) + varint(value & 0xFFFFFFFFFFFFFFFF)
 
 
 def example(features: Mapping[str, Any]) -> bytes:

@@ -14,12 +14,11 @@ from typing import Any
 from distill_jax.io.files import write_json
 from distill_jax.report.curves import read_all, read_metrics
 from distill_jax.report.data import compare_systems, examples, funnel
-from distill_jax.report.events import EventsLog, write_events
+from distill_jax.report.events import show_report
 from distill_jax.report.html import page, write_report
 from distill_jax.report.table import aligned, measures_table, summary
 
 __all__ = [
-    "EventsLog",
     "aligned",
     "compare_systems",
     "examples",
@@ -29,7 +28,6 @@ __all__ = [
     "publish",
     "read_metrics",
     "summary",
-    "write_events",
     "write_report",
 ]
 
@@ -42,11 +40,11 @@ def publish(
     """Writes all forms of a report into a MODEL_DIR; returns ``report.html``.
 
     Args:
-        logs: the ``metrics.jsonl`` of each training, in sequence, for the curves and
-            the events; None looks for one in ``directory``.
+        logs: the ``metrics.jsonl`` of each training, in sequence, for the curves; None
+            looks for one in ``directory``.
     """
     directory = Path(directory)
     write_json(directory / "report.json", dict(data))
     metrics = read_all(logs or [directory / "metrics.jsonl"])
-    write_events(directory, metrics, data)
+    show_report(directory, data, int(metrics[-1]["step"]) if metrics else 0)
     return write_report(directory, data, metrics)

@@ -75,6 +75,10 @@ class Goodput:
     def add(self, what: str, seconds: float) -> None:
         self.seconds[what] = self.seconds.get(what, 0.0) + seconds
 
+    def __str__(self) -> str:
+        spent = ", ".join(f"{what} {s:.1f} s" for what, s in self.seconds.items())
+        return f"{spent}; goodput {self.report()['goodput']:.0%}"
+
     def report(self) -> dict[str, float]:
         """Seconds by kind, ``wall`` and ``goodput`` = step / wall."""
         wall = time.perf_counter() - self._began

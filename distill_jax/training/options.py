@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.io.errors import UserError, near
+from distill_jax.runtime.loggers import check_loggers
 from distill_jax.runtime.placement import REMAT
 from distill_jax.training.optimizers import Optimizer
 
@@ -44,6 +45,8 @@ class FitOptions:
         compile_cache: folder for compiled programs, reused by later runs.
         collapse_after: steps with all scores of every list equal before a warning.
         query_names: query rows to ids, for messages.
+        loggers: names of ``runtime.loggers.LOGGERS``; None is TensorBoard where it is
+            installed.
         show: progress on stderr.
     """
 
@@ -68,6 +71,7 @@ class FitOptions:
     compile_cache: str | None = None
     collapse_after: int = 20
     query_names: Callable[[np.ndarray], list[str]] | None = None
+    loggers: tuple[str, ...] | None = None
     show: bool = True
 
     def check(self, evaluate: Evaluate | None) -> None:
@@ -76,6 +80,7 @@ class FitOptions:
         Raises:
             UserError: settings that contradict each other.
         """
+        check_loggers(self.loggers or ())
         if self.steps < 1:
             raise UserError(f"{self.steps} training steps", "train at least one")
         if self.chunk is not None and self.micro_batch is not None:

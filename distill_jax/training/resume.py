@@ -1,9 +1,9 @@
-"""Where a run goes on from, decided in one place."""
+"""Where a run begins or continues, and what it remembers; decided in one place."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,36 +12,91 @@ import jax
 
 from distill_jax.io.errors import UserError
 from distill_jax.training import checkpoints
+from distill_jax.training.meters import Meters
 
-_log = logging.getLogger(__name__)
 
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """Where to begin.
+@dataclasses.dataclass
+class Notes:
+    """What a run remembers besides its state; each checkpoint holds a copy.
 
     Attributes:
-        step: updates done.
-        notes: what the loop keeps between checkpoints: the best evaluation, how many
-            since were worse, the last step evaluated, the last batch's checksum.
-        finished: why the run is complete, or None.
+        best: the best evaluation: its ``step``, ``value``, and all its measures.
+        bad_evals: evaluations since then.
+        evaluated: the step of the last evaluation.
+        batch: checksum of the last batch.
+        meters: means since the last record of the log.
+        finished: "steps" or "patience" once the run is complete.
+        at_once: queries at a time, learnt from a device that ran out of memory.
     """
 
-    step: int
-    notes: dict
+    best: dict[str, Any] | None = None
+    bad_evals: int = 0
+    evaluated: int = 0
+    batch: str | None = None
+    meters: Meters = dataclasses.field(default_factory=Meters)
     finished: str | None = None
+    at_once: int | None = None
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best evaluation."""
+        return self.best["step"] if self.best else None
+
+    def judge(
+        self, step: int, measures: Mapping[str, float], name: str | None, mode: str
+    ) -> bool:
+        """Notes an evaluation; returns whether it is the best so far.
+
+        Args:
+            name: the measure that decides, or None; nan is never the best.
+            mode: "max" or "min".
+
+        Raises:
+            UserError: the measure is not among those evaluated.
+        """
+        if name is not None and name not in measures:
+            raise UserError(
+                f"the evaluation has no measure {name!r}",
+                f"it has {', '.join(sorted(measures))}",
+            )
+        self.evaluated = step
+        if name is None:
+            return False
+        value, sign = measures[name], 1 if mode == "max" else -1
+        better = not math.isnan(value) and (
+            self.best is None or sign * value > sign * self.best["value"]
+        )
+        if better:
+            self.best = {"step": step, "value": value, **measures}
+            self.bad_evals = 0
+        else:
+            self.bad_evals += 1
+        return better
+
+    def to_json(self) -> dict[str, Any]:
+        """For a checkpoint's metadata."""
+        names = [field.name for field in dataclasses.fields(self)]
+        values = {name: getattr(self, name) for name in names}
+        return {**values, "meters": self.meters.to_json()}
+
+    @classmethod
+    def from_json(cls, meta: Mapping[str, Any]) -> Notes:
+        """The notes in a checkpoint's metadata."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name in meta]
+        values = {name: meta[name] for name in names}
+        return cls(**{**values, "meters": Meters.from_json(meta["meters"])})
 
 
 def resume_or_start(
     directory: Path, config: Mapping[str, Any], may_change: tuple[str, ...], steps: int
-) -> Start:
-    """The whole policy:
+) -> tuple[int, Notes]:
+    """The number of updates done, and what the run noted.
 
-    1. a finished run is not done again;
-    2. else go on from the newest undamaged checkpoint of this run, with its step,
-       moments, random key and place in the feed;
-    3. else begin at step 0 with the parameters given (an initial checkpoint's, whose
-       step and moments are never taken over);
+    1. A finished run is not trained again.
+    2. Otherwise the run continues from its newest undamaged checkpoint, with its step,
+       moments, random key and place in the feed.
+    3. Otherwise it begins at step 0 with the parameters given (an initial checkpoint's,
+       whose step and moments are never taken over),
     4. which the caller makes from the seed when there is no initial checkpoint.
 
     Raises:
@@ -49,19 +104,15 @@ def resume_or_start(
     """
     found = _agreed(directory)
     if found is None:
-        fresh = {"best": None, "bad_evals": 0, "evaluated": 0, "batch": None}
-        return Start(0, {**fresh, "meters": {}, "finished": None, "at_once": None})
+        return 0, Notes()
     same_config(directory, found.meta["config"], config, may_change)
-    keep = ("best", "bad_evals", "evaluated", "batch", "meters")
-    notes = {name: found.meta[name] for name in keep}
-    notes["at_once"] = found.meta.get("at_once")
+    notes = Notes.from_json(found.meta)
     if found.meta["processes"] != jax.process_count():
         # Each process keeps the checksum of its own rows.
-        notes["batch"] = None
-    finished = found.meta["finished"]
-    if finished == "steps" and steps > found.step:
-        finished = None
-    return Start(found.step, {**notes, "finished": finished}, finished)
+        notes.batch = None
+    if notes.finished == "steps" and steps > found.step:
+        notes.finished = None
+    return found.step, notes
 
 
 def same_config(
@@ -70,7 +121,7 @@ def same_config(
     now: Mapping[str, Any],
     may_change: tuple[str, ...],
 ) -> None:
-    """Refuses to go on with other settings than the run was started with."""
+    """Refuses to continue with settings that differ from those of the start."""
     changed = [
         f"{name}: {before.get(name)!r} then, {now.get(name)!r} now"
         for name in sorted({*before, *now})
@@ -84,7 +135,7 @@ def same_config(
 
 
 def same_feed(digest: str, before: str, step: int) -> None:
-    """Refuses to go on with other data than the run was started with."""
+    """Refuses to continue with data that differ from those of the start."""
     if digest != before:
         raise UserError(
             f"the feed gives another batch {step} than before the run was stopped",

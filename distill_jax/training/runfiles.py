@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import jax
+
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import atomic_write, unwritable
+from distill_jax.runtime.loggers import Logger, finite, open_loggers
+from distill_jax.training.options import FitOptions
 
 
 class Lock:
@@ -63,10 +68,19 @@ class MetricsLog:
     Args:
         path: the file.
         upto: records of later steps are dropped: a resumed run writes them again.
+        loggers: opens those that are shown each record too, at the first one.
     """
 
-    def __init__(self, path: str | Path, *, upto: int):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        upto: int,
+        loggers: Callable[[], Sequence[Logger]] = tuple,
+    ):
         self.path = Path(path)
+        self._open_loggers = loggers
+        self._loggers: list[Logger] | None = None
         self.records = read_records(self.path, upto)
         with atomic_write(self.path) as out:
             for record in self.records:
@@ -79,6 +93,7 @@ class MetricsLog:
         self.records.append(clean)
         self._file.write(json.dumps(clean) + "\n")
         self._file.flush()
+        self._show(clean)
 
     def amend(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds values to the last record when it is of this step, else writes one."""
@@ -86,7 +101,9 @@ class MetricsLog:
             self.write({"step": step, **values})
             return
         self._file.close()
-        last = {**self.records[-1], **{k: _plain(v) for k, v in values.items()}}
+        clean = {name: _plain(value) for name, value in values.items()}
+        self._show({"step": step, **clean})
+        last = {**self.records[-1], **clean}
         self.records[-1] = last
         with atomic_write(self.path) as out:
             for record in self.records:
@@ -96,8 +113,36 @@ class MetricsLog:
     def _open(self) -> IO[str]:
         return open(self.path, "a", encoding="utf-8")
 
+    def _show(self, record: Mapping[str, Any]) -> None:
+        if self._loggers is None:
+            self._loggers = list(self._open_loggers())
+        for logger in self._loggers:
+            logger.write(record["step"], finite(record))
+
     def close(self) -> None:
         self._file.close()
+        for logger in self._loggers or ():
+            logger.close()
+
+
+def open_log(
+    options: FitOptions, step: int, stack: contextlib.ExitStack
+) -> MetricsLog | None:
+    """The log of a run and its loggers, closed by ``stack``; the first process's only.
+
+    Args:
+        step: updates done.
+    """
+    if jax.process_index() != 0:
+        return None
+    directory = Path(options.directory)
+
+    def loggers() -> list[Logger]:
+        return open_loggers(options.loggers, directory, options.config, step)
+
+    log = MetricsLog(directory / "metrics.jsonl", upto=step, loggers=loggers)
+    stack.callback(log.close)
+    return log
 
 
 def read_records(path: Path, upto: int | None = None) -> list[dict]:

@@ -101,6 +101,13 @@ def create(params: Any, optimizer: Optimizer, mesh: Mesh, seed: int) -> TrainSta
     return jax.jit(make, out_shardings=places)(params)
 
 
+@jax.jit
+def all_finite(params: Any) -> Any:
+    """Whether no parameter is nan or infinite."""
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]
+    return jnp.all(jnp.stack(leaves))
+
+
 def _masters(params: Any) -> Any:
     """Float32 master copies: a bfloat16 sum of small updates would stand still."""
 

@@ -15,6 +15,7 @@ from distill_jax.runtime import sharding
 from distill_jax.training import checkpoints, optimizers
 from distill_jax.training.loop import Fit
 from distill_jax.training.manifest import write_sealed
+from tests.training.stored import read_params
 
 _toy = Path(__file__).parent.parent / "training" / "toy.py"
 _spec = importlib.util.spec_from_file_location("toy", _toy)
@@ -96,8 +97,8 @@ def test_damage_of_any_file_costs_one_checkpoint_at_most(run, tmp_path, kind):
             # Nothing that a run goes on from has changed.
             meta = {**found.meta, "evaluated": 4}
             assert (found.step, meta) == (4, whole.meta), victim
-            params = checkpoints.read_params(copy / "checkpoints", 4)
-            expected = checkpoints.read_params(run / "checkpoints", 4)
+            params = read_params(copy / "checkpoints", 4)
+            expected = read_params(run / "checkpoints", 4)
             jax.tree.map(np.testing.assert_array_equal, params, expected)
         shutil.rmtree(copy)
     assert fell_back >= len(files) - 3
@@ -110,7 +111,7 @@ def test_a_step_that_is_asked_for_is_refused_not_replaced(run, tmp_path):
     )
     victim.write_bytes(flipped(victim.read_bytes(), 0.5))
     with pytest.raises(UserError) as caught:
-        checkpoints.read_params(tmp_path / "checkpoints", 4)
+        read_params(tmp_path / "checkpoints", 4)
     assert victim.name in str(caught.value)
 
 

@@ -22,12 +22,13 @@ from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.store import LabelWriter
 from distill_jax.retrieval import BM25
 from distill_jax.runtime import sharding
+from distill_jax.runtime.compile_cache import use_compile_cache
 from distill_jax.teaching.cache import ScoreCache
 from distill_jax.teaching.clients import Client, Request
 from distill_jax.text.token_store import TokenStore
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.training import checkpoints, optimizers
-from distill_jax.training.loop import Fit, use_compile_cache
+from distill_jax.training.loop import Fit
 from tests.teaching.fake_llm import FakeLLM
 
 _toy = Path(__file__).parent.parent / "training" / "toy.py"

@@ -271,7 +271,7 @@ def test_publish_writes_everything(tmp_path):
         json.loads((tmp_path / "report.json").read_text())["verdict"] == data["verdict"]
     )
     assert "Loss and its parts" in path.read_text()
-    assert list((tmp_path / "tensorboard").iterdir())
+    assert list((tmp_path / "report" / "tensorboard").iterdir())
 
 
 def test_curves_of_rounds_follow_one_another(tmp_path):

@@ -14,10 +14,12 @@ import pytest
 
 from distill_jax.io.errors import UserError
 from distill_jax.runtime import sharding
+from distill_jax.runtime.compile_cache import use_compile_cache
 from distill_jax.training import checkpoints, optimizers
 from distill_jax.training.failures import OutOfMemory
-from distill_jax.training.loop import Fit, use_compile_cache
+from distill_jax.training.loop import Fit
 from distill_jax.training.runfiles import Lock, read_records
+from tests.training.stored import read_params
 
 _spec = importlib.util.spec_from_file_location("toy", Path(__file__).parent / "toy.py")
 toy = importlib.util.module_from_spec(_spec)
@@ -131,7 +133,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog, unbroken):
     data[len(data) // 2] ^= 1
     victim.write_bytes(bytes(data))
     with pytest.raises(UserError, match="checksum"):
-        checkpoints.read_params(tmp_path / "checkpoints", 4)
+        read_params(tmp_path / "checkpoints", 4)
     result = fit(tmp_path, keep=2)
     assert "checksum" in caplog.text
     assert (tmp_path / "damaged" / "4").is_dir()
@@ -168,7 +170,7 @@ def test_what_is_not_finite_stops_the_run(tmp_path):
     assert np.isnan(saved["targets.labels"][0, 0])
     np.testing.assert_array_equal(saved["query_tokens"], toy.batch(3).query_tokens)
     assert checkpoints.steps(tmp_path / "checkpoints") == [2]
-    params = checkpoints.read_params(tmp_path / "checkpoints")
+    params = read_params(tmp_path / "checkpoints")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     # The data repaired, the same command goes on.
     assert fit(tmp_path).finished == "steps"
@@ -255,7 +257,7 @@ def test_a_save_that_fails_surfaces(tmp_path, monkeypatch, unbroken):
 def test_restored_on_another_mesh(tmp_path, unbroken):
     """R8: the same bits on 8 devices, 2 x 2 x 2, and one."""
     fit(tmp_path, steps=3)
-    saved = checkpoints.read_params(tmp_path / "checkpoints")
+    saved = read_params(tmp_path / "checkpoints")
     mesh = sharding.make_mesh("data=2,fsdp=2,model=2")
     spread = fit(tmp_path, steps=4, mesh=mesh)
     assert len(spread.params["embedding"].sharding.device_set) == 8
@@ -299,7 +301,7 @@ def test_the_best_is_kept_and_patience_ends_the_run(tmp_path, unbroken):
     assert result.finished == "patience"
     assert (result.step, result.best_step) == (4, 2)
     assert checkpoints.steps(tmp_path / "checkpoints") == [2, 4]
-    best = checkpoints.read_params(tmp_path / "checkpoints")
+    best = read_params(tmp_path / "checkpoints")
     assert_equal_bits(jax.device_get(result.params), best)
     assert [record["eval/nDCG@10"] for record in result.history] == [0.3, 0.5, 0.5, 0.4]
     again = fit(

@@ -13,8 +13,9 @@ import pytest
 
 from distill_jax.io.errors import UserError
 from distill_jax.runtime import sharding
+from distill_jax.runtime.compile_cache import use_compile_cache
 from distill_jax.training import checkpoints, memory, optimizers, programs
-from distill_jax.training.loop import Fit, use_compile_cache
+from distill_jax.training.loop import Fit
 from distill_jax.training.memory import gigabytes
 
 _spec = importlib.util.spec_from_file_location("toy", Path(__file__).parent / "toy.py")
