@@ -11,8 +11,8 @@ from gin import config_parser
 
 import distill_jax
 from distill_jax import main
+from distill_jax.cli import config, recipes
 from distill_jax.cli import names as registry
-from distill_jax.cli import recipes
 from distill_jax.cli.flags import parse_flags
 from distill_jax.io.errors import UserError
 
@@ -64,7 +64,7 @@ VALUES = {
 
 def own_statements(path: Path) -> list:
     with open(path, encoding="utf-8") as file:
-        return list(config_parser.ConfigParser(file, main._Names()))
+        return list(config_parser.ConfigParser(file, config.Names()))
 
 
 def bound(statement) -> str | None:
@@ -79,7 +79,7 @@ def names(path: Path) -> dict:
     flags = parse_flags([f"--gin_file={path}"])
     return {
         s.selector: s.value
-        for s in main.statements(path, [path.parent], flags)
+        for s in config.statements(path, [path.parent], flags)
         if hasattr(s, "arg_name") and not s.arg_name
     }
 
@@ -152,7 +152,7 @@ def test_a_recipe_builds_its_job(recipe):
     assert callable(job.plan)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r != "evaluate"])
 def test_the_small_form_builds_its_job(recipe):
     argv = (f"--gin_file={recipe}.gin", "--gin_file=small.gin", *given(recipe))
     job = build(*argv)

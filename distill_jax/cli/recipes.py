@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import shlex
 from collections.abc import Sequence
@@ -11,10 +10,13 @@ from typing import Any
 
 from distill_jax.cli.flags import Flags
 from distill_jax.io.errors import UserError, near
+from distill_jax.io.values import Text
 
 REQUIRED = "%gin.REQUIRED"
 OVERLAYS = ("small.gin", "laptop.gin", "fused.gin")
 """Files that go on top of a recipe."""
+# No argument of a command holds this character.
+_MARK = "\0"
 
 _GROUPS = (
     ("start here", ("quickstart.gin", "rankt5_teacher.gin")),
@@ -137,24 +139,28 @@ def names_of(parsed: Sequence) -> dict[str, Any]:
 
 
 def literal(value: str) -> str:
-    """A command-line value as gin text: Python literals stay, the rest is a string.
+    """A command-line value as gin text: a reference, or a marked string.
 
-    References and macros (``@name()``, ``%NAME``) stay too, in tuples and lists.
+    References and macros (``@name()``, ``%NAME``) are gin's, in tuples too. All else
+    is text until it is known what it is bound to.
     """
     if value[:1] in ("@", "%") or re.match(r"[(\[{].*[@%]\w", value):
         return value
-    try:
-        ast.literal_eval(value)
-        return value
-    except (ValueError, SyntaxError, MemoryError):
-        return repr(value)
+    return repr(_MARK + value)
+
+
+def as_text(value: Any) -> Any:
+    """The inverse: a value of ``literal`` as ``Text``, any other as it is."""
+    if isinstance(value, str) and value.startswith(_MARK):
+        return Text(value.removeprefix(_MARK))
+    return value
 
 
 def explain(error: Exception, files: Sequence[str]) -> UserError:
     """A gin error in two lines: what and where, and what to do."""
     if isinstance(error, UserError):
         return error
-    text = re.sub(r"\s+", " ", str(error)).strip()
+    text = re.sub(r"\s+", " ", str(error).replace(repr(_MARK)[1:-1], "")).strip()
     text = re.sub(r"In call to configurable '[^']*' \(<.*?>\)", "", text).strip()
     where = ", ".join(Path(name).name for name in files)
     return UserError(

@@ -41,6 +41,16 @@ def load_docs(spec: str) -> Collection:
     return _with_rejects(_module(scheme).docs(where))
 
 
+def name(spec: str) -> str:
+    """The name of a collection as it was given, once its scheme is known.
+
+    Raises:
+        UserError: an unknown scheme, or nothing after the colon where something is due.
+    """
+    _parts(spec)
+    return spec
+
+
 def _with_rejects(collection: Collection) -> Collection:
     left_out = bad_lines.notices()
     return collection.with_notices(*left_out) if left_out else collection

@@ -73,6 +73,16 @@ def evaluate_queries(
     return values
 
 
+def measure_name(name: str) -> str:
+    """A measure's name as it was given.
+
+    Raises:
+        UserError: there is no such measure.
+    """
+    parse_measure(name)
+    return name
+
+
 def parse_measure(measure: str | Any) -> Any:
     """A measure of ``ir_measures`` from its name.
 

@@ -13,6 +13,7 @@ import numpy as np
 from distill_jax import report, weights
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import read_json
+from distill_jax.io.values import UserPath
 from distill_jax.models.pretrained import Pretrained, flatten
 from distill_jax.recipe.candidates import BM25, Asked
 from distill_jax.workspace import ranking
@@ -31,8 +32,8 @@ class Compare:
             the same first measure.
     """
 
-    directory: str
-    model_dirs: tuple[str, ...]
+    directory: UserPath
+    model_dirs: tuple[UserPath, ...]
 
     def __call__(self, *, config: str = "", command: str = "") -> int:
         del config

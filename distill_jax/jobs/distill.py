@@ -16,11 +16,13 @@ import jax
 
 from distill_jax.evaluation.measures import evaluate_queries
 from distill_jax.io.errors import UserError
+from distill_jax.io.values import Name, NotNegative, Rate, Seed, Size, UserPath
 from distill_jax.jobs import beside, reporting
-from distill_jax.jobs.export import AUTO, exported
+from distill_jax.jobs.export import AUTO, Format, exported
+from distill_jax.jobs.names import CollectionName, Measure, Measures
 from distill_jax.jobs.plan import plan
 from distill_jax.models.pretrained import Pretrained
-from distill_jax.recipe.candidates import BM25, Asked
+from distill_jax.recipe.candidates import BM25, Asked, Source
 from distill_jax.recipe.models import Models
 from distill_jax.recipe.stage import Stage, Trip, run_stage
 from distill_jax.recipe.students import Student
@@ -66,27 +68,27 @@ class Distill:
             in place of this one's.
     """
 
-    directory: str
-    collection: str
+    directory: UserPath
+    collection: CollectionName
     student: Student
     stages: tuple[Stage, ...]
-    rounds: int = 1
-    seed: int = 0
-    mesh: str | None = None
-    measures: tuple[str, ...] = ("nDCG@10", "RR@10", "R@100")
-    depth: int = 100
-    first_stage: Any = None
-    index: str = "exact"
-    stop_measure: str | None = None
-    min_gain: float = 0.0
+    rounds: Size = 1
+    seed: Seed = 0
+    mesh: Name | None = None
+    measures: Measures = ("nDCG@10", "RR@10", "R@100")
+    depth: Size = 100
+    first_stage: Source | None = None
+    index: ranking.Index = "exact"
+    stop_measure: Measure | None = None
+    min_gain: NotNegative = 0.0
     keep_base: bool = False
     beside: dict[str, Any] = dataclasses.field(default_factory=dict)
-    export: str | None = AUTO
-    dev_share: float = 0.1
-    test_split: str = "test"
-    max_train_queries: int | None = None
-    max_test_queries: int | None = None
-    train_queries: str | None = None
+    export: Format | None = AUTO
+    dev_share: Rate = 0.1
+    test_split: Name = "test"
+    max_train_queries: Size | None = None
+    max_test_queries: Size | None = None
+    train_queries: CollectionName | None = None
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]

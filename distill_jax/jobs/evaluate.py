@@ -15,9 +15,11 @@ from distill_jax import report
 from distill_jax.evaluation import answers
 from distill_jax.evaluation.measures import evaluate_queries, measured_names, ties
 from distill_jax.io.errors import UserError
+from distill_jax.io.values import Name, Seed, Size, UserPath
+from distill_jax.jobs.names import CollectionName, Measures
 from distill_jax.recipe import answering, checkpoints
-from distill_jax.recipe.candidates import BM25, Asked
-from distill_jax.recipe.checkpoints import Checkpoint
+from distill_jax.recipe.candidates import BM25, Asked, Source
+from distill_jax.recipe.checkpoints import Checkpoint, Model
 from distill_jax.recipe.students import load_model
 from distill_jax.runs.run import Run
 from distill_jax.runtime import sharding
@@ -52,24 +54,24 @@ class Evaluate:
             as the mean over groups (CQADupStack); None for none.
     """
 
-    directory: str
-    collection: str
-    runs: tuple[str, ...] = ()
-    checkpoints: tuple[Any, ...] = ()
+    directory: UserPath
+    collection: CollectionName
+    runs: tuple[UserPath | None, ...] = ()
+    checkpoints: tuple[Model | None, ...] = ()
     reading: Checkpoint | None = None
-    questions: str | None = None
-    first_stage: Any = None
-    split: str = "test"
-    depth: int = 100
-    measures: tuple[str, ...] = ("nDCG@10", "RR@10", "R@100")
-    hits: tuple[int, ...] = (5, 10)
+    questions: CollectionName | None = None
+    first_stage: Source | None = None
+    split: Name = "test"
+    depth: Size = 100
+    measures: Measures = ("nDCG@10", "RR@10", "R@100")
+    hits: tuple[Size, ...] = (5, 10)
     reader: Any = None
     count_missing: bool = True
     without_own: bool = False
-    groups: str | None = None
-    index: str = "exact"
-    seed: int = 0
-    mesh: str | None = None
+    groups: Name | None = None
+    index: ranking.Index = "exact"
+    seed: Seed = 0
+    mesh: Name | None = None
 
     def __call__(self, *, config: str = "", command: str = "") -> int:
         measured_names(self.measures)

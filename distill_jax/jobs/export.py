@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from distill_jax.io.files import read_json
+from distill_jax.io.values import Positive, UserPath
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import checkpoints
+from distill_jax.recipe.checkpoints import Model
 from distill_jax.workspace.context import Setting
 
 AUTO = "auto"
+Format: TypeAlias = Literal[
+    "auto", "transformers", "sentence_transformers", "pylate", "t5x"
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,10 +32,10 @@ class Export:
             chooses by the model.
     """
 
-    checkpoint: Any
-    directory: str
-    format: str | None = None
-    tolerance: float = 1e-4
+    checkpoint: Model
+    directory: UserPath
+    format: Format | None = None
+    tolerance: Positive = 1e-4
 
     def __call__(self, *, config: str = "", command: str = "") -> int:
         del config
@@ -43,7 +48,7 @@ class Export:
         result = export.write(
             model,
             self.directory,
-            format=self.format,
+            format=None if self.format == AUTO else self.format,
             measures=found.get("measures"),
             provenance={"collection": found.get("collection"), "command": command},
             tolerance=self.tolerance,

@@ -17,7 +17,9 @@ import numpy as np
 
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest, read_json, write_json
-from distill_jax.jobs.export import AUTO, exported
+from distill_jax.io.values import Name, NotNegative, Rate, Seed, Size, UserPath
+from distill_jax.jobs.export import AUTO, Format, exported
+from distill_jax.jobs.names import CollectionName
 from distill_jax.jobs.plan import plan_generator
 from distill_jax.jobs.reporting import digest_versions, export_entry
 from distill_jax.lists.building import lists_from_judgements
@@ -51,22 +53,22 @@ class TrainGenerator:
         export: a format of ``export.write``, "auto" for transformers', None for none.
     """
 
-    directory: str
-    collection: str
+    directory: UserPath
+    collection: CollectionName
     student: Student
     training: Training
-    per_query: int | None = 4
-    unseen: int = 300
-    depth: int = 20
-    max_new_tokens: int = 48
-    top_k: int | None = 10
-    temperature: float = 1.0
-    export: str | None = AUTO
-    seed: int = 0
-    mesh: str | None = None
-    dev_share: float = 0.1
-    max_train_queries: int | None = None
-    max_test_queries: int | None = None
+    per_query: Size | None = 4
+    unseen: Size = 300
+    depth: Size = 20
+    max_new_tokens: Size = 48
+    top_k: Size | None = 10
+    temperature: NotNegative = 1.0
+    export: Format | None = AUTO
+    seed: Seed = 0
+    mesh: Name | None = None
+    dev_share: Rate = 0.1
+    max_train_queries: Size | None = None
+    max_test_queries: Size | None = None
 
     def __post_init__(self) -> None:
         if self.training.measure not in (None, "loss"):

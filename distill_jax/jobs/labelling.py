@@ -11,9 +11,12 @@ import jax
 
 from distill_jax import report
 from distill_jax.evaluation import diagnostics
-from distill_jax.recipe.candidates import Asked
+from distill_jax.io.values import Name, Seed, Size, UserPath
+from distill_jax.jobs.names import CollectionName
+from distill_jax.recipe.candidates import Asked, Source
 from distill_jax.recipe.queries import Training
 from distill_jax.recipe.students import Student, load_model
+from distill_jax.recipe.teachers import PairTeacher, Teacher
 from distill_jax.runtime import sharding
 from distill_jax.workspace.console import say
 from distill_jax.workspace.context import Setting, Split, open_setting
@@ -28,13 +31,13 @@ class Desk:
         student: a model for sources that search with one; None where none does.
     """
 
-    directory: str
-    collection: str
-    split: str = "train"
+    directory: UserPath
+    collection: CollectionName
+    split: Name = "train"
     student: Student | None = None
-    seed: int = 0
-    mesh: str | None = None
-    max_queries: int | None = None
+    seed: Seed = 0
+    mesh: Name | None = None
+    max_queries: Size | None = None
 
     def open(self) -> tuple[Setting, Asked]:
         """The setting, and what its parts are asked."""
@@ -90,7 +93,7 @@ class Mine:
     """Candidates of every query of a split, as a TREC run."""
 
     desk: Desk
-    candidates: Any
+    candidates: Source
 
     def __call__(self, *, config: str = "", command: str = "") -> int:
         setting, asked = self.desk.open()
@@ -117,9 +120,9 @@ class Label:
     """
 
     desk: Desk
-    candidates: Any
-    teacher: Any
-    pairwise: Any = None
+    candidates: Source
+    teacher: Teacher
+    pairwise: PairTeacher | None = None
     tfds: bool = False
 
     def __call__(self, *, config: str = "", command: str = "") -> int:

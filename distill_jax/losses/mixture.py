@@ -14,15 +14,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from distill_jax.batches import Batch
 from distill_jax.io.errors import UserError
+from distill_jax.io.values import Name, Named, NotNegative
 from distill_jax.ops import masked
 
+NAMES = (
+    "adr_mse",
+    "in_batch_contrastive",
+    "kl_divergence",
+    "lambda_loss",
+    "listmle",
+    "margin_mse",
+    "no_contrast",
+    "pairwise_kl",
+    "pointwise_cross_entropy",
+    "query_likelihood",
+    "ranknet",
+    "softmax_cross_entropy",
+)
+"""Losses of this room, which a recipe may name as they are."""
+Loss: TypeAlias = Annotated[Callable[..., Any], Named("distill_jax.losses", NAMES)]
 Parts: TypeAlias = dict[str, Float[Array, ""]]
 
 
@@ -44,9 +61,9 @@ class Term:
             here rather than bound to the function, they are part of the run's record.
     """
 
-    name: str
-    loss: Callable[..., Any] | None
-    weight: float = 1.0
+    name: Name
+    loss: Loss | None
+    weight: NotNegative = 1.0
     on: Literal["list", "pairs", "in_batch", "rep"] = "list"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
@@ -143,8 +160,8 @@ class Mixture:
 class Listwise:
     """An objective of one list loss: ``Mixture((Term(name, loss),))``."""
 
-    loss: Callable[..., Any]
-    name: str = "list"
+    loss: Loss
+    name: Name = "list"
 
     def __call__(self, student: Any, rep: Any, batch: Batch):
         return self._mixture(student, rep, batch)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from distill_jax.collections.collection import Queries
 from distill_jax.io.draws import share
 from distill_jax.io.errors import UserError
+from distill_jax.io.values import NotNegative, Share, Size, UserPath
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.recipe.checkpoints import Model
 from distill_jax.runs.run import Run
 from distill_jax.workspace import ranking
 from distill_jax.workspace.context import Setting
@@ -38,13 +40,29 @@ class Asked:
     round_number: int = 1
 
 
+class Source(Protocol):
+    """Where candidates come from."""
+
+    def __call__(self, asked: Asked, /) -> Run:
+        """The candidates of each query, best first."""
+        ...
+
+
+class Filter(Protocol):
+    """What leaves candidates out."""
+
+    def __call__(self, asked: Asked, run: Run, /) -> Run:
+        """The run without what it leaves out."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BM25:
     """Lucene's BM25 over titles and texts."""
 
-    depth: int = 100
-    k1: float = 0.9
-    b: float = 0.4
+    depth: Size = 100
+    k1: NotNegative = 0.9
+    b: Share = 0.4
 
     def __call__(self, asked: Asked) -> Run:
         from distill_jax.retrieval import BM25 as Index
@@ -65,10 +83,10 @@ class Search:
             as it says itself.
     """
 
-    depth: int = 100
-    checkpoint: Any = None
-    index: str = "exact"
-    doc_length: int | None = None
+    depth: Size = 100
+    checkpoint: Model | None = None
+    index: ranking.Index = "exact"
+    doc_length: Size | None = None
 
     def __call__(self, asked: Asked) -> Run:
         model = model_of(self, asked, doc_length=self.doc_length)
@@ -91,9 +109,9 @@ class Search:
 class Reranked:
     """The first ``depth`` of another source, reordered by a model."""
 
-    source: Any
-    checkpoint: Any = None
-    depth: int = 100
+    source: Source
+    checkpoint: Model | None = None
+    depth: Size = 100
 
     def __call__(self, asked: Asked) -> Run:
         model = model_of(self, asked)
@@ -118,10 +136,12 @@ def model_of(source: Any, asked: Asked, **overrides: Any) -> Pretrained:
 class RunFile:
     """A TREC run that was made elsewhere."""
 
-    path: str
-    depth: int | None = None
+    path: UserPath | None
+    depth: Size | None = None
 
     def __call__(self, asked: Asked) -> Run:
+        if self.path is None:
+            raise UserError("candidates.RunFile has no path", "set --gin.RUN=FILE")
         run = Run.read(self.path, collection=asked.setting.collection)
         run = run.select(asked.queries.ids)
         return run if self.depth is None else run.top(self.depth)
@@ -131,10 +151,10 @@ class RunFile:
 class Named:
     """What the user names: a run, else a retriever's search, else BM25."""
 
-    run: str | None = None
-    checkpoint: Any = None
-    depth: int = 100
-    index: str = "exact"
+    run: UserPath | None = None
+    checkpoint: Model | None = None
+    depth: Size = 100
+    index: ranking.Index = "exact"
 
     def __call__(self, asked: Asked) -> Run:
         return self.source(asked)
@@ -158,10 +178,10 @@ class Fused:
             the normalised scores of each query.
     """
 
-    sources: tuple[Any, ...]
-    depth: int = 100
-    weights: tuple[float, ...] | None = None
-    normalise: str | None = None
+    sources: tuple[Source, ...]
+    depth: Size = 100
+    weights: tuple[NotNegative, ...] | None = None
+    normalise: Literal["zscore", "minmax"] | None = None
 
     def __call__(self, asked: Asked) -> Run:
         runs = [source(asked) for source in self.sources]
@@ -175,7 +195,7 @@ class Fused:
 class Shared:
     """Each query asks one of the sources, chosen by the hash of its id (TWOLAR)."""
 
-    sources: tuple[Any, ...]
+    sources: tuple[Source, ...]
 
     def __call__(self, asked: Asked) -> Run:
         parts = np.asarray(

@@ -12,9 +12,28 @@ import functools
 import re
 from collections.abc import Mapping
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any, Literal, TypeAlias
 
-from distill_jax.io.errors import UserError
+from distill_jax.io.errors import UserError, near
+from distill_jax.io.values import Check, ModelName, Name, Size
+from distill_jax.weights.students import KINDS
+
+
+def known_kind(kind: str) -> str:
+    """A kind of student as it was given.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if kind not in KINDS:
+        raise UserError(
+            f"no student kind {kind!r}{near(kind, KINDS)}",
+            f"one of {', '.join(KINDS)}",
+        )
+    return kind
+
+
+Kind: TypeAlias = Annotated[str, Check(known_kind)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,19 +56,19 @@ class Checkpoint:
         options: other fields of the spec.
     """
 
-    path: Any = None
-    query_path: str | None = None
-    kind: str | None = None
-    head: str | None = None
-    prompt: str | None = None
-    query_length: int | None = None
-    doc_length: int | None = None
-    pooling: str | None = None
+    path: ModelName | Checkpoint | None = None
+    query_path: ModelName | None = None
+    kind: Kind | None = None
+    head: Name | None = None
+    prompt: Name | None = None
+    query_length: Size | None = None
+    doc_length: Size | None = None
+    pooling: Name | None = None
     normalise: bool | None = None
-    similarity: str | None = None
+    similarity: Literal["dot", "cosine"] | None = None
     query_prefix: str | None = None
     doc_prefix: str | None = None
-    dtype: str | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -66,6 +85,9 @@ class Checkpoint:
         names = [f.name for f in dataclasses.fields(self) if f.name not in apart]
         given = {name: getattr(self, name) for name in names}
         return {k: v for k, v in (given | self.options).items() if v is not None}
+
+
+Model: TypeAlias = ModelName | Checkpoint
 
 
 def named(model: Any, **fields: Any) -> Checkpoint:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import write_json
+from distill_jax.io.values import Count, Range, Size
 from distill_jax.labels import normalise
 from distill_jax.lists.building import (
     lists_from_judgements,
@@ -18,8 +19,21 @@ from distill_jax.lists.building import (
 from distill_jax.lists.lists import Lists, concatenate
 from distill_jax.lists.negatives import filter_negatives
 from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.teachers import PairTeacher, Teacher
 from distill_jax.runs.run import Run
 from distill_jax.workspace.console import say
+
+Normalisation: TypeAlias = Literal["none", "minmax", "zscore", "percentile", "ranks"]
+ListSize: TypeAlias = Annotated[int, Range(least=2)]
+Percent: TypeAlias = Annotated[float, Range(least=0, below=100)]
+
+
+class Examples(Protocol):
+    """What a stage learns from."""
+
+    def __call__(self, asked: Asked, run: Run, /) -> Lists:
+        """Lists of documents with what is known of them."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,9 +48,9 @@ class Judged:
             positive; None keeps them. Known positives and equal texts always go.
     """
 
-    size: int = 8
-    window: tuple[int, int] = (0, 100)
-    per_query: int | None = 4
+    size: ListSize = 8
+    window: tuple[Count, Count] = (0, 100)
+    per_query: Size | None = 4
     absolute_margin: float | None = None
     relative_margin: float | None = None
 
@@ -84,7 +98,7 @@ class JudgedPairs:
     """
 
     judged: Judged
-    pairs: int = 3
+    pairs: Size = 3
 
     def __call__(self, asked: Asked, run: Run) -> Lists:
         lists = self.judged(asked, run)
@@ -113,16 +127,16 @@ class Taught:
             of all scores (004 uses 25); None keeps all.
     """
 
-    teacher: Any
-    pairwise: Any = None
-    size: int = 8
-    depth: int | None = None
-    sampling: str = "top"
+    teacher: Teacher
+    pairwise: PairTeacher | None = None
+    size: ListSize = 8
+    depth: Size | None = None
+    sampling: Literal["top", "random", "spread"] = "top"
     judgements: bool = True
     trust_first: bool = False
-    normalisation: str = "none"
+    normalisation: Normalisation = "none"
     source_first: bool = False
-    drop_below_percentile: float | None = None
+    drop_below_percentile: Percent | None = None
 
     def __call__(self, asked: Asked, run: Run) -> Lists:
         setting = asked.setting
@@ -201,7 +215,7 @@ def _source_first(labels: Any, asked: Asked) -> Any:
 class Mixed:
     """The lists of several sources together, e.g. labelled and unlabelled queries."""
 
-    sources: tuple[Any, ...]
+    sources: tuple[Examples, ...]
 
     def __call__(self, asked: Asked, run: Run) -> Lists:
         return concatenate([source(asked, run) for source in self.sources])

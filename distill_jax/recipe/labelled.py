@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from distill_jax.collections.collection import Collection
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.errors import UserError
+from distill_jax.io.values import Name, UserPath
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.labels.readers import read_labels
@@ -40,12 +41,12 @@ class LabelFile:
             ranks. None takes ``run.trec`` beside the labels of a label job.
     """
 
-    path: str
-    format: str | None = None
-    permutations: str | None = None
-    kind: str | None = None
-    pairs: str | None = None
-    first_stage: str | None = None
+    path: UserPath
+    format: Name | None = None
+    permutations: UserPath | None = None
+    kind: Literal["rank", "score"] | None = None
+    pairs: UserPath | None = None
+    first_stage: UserPath | None = None
 
     def open(self, asked: Asked) -> Labelled:
         """Reads the labels, and the queries and documents that belong to them.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from distill_jax.evaluation import answers
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import write_json
+from distill_jax.io.values import Name, NotNegative, Range, Share, Size
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.recipe.candidates import Asked
 from distill_jax.runs.run import Run
@@ -40,18 +41,18 @@ class Listwise:
     """
 
     client: Any
-    depth: int | None = None
-    window: int = 20
-    step: int = 10
-    prompt: str | None = None
+    depth: Size | None = None
+    window: Annotated[int, Range(least=2)] = 20
+    step: Size = 10
+    prompt: Name | None = None
     multi_turn: bool = False
-    passes: int = 1
+    passes: Size = 1
     direct_scores: bool = False
-    words: int = 300
-    temperature: float = 0.0
-    tries: int = 2
-    reply_tokens: int | None = None
-    most_failed: float = dataclasses.field(default=0.2, repr=False)
+    words: Size = 300
+    temperature: NotNegative = 0.0
+    tries: Size = 2
+    reply_tokens: Size | None = None
+    most_failed: Share = dataclasses.field(default=0.2, repr=False)
     retry_failed: bool = dataclasses.field(default=False, repr=False)
 
     def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
@@ -147,11 +148,11 @@ class Reader:
     """
 
     client: Any
-    top_k: int = 5
-    prompt: str = "reader"
-    words: int = 300
-    max_tokens: int = 64
-    most_failed: float = dataclasses.field(default=0.2, repr=False)
+    top_k: Size = 5
+    prompt: Name = "reader"
+    words: Size = 300
+    max_tokens: Size = 64
+    most_failed: Share = dataclasses.field(default=0.2, repr=False)
 
     def __call__(self, asked: Asked, run: Run) -> Reading:
         """Reads for every question that has answers, and writes ``answers.json``.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,7 +17,9 @@ from distill_jax.collections.qrels import Qrels
 from distill_jax.collections.schemes import load_collection
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import write_json
-from distill_jax.recipe.candidates import Asked
+from distill_jax.io.values import Count, Name, NotNegative, Size
+from distill_jax.recipe.candidates import Asked, Source
+from distill_jax.recipe.checkpoints import Model
 from distill_jax.workspace.behind import behind
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import Counter, say
@@ -25,11 +27,19 @@ from distill_jax.workspace.context import Split
 from distill_jax.workspace.describe import describe
 
 
+class QuerySource(Protocol):
+    """Which queries a stage is trained on."""
+
+    def __call__(self, asked: Asked, /) -> Split:
+        """Queries, and what is known of them."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
     """The collection's training queries; ``limit`` of them, by hash of the id."""
 
-    limit: int | None = None
+    limit: Count | None = None
 
     def __call__(self, asked: Asked) -> Split:
         train = asked.setting.train
@@ -56,10 +66,10 @@ class Cropped:
         queries: how many documents are cropped; None crops all.
     """
 
-    queries: int | None = None
-    per_doc: int = 1
-    min_words: int = 4
-    max_words: int = 64
+    queries: Size | None = None
+    per_doc: Size = 1
+    min_words: Size = 4
+    max_words: Size = 64
 
     def make(self, asked: Asked, rows: np.ndarray, folder: Path) -> Any:
         from distill_jax.synthesis.crop import crop
@@ -86,12 +96,12 @@ class Generated:
         samples: queries of a document.
     """
 
-    checkpoint: Any
-    queries: int | None = None
-    samples: int = 1
-    top_k: int = 10
-    temperature: float = 1.0
-    max_new_tokens: int = 48
+    checkpoint: Model | None
+    queries: Size | None = None
+    samples: Size = 1
+    top_k: Size = 10
+    temperature: NotNegative = 1.0
+    max_new_tokens: Size = 48
 
     def make(self, asked: Asked, rows: np.ndarray, folder: Path) -> Any:
         from distill_jax.synthesis import t5
@@ -127,7 +137,7 @@ class Written:
     """
 
     client: Any
-    kinds: tuple[str, ...] = (
+    kinds: tuple[Name, ...] = (
         "questions",
         "claims",
         "titles",
@@ -135,10 +145,10 @@ class Written:
         "user_queries",
         "zero_shot_queries",
     )
-    queries: int | None = None
-    samples: int = 1
-    temperature: float = 0.8
-    max_tokens: int = 50
+    queries: Size | None = None
+    samples: Size = 1
+    temperature: NotNegative = 0.8
+    max_tokens: Size = 50
 
     def make(self, asked: Asked, rows: np.ndarray, folder: Path) -> Any:
         from distill_jax.synthesis import llm
@@ -179,10 +189,10 @@ class Synthetic:
     """
 
     makers: tuple[Any, ...]
-    round_trip: Any = None
-    round_trip_depth: int = 20
+    round_trip: Source | None = None
+    round_trip_depth: Size = 20
     deduplicate: bool = True
-    limit: int | None = None
+    limit: Count | None = None
 
     def __call__(self, asked: Asked) -> Split:
         setting = asked.setting
@@ -263,7 +273,7 @@ def _first(made: Any, limit: int) -> np.ndarray:
 class Together:
     """Several sources of queries, one after another; ids must differ."""
 
-    sources: tuple[Any, ...]
+    sources: tuple[QuerySource, ...]
 
     def __call__(self, asked: Asked) -> Split:
         ids: list[str] = []

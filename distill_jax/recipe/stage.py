@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from distill_jax.io.errors import UserError
+from distill_jax.io.values import Name, UserPath
 from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import labelled
-from distill_jax.recipe.candidates import BM25, Asked
+from distill_jax.recipe.candidates import BM25, Asked, Filter, Source
+from distill_jax.recipe.examples import Examples
+from distill_jax.recipe.queries import QuerySource
 from distill_jax.recipe.queries import Training as TrainingQueries
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.training import Training, train
@@ -39,14 +41,14 @@ class Stage:
             lists and pairs take the place of this stage's; None makes them.
     """
 
-    name: str = "train"
-    candidates: Any = dataclasses.field(default_factory=BM25)
-    examples: Any
+    name: Name = "train"
+    candidates: Source = dataclasses.field(default_factory=BM25)
+    examples: Examples
     training: Training
-    queries: Any = dataclasses.field(default_factory=TrainingQueries)
+    queries: QuerySource = dataclasses.field(default_factory=TrainingQueries)
     student: Student | None = None
-    filters: tuple[Any, ...] = ()
-    labels: Any = None
+    filters: tuple[Filter, ...] = ()
+    labels: UserPath | labelled.LabelFile | None = None
 
     def __post_init__(self) -> None:
         nobody = getattr(self.examples, "teacher", self) is None

@@ -4,15 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, TypeAlias
 
-from distill_jax.io.errors import UserError, near
+from distill_jax.io.errors import UserError
+from distill_jax.io.values import Check, Count, ModelName, Range, Rate, Size
 from distill_jax.models.pretrained import Pretrained, initial_params
 from distill_jax.recipe import checkpoints
+from distill_jax.recipe.checkpoints import Kind, Model
 from distill_jax.recipe.layers import with_layers
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights.folders import locate
-from distill_jax.weights.students import KINDS, spec_class
+from distill_jax.weights.students import spec_class
+
+
+def sizes_of(backbone: str, **changes: Any) -> Any:
+    """Sizes of ``t5:SIZE`` or ``bert:SIZE``, with some of their fields changed.
+
+    Raises:
+        UserError: no such family or size.
+    """
+    from distill_jax.models import bert, t5
+
+    family, _, size = backbone.partition(":")
+    makers = {"t5": t5.sizes, "bert": bert.bert_sizes}
+    if family not in makers:
+        raise UserError(f"no backbone {backbone!r}", "write t5:SIZE or bert:SIZE")
+    return makers[family](size, **changes)
+
+
+def _known_backbone(name: str) -> str:
+    sizes_of(name)
+    return name
+
+
+Backbone: TypeAlias = Annotated[str, Check(_known_backbone)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,25 +61,22 @@ class Student:
         options: other fields of the student's spec (``head``, ``pooling``, ...).
     """
 
-    checkpoint: Any = None
-    kind: str | None = None
-    backbone: str = "t5:tiny"
-    vocabulary: str | None = None
-    vocabulary_size: int = 8000
-    query_length: int | None = None
-    doc_length: int | None = None
-    dtype: str | None = None
-    dropout: float | None = None
-    attention_dropout: float | None = None
-    layers: tuple[int, ...] | None = None
+    checkpoint: Model | None = None
+    kind: Kind | None = None
+    backbone: Backbone = "t5:tiny"
+    vocabulary: ModelName | None = None
+    vocabulary_size: Annotated[int, Range(least=64)] = 8000
+    query_length: Size | None = None
+    doc_length: Size | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    dropout: Rate | None = None
+    attention_dropout: Rate | None = None
+    layers: tuple[Count, ...] | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind is not None and self.kind not in KINDS:
-            raise UserError(
-                f"no student kind {self.kind!r}{near(self.kind, KINDS)}",
-                f"one of {', '.join(KINDS)}",
-            )
+        if self.kind is not None:
+            checkpoints.known_kind(self.kind)
 
     def make(
         self,
@@ -113,14 +135,7 @@ class Student:
         )
 
     def _sizes(self, tokenizer: Tokenizer, changes: dict) -> Any:
-        from distill_jax.models import bert, t5
-
-        family, _, size = self.backbone.partition(":")
-        makers = {"t5": t5.sizes, "bert": bert.bert_sizes}
-        if family not in makers:
-            raise UserError(
-                f"no backbone {self.backbone!r}", "write t5:SIZE or bert:SIZE"
-            )
+        family = self.backbone.partition(":")[0]
         # A multiple of 128 divides over any mesh and suits every accelerator.
         rows = -(-tokenizer.vocab_size // 128) * 128
         if self.kind in ("dual_encoder", "colbert") and family == "t5":
@@ -129,7 +144,7 @@ class Student:
             # Segments of a pair are told apart by this vocabulary's own separator.
             own = {"pad_id": tokenizer.pad_id, "sep_id": tokenizer.sep_id}
             changes = {**changes, **{k: v for k, v in own.items() if v is not None}}
-        return makers[family](size, vocab_size=rows, **changes)
+        return sizes_of(self.backbone, vocab_size=rows, **changes)
 
 
 def load_model(model: Any, setting: Any, **overrides: Any) -> Pretrained:

@@ -8,18 +8,37 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from distill_jax.io.values import Name, NotNegative, Size, UserPath
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels
+from distill_jax.recipe import checkpoints
 from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.checkpoints import Kind
 from distill_jax.runs.run import Run
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import Counter, say
 from distill_jax.workspace.describe import describe
 from distill_jax.workspace.ranking import ENCODERS, rerank
+
+
+class Teacher(Protocol):
+    """What labels candidates."""
+
+    def __call__(self, asked: Asked, run: Run, /) -> TeacherLabels:
+        """A label for each candidate that it can judge."""
+        ...
+
+
+class PairTeacher(Protocol):
+    """What judges pairs of documents that a pointwise teacher has labelled."""
+
+    def __call__(self, asked: Asked, labels: TeacherLabels, /) -> PairLabels:
+        """The probability that the first of two documents is the better one."""
+        ...
 
 
 def _inputs(teacher: Any, asked: Asked, run: Run, **more: Any) -> dict:
@@ -47,13 +66,13 @@ class Model:
         tokens_per_batch: padded tokens computed at once; None chooses by platform.
     """
 
-    checkpoint: Any
-    kind: str | None = None
-    prompt: str | None = None
-    query_length: int | None = None
-    doc_length: int | None = None
-    cache: str | None = None
-    tokens_per_batch: int | None = None
+    checkpoint: checkpoints.Model
+    kind: Kind | None = None
+    prompt: Name | None = None
+    query_length: Size | None = None
+    doc_length: Size | None = None
+    cache: UserPath | None = None
+    tokens_per_batch: Size | None = None
 
     def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
         from distill_jax.teaching.scorers import label_run
@@ -143,9 +162,9 @@ class Ensemble:
         normalise: "zscore" or "minmax" per query; None is reciprocal rank fusion.
     """
 
-    teachers: tuple[Any, ...]
-    weights: tuple[float, ...] | None = None
-    normalise: str | None = "zscore"
+    teachers: tuple[Teacher, ...]
+    weights: tuple[NotNegative, ...] | None = None
+    normalise: Literal["zscore", "minmax"] | None = "zscore"
 
     def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
         runs, teachers = [], []
@@ -179,8 +198,8 @@ class LabelFile:
         path: a folder of shards, or a file that ``ir.label_readers`` knows.
     """
 
-    path: str
-    format: str | None = None
+    path: UserPath
+    format: Name | None = None
 
     def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
         del run
@@ -201,14 +220,14 @@ class LabelFile:
 class PairModel:
     """A duo reranker judges sampled pairs of the pointwise order."""
 
-    checkpoint: Any
-    kind: str | None = "duo"
-    prompt: str | None = None
-    query_length: int | None = None
-    doc_length: int | None = None
-    top_k: int = 100
-    delta: int = 10
-    pairs: int = 50
+    checkpoint: checkpoints.Model
+    kind: Kind | None = "duo"
+    prompt: Name | None = None
+    query_length: Size | None = None
+    doc_length: Size | None = None
+    top_k: Size = 100
+    delta: Size = 10
+    pairs: Size = 50
     both_orders: bool = True
 
     def __call__(self, asked: Asked, labels: TeacherLabels) -> PairLabels:
@@ -250,9 +269,9 @@ class PairModel:
 class PairScores:
     """Pairs whose probability is the sigmoid of the pointwise teacher's difference."""
 
-    top_k: int = 100
-    delta: int = 10
-    pairs: int = 50
+    top_k: Size = 100
+    delta: Size = 10
+    pairs: Size = 50
 
     def __call__(self, asked: Asked, labels: TeacherLabels) -> PairLabels:
         from distill_jax.teaching.pairs import pairs_of_scores

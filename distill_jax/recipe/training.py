@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Any
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 import jax
 import numpy as np
 
+from distill_jax.evaluation.measures import measure_name
 from distill_jax.inputs.feed import Featurizer, Feed
 from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.inputs.vectors import VectorFeaturizer
 from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import digest, read_json, write_json
+from distill_jax.io.values import Check, Name, NotNegative, Positive, Rate, Size
 from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import averaging, query_side, selection
@@ -29,6 +31,20 @@ from distill_jax.workspace.describe import describe
 # What changes neither the steps nor, but for rounding, what they learn.
 _FREE = ("chunk", "micro_batch", "remat", "checkpoint_period", "keep")
 
+
+def _known_measure(name: str) -> str:
+    return name if name == "loss" else measure_name(name)
+
+
+class Objective(Protocol):
+    """What training minimises: ``losses.Mixture`` or ``losses.Listwise``."""
+
+    def __call__(self, student: Any, rep: Any, batch: Any, /) -> tuple[Any, Any]:
+        """The loss, and its parts by name."""
+        ...
+
+
+Measure: TypeAlias = Annotated[str, Check(_known_measure)]
 TRAINED = ("both", "query")
 STREAMS = {"seqio": SeqioStream, "arrays": ArrayStream}
 
@@ -71,33 +87,33 @@ class Training:
             MODEL_DIR holds: it is gone on with all the same.
     """
 
-    objective: Any
-    steps: int | None = None
-    epochs: float | None = None
-    batch_size: int = 8
-    learning_rate: float = 1e-4
-    schedule: str = "linear"
-    warmup: float = 0.1
-    optimizer: str = "adamw"
-    weight_decay: float = 0.01
-    clip: float | None = 1.0
-    chunk: int | None = None
-    micro_batch: int | None = None
-    remat: str | None = None
-    measure: str | None = None
-    eval_period: int | str | None = None
-    patience: int | None = None
-    dev_share: float = 0.1
-    dev_depth: int = 30
-    checkpoint_period: int | None = 200
-    keep: int = 1
-    stream: str = "seqio"
-    query_length: int | None = None
-    doc_length: int | None = None
-    lengths: tuple[int, ...] = (32, 64, 96, 128, 160, 192, 256, 384, 512)
+    objective: Objective
+    steps: Size | None = None
+    epochs: Positive | None = None
+    batch_size: Size = 8
+    learning_rate: Positive = 1e-4
+    schedule: Literal["linear", "constant", "floor"] = "linear"
+    warmup: NotNegative = 0.1
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    weight_decay: NotNegative = 0.01
+    clip: Positive | None = 1.0
+    chunk: Size | None = None
+    micro_batch: Size | None = None
+    remat: Name | None = None
+    measure: Measure | None = None
+    eval_period: Size | Literal["epoch"] | None = None
+    patience: Size | None = None
+    dev_share: Rate = 0.1
+    dev_depth: Size = 30
+    checkpoint_period: Size | None = 200
+    keep: Size = 1
+    stream: Literal["seqio", "arrays"] = "seqio"
+    query_length: Size | None = None
+    doc_length: Size | None = None
+    lengths: tuple[Size, ...] = (32, 64, 96, 128, 160, 192, 256, 384, 512)
     dev_needed: bool = True
-    averages: tuple[float, ...] = ()
-    trained: str = "both"
+    averages: tuple[Rate, ...] = ()
+    trained: Literal["both", "query"] = "both"
     may_change: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
     def __post_init__(self) -> None:

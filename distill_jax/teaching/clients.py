@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from distill_jax.io.errors import UserError
+from distill_jax.io.values import Count, NotNegative, Positive, Size, UserPath
 from distill_jax.runtime import processes
 from distill_jax.teaching.ledger import Ledger, Limit
 from distill_jax.teaching.sessions import Session
@@ -87,20 +88,20 @@ class Client:
 
     base_url: str = dataclasses.field(repr=False)
     model: str
-    budget_calls: int | None = _operational(None)
-    budget_tokens: int | None = _operational(None)
-    budget_money: float | None = _operational(None)
-    budget_seconds: float | None = _operational(None)
-    price_in: float | None = _operational(None)
-    price_out: float | None = _operational(None)
-    concurrency: int = _operational(8)
-    requests_per_minute: float | None = _operational(None)
-    tokens_per_minute: float | None = _operational(None)
-    timeout: float = _operational(120.0)
-    max_attempts: int = _operational(6)
-    failures_in_a_row: int = _operational(8)
+    budget_calls: Count | None = _operational(None)
+    budget_tokens: Count | None = _operational(None)
+    budget_money: NotNegative | None = _operational(None)
+    budget_seconds: Positive | None = _operational(None)
+    price_in: NotNegative | None = _operational(None)
+    price_out: NotNegative | None = _operational(None)
+    concurrency: Size = _operational(8)
+    requests_per_minute: Positive | None = _operational(None)
+    tokens_per_minute: Positive | None = _operational(None)
+    timeout: Positive = _operational(120.0)
+    max_attempts: Size = _operational(6)
+    failures_in_a_row: Size = _operational(8)
     key_env: str = _operational("OPENAI_API_KEY")
-    cache: str | None = _operational(None)
+    cache: UserPath | None = _operational(None)
     tokens_field: str = _operational("max_tokens")
     omit: tuple[str, ...] = ()
     extra: Mapping[str, Any] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from distill_jax.teaching.scorers import rows_of_queries
 from distill_jax.workspace.console import Counter, say
 from distill_jax.workspace.context import Setting
 
+Index: TypeAlias = Literal["auto", "exact", "scann"]
 ENCODERS = ("dual_encoder", "colbert", "splade")
 INDEXES = ("auto", "exact", "scann")
 SCANN_FROM = 1_000_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shlex
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from distill_jax.cli import recipes
 from distill_jax.cli.flags import parse_flags
 from distill_jax.io.errors import UserError
+from distill_jax.io.values import Text
 from distill_jax.workspace.console import duration
 
 
@@ -37,23 +39,16 @@ def test_search_paths_are_a_list(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "gin"),
-    [
-        ("200", "200"),
-        ("1e-4", "1e-4"),
-        ("None", "None"),
-        ("('a', 'b')", "('a', 'b')"),
-        ("runs/teacher", "'runs/teacher'"),
-        ("it's", '"it\'s"'),
-        ("beir:/data/x y", "'beir:/data/x y'"),
-        ("@candidates.BM25()", "@candidates.BM25()"),
-        ("%OTHER", "%OTHER"),
-        ("", "''"),
-        ("true", "'true'"),
-    ],
+    "value", ["@candidates.BM25()", "%OTHER", "(@a.B(),)", "{'head': %HEAD}"]
 )
-def test_what_is_no_python_literal_is_a_string(value, gin):
-    assert recipes.literal(value) == gin
+def test_references_are_left_to_gin(value):
+    assert recipes.literal(value) == value
+
+
+@pytest.mark.parametrize("value", ["200", "it's", "beir:/data/x y", "", "None", "(1,"])
+def test_what_else_is_typed_is_text_until_its_type_is_known(value):
+    marked = ast.literal_eval(recipes.literal(value))
+    assert recipes.as_text(marked) == Text(value)
 
 
 def test_the_command_can_be_pasted_again():

@@ -9,7 +9,7 @@ import pkgutil
 import pytest
 
 import distill_jax
-from distill_jax import main
+from distill_jax.cli import config
 from distill_jax.cli.flags import parse_flags
 from distill_jax.io.errors import UserError
 from distill_jax.recipe.registry import PARTS
@@ -21,7 +21,7 @@ def read(tmp_path, text: str, *argv: str) -> None:
     """What happens before anything that the file names is called."""
     path = tmp_path / "mine.gin"
     path.write_text(HEADER + text)
-    main.read_config(parse_flags([f"--gin_file={path}", *argv]))
+    config.read_config(parse_flags([f"--gin_file={path}", *argv]))
 
 
 def public() -> list[tuple[str, str, object]]:

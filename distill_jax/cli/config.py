@@ -1,0 +1,207 @@
+"""Gin files and bindings: checked, parsed, typed, and the job they name.
+
+Only this room knows gin. A recipe imports what it names and builds the very objects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import tokenize
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gin
+from gin import config as gin_config
+from gin import config_parser
+
+from distill_jax.cli import bindings, help, recipes, trust
+from distill_jax.cli.flags import Flags
+from distill_jax.io.errors import UserError
+from distill_jax.io.paths import user_path
+
+# What gin raises at a name or a value that is wrong.
+_PARSING = (
+    ValueError,
+    TypeError,
+    NameError,
+    AttributeError,
+    SyntaxError,
+    RuntimeError,
+    ImportError,
+    OSError,
+    LookupError,
+    tokenize.TokenError,
+)
+_DYNAMIC = "from __gin__ import dynamic_registration"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a job was built of.
+
+    Attributes:
+        text: every binding, as a gin file that makes the same job.
+        directory: ``MODEL_DIR``; None for a job that has none.
+    """
+
+    text: str
+    directory: Path | None
+
+
+def build_job(flags: Flags) -> Any:
+    """Checks and parses the gin files and bindings, and builds the job they name."""
+    return configured_job(flags)[0]
+
+
+def configured_job(flags: Flags) -> tuple[Any, Config]:
+    """The job and the configuration that it was built of.
+
+    Raises:
+        UserError: a mistake in a file or a flag, or a binding that nothing reads.
+    """
+    with explained(flags):
+        found = read_config(flags)
+        # The record holds what the recipe leaves unused, too.
+        text = f"{gin.config_str()}\n{bindings.OVERLAY} = True\n"
+        config = Config(text=text, directory=_directory())
+        found.make_functions()
+        job = gin.get_configurable("distill_jax.jobs.run")()
+        found.refuse_unread()
+        return job, config
+
+
+def read_config(flags: Flags) -> bindings.Bindings:
+    """Checks the gin files and bindings and gives them to gin; calls nothing."""
+    logging.getLogger().setLevel(logging.WARNING)
+    paths, roots = _search(flags)
+    parsed = [s for path in paths for s in statements(path, roots, flags)]
+    trust.refuse_bomb(parsed)
+    lines = [*_imports(parsed), *recipes.bindings(flags, parsed)]
+    with _quiet():
+        gin.parse_config_files_and_bindings(
+            [str(path) for path in paths], lines, print_includes_and_imports=False
+        )
+    trust.refuse_foreign_names(_named(), flags.allowed_imports)
+    found = bindings.Bindings(parsed, flags.bindings)
+    found.settle()
+    return found
+
+
+def recipe_help(flags: Flags) -> str:
+    """The header and the names of the recipes of the command line."""
+    paths, roots = _search(flags)
+    parsed = [s for path in paths for s in statements(path, roots, flags)]
+    return help.recipe_help(paths[0], parsed)
+
+
+def _search(flags: Flags) -> tuple[list[Path], list[Path]]:
+    """The gin files of the command line, and the folders of what they include."""
+    gin.clear_config()
+    paths = [recipes.find(name, flags.search_paths) for name in flags.gin_files]
+    roots = [*(path.parent for path in paths), *flags.search_paths]
+    roots.append(recipes.directory())
+    for root in roots:
+        gin.add_config_file_search_path(str(root))
+    return paths, roots
+
+
+def _directory() -> Path | None:
+    bound = gin_config._CONFIG.get(("MODEL_DIR", "gin.macro"))
+    if bound is None:
+        raise UserError(
+            "the recipe has no name MODEL_DIR",
+            "a gin file that goes on top of a recipe comes after it: "
+            "--gin_file=RECIPE.gin --gin_file=...",
+        )
+    folder = bound["value"]
+    return None if folder is None else Path(user_path(folder))
+
+
+@contextlib.contextmanager
+def explained(flags: Flags):
+    """Gin's errors in two lines; ``--debug`` leaves them as they are."""
+    try:
+        yield
+    except UserError as error:
+        # Gin's copy of an error has lines of its own behind ours.
+        raise UserError(error.what, error.todo) from error
+    except _PARSING as error:
+        if flags.debug:
+            raise
+        raise recipes.explain(error, flags.gin_files) from error
+
+
+def _named() -> dict[str, Any]:
+    """Everything that a binding is of or refers to, by its name."""
+    # Gin has no public form of these questions.
+    named = {}
+    for (_, selector), parameters in gin_config._CONFIG.items():
+        named[selector] = gin_config._REGISTRY[selector].wrapped
+        for reference in _references(parameters):
+            named[reference.selector] = reference.configurable.wrapped
+    own = (gin_config.macro, gin_config._retrieve_constant, gin_config.singleton)
+    return {k: v for k, v in named.items() if not any(v is part for part in own)}
+
+
+def _references(value: Any) -> Iterator[Any]:
+    """References inside a value, keys of dicts included: gin calls those too."""
+    if isinstance(value, gin_config.ConfigurableReference):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _references([*value, *value.values()])
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _references(item)
+
+
+def _imports(parsed: list) -> list[str]:
+    """The recipe's imports: a flag may name what the recipe could, used or not."""
+    wanted = (s for s in parsed if isinstance(s, config_parser.ImportStatement))
+    lines = dict.fromkeys(statement.format() for statement in wanted)
+    return sorted(lines, key=lambda line: line != _DYNAMIC)
+
+
+def statements(
+    path: Path, roots: list[Path], flags: Flags, above: tuple[Path, ...] = ()
+) -> list:
+    """Every statement of a file and of what it includes, refused if it is foreign."""
+    found = []
+    with open(path, encoding="utf-8") as file:
+        for statement in config_parser.ConfigParser(file, Names()):
+            found.append(statement)
+            if isinstance(statement, config_parser.ImportStatement):
+                trust.refuse_foreign_import(
+                    statement.module, path, flags.allowed_imports
+                )
+            if isinstance(statement, config_parser.IncludeStatement):
+                # In gin's own sequence: the file that is checked is the one it reads.
+                included = recipes.find(
+                    statement.filename, [Path(p) for p in gin_config._LOCATION_PREFIXES]
+                )
+                trust.refuse_foreign_include(included, path, roots, (*above, path))
+                found += statements(included, roots, flags, (*above, path))
+    return found
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Gin calls each place where it looks for an include in vain an error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+class Names(config_parser.ParserDelegate):
+    """Reads references as their names: nothing is imported to look at a file."""
+
+    def configurable_reference(self, scoped_configurable_name, evaluate):
+        return f"@{scoped_configurable_name}{'()' if evaluate else ''}"
+
+    def macro(self, macro_name):
+        return f"%{macro_name}"

@@ -1,0 +1,54 @@
+"""Paths as users type them: one place that expands and refuses them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from distill_jax.io.errors import UserError, clip
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+
+
+def user_path(path: str | Path) -> str:
+    """A path of this machine, with ``~`` expanded: a shell leaves it after ``=``.
+
+    Raises:
+        UserError: it is empty, holds a control character, or has a scheme (``gs://``).
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"{clip(str(path))} is not a path", "write it as text")
+    text = os.fspath(path)
+    if not text.strip():
+        raise UserError("a path is empty", "write . for the working folder")
+    if any(ord(character) < 32 for character in text):
+        raise UserError(f"the path {clip(text)} holds a control character")
+    scheme = _SCHEME.match(text)
+    if scheme is not None:
+        raise UserError(
+            f"{clip(text)}: {scheme[1]}:// is not a path of this machine",
+            "mount it or copy it, and give that path",
+        )
+    expanded = os.path.expanduser(text)
+    if text.startswith("~") and expanded == text and not os.path.exists(text):
+        raise UserError(f"{clip(text)}: there is no such home folder")
+    return expanded
+
+
+_MODEL_SCHEMES = ("hf:", "package:", "stage:", "fresh:")
+
+
+def model_name(name: str) -> str:
+    """What a model is named by: ``hf:``, ``package:``, ``stage:``, ``fresh:``,
+    ``initial``, or a path, which is expanded.
+
+    Raises:
+        UserError: nothing stands behind the scheme, or the path is none.
+    """
+    for scheme in _MODEL_SCHEMES:
+        if name.startswith(scheme):
+            if not name.removeprefix(scheme).strip():
+                raise UserError(f"{clip(name)} names no model", f"write {scheme}NAME")
+            return name
+    return name if name == "initial" else user_path(name)

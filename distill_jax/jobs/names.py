@@ -1,0 +1,13 @@
+"""Names that jobs take, each with the check of the room that knows it."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from distill_jax.collections import schemes
+from distill_jax.evaluation.measures import measure_name
+from distill_jax.io.values import Check
+
+CollectionName: TypeAlias = Annotated[str, Check(schemes.name)]
+Measure: TypeAlias = Annotated[str, Check(measure_name)]
+Measures: TypeAlias = tuple[Measure, ...]
