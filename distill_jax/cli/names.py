@@ -56,6 +56,9 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "Settings that may differ from those of the training in MODEL_DIR.",
             "a list of names",
         ),
+        "OVERLAY": Name(
+            "Says that a gin file goes on top of several recipes.", "True or False"
+        ),
         "MODEL_DIRS": Name("Folders of finished jobs to compare.", "a list of paths"),
     },
     "Queries and splits": {
