@@ -16,7 +16,7 @@ from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.inputs.vectors import VectorFeaturizer
 from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import digest, read_json, write_json
-from distill_jax.io.values import Check, Name, NotNegative, Positive, Rate, Size
+from distill_jax.io.values import Check, Name, NotNegative, Positive, Rate, Share, Size
 from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import averaging, query_side, selection
@@ -112,7 +112,7 @@ class Training:
     doc_length: Size | None = None
     lengths: tuple[Size, ...] = (32, 64, 96, 128, 160, 192, 256, 384, 512)
     dev_needed: bool = True
-    averages: tuple[Rate, ...] = ()
+    averages: tuple[Share, ...] = ()
     trained: Literal["both", "query"] = "both"
     may_change: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
