@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.batches import VectorBatch
 from distill_jax.inputs.feed import Featurizer
@@ -34,7 +34,8 @@ class VectorFeaturizer:
         self._queries, self._mesh, self._vectors = queries, mesh, vectors
         self._table: Any = None
         if jax.process_count() == 1:
-            self._table = sharding.replicate(np.asarray(vectors, np.float32), mesh)
+            everywhere = NamedSharding(mesh, PartitionSpec())
+            self._table = jax.device_put(np.asarray(vectors, np.float32), everywhere)
 
     def __call__(self, rows: dict[str, Any], mine: slice = slice(None)) -> VectorBatch:
         tokens, targets = self._queries.queries(rows, mine)
