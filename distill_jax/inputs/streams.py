@@ -13,7 +13,6 @@ hosts nor on the number of devices.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -25,6 +24,7 @@ import numpy as np
 
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import read_json, write_json
+from distill_jax.io.quiet import quiet_stderr
 from distill_jax.lists.lists import FIELDS, Lists
 
 Example = dict[str, np.ndarray]
@@ -100,30 +100,18 @@ def _tensorflow():
     """SeqIO and TensorFlow, told to leave the accelerators alone."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        import seqio
-        import tensorflow as tf
+        # It complains, from C++ and before it reads its settings, of a missing GPU.
+        with quiet_stderr():
+            import seqio
+            import tensorflow as tf
+
+            tf.config.set_visible_devices([], "GPU")
     except ImportError as error:
         raise UserError(
             f"SeqIO is not installed ({error.name} is missing)",
             "pip install 'distill_jax[seqio]', or run with --gin.STREAM=arrays",
         ) from None
-    with _quiet():
-        tf.config.set_visible_devices([], "GPU")
     return seqio, tf
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without TensorFlow's complaint, from C++, that a machine has no GPU."""
-    saved = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
 
 
 def write_records(lists: Lists, directory: Path) -> Path:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -176,3 +179,25 @@ def test_hosts_read_every_held_out_list_once(batch_size, devices, sizes):
     assert (np.concatenate(filled)[COUNT:] == -1).all()
     docs = np.concatenate([batch["doc_rows"] for batch in whole])
     assert (docs[COUNT:] == -1).all()
+
+
+def test_nothing_of_tensorflows_reaches_the_console(tmp_path):
+    pytest.importorskip("seqio")
+    code = (
+        "import sys, itertools, pathlib\n"
+        "from distill_jax.inputs.streams import SeqioStream\n"
+        "from tests.inputs.test_streams import made_lists\n"
+        "rows = SeqioStream().rows(made_lists(), pathlib.Path(sys.argv[1]), 0, 0)\n"
+        "assert len(list(itertools.islice(rows, 9))) == 9\n"
+    )
+    # As a user's shell is: with no setting of TensorFlow's.
+    settings = {k: v for k, v in os.environ.items() if not k.startswith("TF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**settings, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout + done.stderr == ""
