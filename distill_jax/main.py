@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from distill_jax.cli import help, recipes
@@ -87,10 +88,24 @@ def planned_for(machine: str | None) -> contextlib.AbstractContextManager:
 def alone(directory: Path | None):
     """Joins the processes of one run, and keeps every other run out of its folder."""
     processes.join()
+    from distill_jax.runtime.compile_cache import keep_programs
+
+    keep_programs()
     with contextlib.ExitStack() as stack:
+        if directory is not None:
+            processes.refuse_own_folders(directory)
         if directory is not None and processes.is_first():
             stack.enter_context(Lock(directory, ".job.lock"))
-        yield
+        try:
+            yield
+        except Exception as error:
+            if not processes.several():
+                raise
+            if isinstance(error, UserError):
+                print(error, file=sys.stderr)
+                processes.leave(error.status)
+            traceback.print_exc()
+            processes.leave(1)
         # Who ends first waits: the runtime takes a process that has left for lost.
         processes.meet("the job ends")
 

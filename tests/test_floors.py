@@ -249,3 +249,35 @@ def test_an_offence_is_seen(file, source, told):
 def test_neighbours_in_a_room_and_rooms_below_are_free():
     source = "from distill_jax.training import step\nfrom distill_jax import models, io"
     assert not offences(source, PACKAGE / "training/loop.py")
+
+
+def test_one_module_asks_what_is_computed_on():
+    """A program is compiled for the devices of its mesh, not for this machine's."""
+    asking = [
+        str(path.relative_to(PACKAGE))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if getattr(node, "attr", "") == "default_backend"
+    ]
+    assert asking == ["runtime/placement.py"]
+
+
+def test_ids_are_not_looked_up_in_loops():
+    """Each look-up may pass over all ids of a collection of millions."""
+    loops = (ast.For, ast.ListComp, ast.DictComp, ast.SetComp, ast.GeneratorExp)
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for loop in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(loop, loops):
+                continue
+            for node in ast.walk(loop):
+                if (
+                    isinstance(node, ast.Call)
+                    and getattr(node.func, "attr", "") == "rows"
+                    and node.args
+                    and isinstance(node.args[0], ast.List)
+                    and len(node.args[0].elts) == 1
+                ):
+                    found.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    # The report shows a few dozen queries.
+    assert {place.split(":")[0] for place in found} <= {"report/data.py"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,8 +20,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from distill_jax.batches import DuoBatch, PairBatch, Targets
+from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained, abstract_params, graphdef_of
 from distill_jax.runtime import placement
+from distill_jax.runtime.compiled import is_out_of_memory
 from distill_jax.runtime.sharding import (
     batch_sharding,
     param_shardings,
@@ -28,6 +31,8 @@ from distill_jax.runtime.sharding import (
     shard_params,
 )
 from distill_jax.text.buckets import Batch, buckets_up_to, plan
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int], Any]
 
@@ -226,13 +231,54 @@ def _run(pretrained, apply, work, features, rows, mesh):
         index = np.where(batch.where, batch.rows, batch.rows[0])
         taken = {name: np.asarray(values)[index] for name, values in rows.items()}
         tokens = features.tokens(batch.length, **taken)
-        place = functools.partial(_on_devices, mesh=mesh)
-        result = apply(params, jax.tree.map(place, tokens))
+        result = _dispatched(apply, params, tokens, mesh)
         if waiting is not None:
             yield waiting[0], _fetched(waiting[1])
         waiting = batch, result
     if waiting is not None:
         yield waiting[0], _fetched(waiting[1])
+
+
+_at_once: dict[Any, int] = {}
+"""Sequences of a batch of a shape that are computed at once, where not all fit."""
+
+
+def _dispatched(apply: Any, params: Any, tokens: Any, mesh: Any) -> list[Any]:
+    """A batch's values, still on their way, in as few parts as fit on the devices.
+
+    Raises:
+        UserError: not even one sequence a device fits.
+    """
+    place = functools.partial(_on_devices, mesh=mesh)
+    leaves = jax.tree.leaves(tokens)
+    shape = apply, tuple(np.shape(leaf) for leaf in leaves)
+    rows, ways = len(leaves[0]), _data_devices(mesh)
+    known = shape in _at_once
+    while True:
+        size = _at_once.setdefault(shape, rows)
+        try:
+            values = []
+            for start in range(0, rows, size):
+                part = [leaf[start : start + size] for leaf in leaves]
+                part = jax.tree.unflatten(jax.tree.structure(tokens), part)
+                values.append(apply(params, jax.tree.map(place, part)))
+            # Once a shape: later a lack of memory would show where values are read.
+            return values if known else jax.block_until_ready(values)
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if size <= ways or jax.process_count() > 1:
+                raise UserError(
+                    f"{size} sequences of {leaves[0].shape[-1]} tokens at once do not "
+                    f"fit on {ways} devices",
+                    "spread the model: --gin.MESH='fsdp=...', or shorten DOC_LENGTH",
+                ) from error
+            _at_once[shape] = max(1, size // 2 // ways) * ways
+            _log.warning(
+                "%d sequences do not fit on a device: %d are computed at once",
+                size // ways,
+                _at_once[shape] // ways,
+            )
 
 
 def _on_devices(tokens: np.ndarray, mesh: Any) -> Array:
@@ -246,7 +292,9 @@ def _on_devices(tokens: np.ndarray, mesh: Any) -> Array:
     )
 
 
-def _fetched(values: Any) -> Any:
+def _fetched(parts: list[Any]) -> Any:
+    """The parts of a batch as one, on the host."""
+
     def fetch(value):
         if value.is_fully_addressable:
             return np.asarray(value)
@@ -254,7 +302,10 @@ def _fetched(values: Any) -> Any:
 
         return np.asarray(multihost_utils.process_allgather(value, tiled=True))
 
-    return jax.tree.map(fetch, values)
+    values = [jax.tree.map(fetch, part) for part in parts]
+    if len(values) == 1:
+        return values[0]
+    return jax.tree.map(lambda *each: np.concatenate(each), *values)
 
 
 _placed: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()

@@ -121,7 +121,7 @@ def spec_of(student: Student) -> Any:
     fields = {
         "query_length": student.query_length,
         "doc_length": student.doc_length,
-        "dtype": student.dtype,
+        "dtype": student.dtype or placement.default_dtype(),
         "dropout": student.dropout,
     }
     fields = {name: value for name, value in fields.items() if value is not None}
@@ -155,9 +155,9 @@ def _from_scratch(student: Student) -> Any:
         )
     kind = student.kind or "reranker"
     changes: dict[str, Any] = {"vocab_size": -(-student.vocabulary_size // 128) * 128}
-    for name in ("dtype", "dropout"):
-        value = getattr(student, name)
-        changes |= {} if value is None else {name: value}
+    own = {"dtype": student.dtype or placement.default_dtype()}
+    own |= {"dropout": student.dropout}
+    changes |= {name: value for name, value in own.items() if value is not None}
     if kind in ("dual_encoder", "colbert") and family == "t5":
         changes["decoder_layers"] = 0
     fields = dict(student.options)

@@ -69,7 +69,7 @@ def through(
         weights, key = sliced
         return run(nnx.merge(graphdef, nnx.State(weights)), x, key), None
 
-    keyed = None if keys[0] is None else jnp.stack(list(keys))
+    keyed = None if keys[0] is None else jnp.stack(list(keys[: len(layers)]))
     return jax.lax.scan(rematerialised(step, remat), x, (stacked, keyed))[0]
 
 

@@ -12,6 +12,7 @@ from distill_jax.models.pretrained import Pretrained, initial_params
 from distill_jax.recipe import checkpoints
 from distill_jax.recipe.checkpoints import Kind, Model
 from distill_jax.recipe.layers import with_layers
+from distill_jax.runtime.placement import default_dtype
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights.folders import locate
 from distill_jax.weights.students import spec_class
@@ -54,7 +55,8 @@ class Student:
             one on the collection's texts.
         vocabulary_size: pieces of a vocabulary that is trained here.
         query_length, doc_length: tokens kept of a query and of a document.
-        dtype: of the matrix products: "float32" or "bfloat16".
+        dtype: of the matrix products: "float32" or "bfloat16"; None takes bfloat16 on
+            an accelerator, elsewhere what the checkpoint has.
         dropout: rate in training; None keeps the checkpoint's.
         attention_dropout: of BERT's attention weights; None is as ``dropout`` says.
         layers: which of the checkpoint's layers are kept, from 0; None keeps all.
@@ -90,7 +92,7 @@ class Student:
             for name, value in (
                 ("query_length", self.query_length),
                 ("doc_length", self.doc_length),
-                ("dtype", self.dtype),
+                ("dtype", self.dtype or default_dtype()),
             )
             if value is not None
         }

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import platform
 from pathlib import Path
 
 import jax
 
+from distill_jax.io.cache import cache_dir
 from distill_jax.io.errors import UserError
+from distill_jax.io.files import digest
+
+_log = logging.getLogger(__name__)
+
+
+def keep_programs() -> None:
+    """Keeps what is compiled in this user's cache, unless JAX was told a folder.
+
+    A CPU's programs are machine code: each kind of processor has a folder of its own.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    kind = [platform.machine(), platform.processor()]
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        kind += sorted(
+            {line for line in lines if line.startswith(("flags", "Features"))}
+        )
+    except OSError:
+        pass  # no Linux
+    try:
+        use_compile_cache(str(cache_dir() / "programs" / digest(kind)[:12]))
+    except (UserError, OSError) as error:
+        # Only time is lost.
+        _log.warning("compiled programs are not kept: %s", str(error).split("\n")[0])
 
 
 def use_compile_cache(folder: str, least_seconds: float = 0.5) -> None:

@@ -195,6 +195,11 @@ class Program:
         return total + written
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a compiler or a device's allocator gave up for want of memory."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def bytes_of(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of an array; ``dtype`` as HLO writes it."""
     if dtype.startswith("f8"):

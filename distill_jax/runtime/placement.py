@@ -111,6 +111,14 @@ def platform(mesh: Mesh | None = None) -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
+def default_dtype() -> str | None:
+    """The dtype of matrix products where none is set: bfloat16 on an accelerator.
+
+    None on a CPU: what a checkpoint was made with, or float32.
+    """
+    return None if platform() == "cpu" else "bfloat16"
+
+
 def rows(x: jax.Array) -> jax.Array:
     """``x`` with its first dimension over data x fsdp and the others on each device."""
     placement = current()

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from distill_jax.io.errors import UserError
+from distill_jax.runtime.compiled import is_out_of_memory
 from distill_jax.training.prefetch import Fed
 
 _log = logging.getLogger(__name__)
@@ -55,11 +56,6 @@ class OutOfMemory(UserError):
     def __init__(self, what: str, todo: str, *, at_once: int | None):
         super().__init__(what, todo)
         self.at_once = at_once
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device's allocator gave up."""
-    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def evaluation_out_of_memory(step: int) -> OutOfMemory:

@@ -18,7 +18,8 @@ import jax
 from jax.sharding import Mesh
 
 from distill_jax.runtime import sharding
-from distill_jax.training.failures import OutOfMemory, is_out_of_memory
+from distill_jax.runtime.compiled import is_out_of_memory
+from distill_jax.training.failures import OutOfMemory
 from distill_jax.training.memory import (
     Form,
     StepMemory,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import jax
 import numpy as np
 
 from distill_jax.collections.collection import Queries
@@ -188,7 +187,7 @@ def chosen_index(index: str, model: Pretrained, documents: int) -> str:
     if index != "auto":
         return index
     many = documents >= SCANN_FROM
-    accelerated = jax.default_backend() != "cpu" and model.spec.kind != "colbert"
+    accelerated = platform() != "cpu" and model.spec.kind != "colbert"
     return "scann" if many and not accelerated else "exact"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
 from distill_jax.inference import forward
+from distill_jax.io.errors import UserError
 from distill_jax.models.templates import side_template
 from distill_jax.runtime.sharding import make_mesh
 from distill_jax.text.templates import Features
@@ -97,14 +99,36 @@ def test_the_next_batch_is_dispatched_before_the_last_is_fetched(monkeypatch):
         events.append("fetch")
         return fetch(values)
 
-    monkeypatch.setattr(inference, "_applied", lambda *_: noted)
-    monkeypatch.setattr(inference, "_fetched", fetched)
+    monkeypatch.setattr(forward, "_applied", lambda *_: noted)
+    monkeypatch.setattr(forward, "_fetched", fetched)
     features = side_features(model, "doc")
     rows = np.arange(10)
     list(forward.encode_features(model, "doc", features, rows, tokens_per_batch=96))
     count = events.count("dispatch")
     assert count >= 3
     assert events == ["dispatch", *["dispatch", "fetch"] * (count - 1), "fetch"]
+
+
+def test_what_does_not_fit_is_computed_in_parts(monkeypatch, caplog):
+    """The allocator of a device with room for three texts, then for none."""
+    model = student("dual_mean")
+    features, rows = side_features(model, "doc"), np.arange(10)
+    whole = forward.encode_all(model, "doc", features, rows)
+    apply, room = forward._applied(model.spec, "doc", None), 3
+
+    def small(params, tokens):
+        if len(tokens) > room:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return apply(params, tokens)
+
+    monkeypatch.setattr(forward, "_applied", lambda *_: small)
+    found = forward.encode_all(model, "doc", features, rows)
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    assert "do not fit on a device" in caplog.text
+    room = 0
+    monkeypatch.setattr(forward, "_applied", lambda *_: lambda p, t: small(p, t))
+    with pytest.raises(UserError, match="do not fit"):
+        forward.encode_all(model, "doc", features, rows)
 
 
 def test_small_requests_share_few_shapes():
