@@ -12,6 +12,7 @@ from distill_jax.inference.forward import encode_all, score_features
 from distill_jax.io.errors import UserError, near
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.runs.run import Run
+from distill_jax.runtime.placement import platform
 from distill_jax.teaching.scorers import rows_of_queries
 from distill_jax.workspace.console import Counter, say
 from distill_jax.workspace.context import Setting
