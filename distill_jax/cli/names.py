@@ -51,7 +51,10 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         ),
         "EXPORT_DIR": Name("Folder that the export is written to.", "a path"),
         "FORMAT": Name("Format of the export; None is the model's own.", "as EXPORT"),
-        "STREAM": Name("What feeds training lists to the trainer.", "arrays, seqio"),
+        "STREAM": Name(
+            "What feeds training lists to the trainer: SeqIO reads a task by its name.",
+            "arrays, seqio, seqio:NAME",
+        ),
         "MAY_CHANGE": Name(
             "Settings that may differ from those of the training in MODEL_DIR.",
             "a list of names",

@@ -5,10 +5,10 @@ uninterrupted stream would. Every host reads the whole stream (it is row numbers
 text) and takes its share of each batch, so the batches depend neither on the number of
 hosts nor on the number of devices.
 
-* ``seqio_stream``: a SeqIO task over TFRecord files; shuffling and seeding are SeqIO's.
-  Needs TensorFlow, which nothing outside this folder imports.
-* ``array_stream``: a permutation per epoch from a counter-based generator. Seeks in
-  O(1), needs nothing but numpy: for machines without TensorFlow.
+* ``ArrayStream``: a permutation per epoch from a counter-based generator. Seeks in
+  O(1) and needs nothing but numpy: the default.
+* ``SeqioStream``: SeqIO tasks and mixtures, for those who mix label sets with rates or
+  have tasks of their own. It loads TensorFlow, which nothing outside this folder does.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from distill_jax.io.errors import UserError
+from distill_jax.io import tfrecord
+from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.quiet import quiet_stderr
 from distill_jax.lists.lists import FIELDS, Lists
@@ -57,16 +58,24 @@ class ArrayStream:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SeqioStream:
-    """Lists through a SeqIO task over TFRecord files."""
+    """Lists through SeqIO: the job's own as a task, or a task or mixture by name.
+
+    Attributes:
+        name: a registered task or mixture (see ``register_task``); None is the job's
+            own lists. A named one repeats itself, each task at its rate.
+    """
 
     shuffle: bool = True
     shuffle_buffer_size: int = 100_000
+    name: str | None = None
 
     def rows(
         self, lists: Lists, directory: Path, seed: int, start: int
     ) -> Iterator[Example]:
-        path = write_records(lists, directory)
-        task = register_task(lists, path)
+        if self.name is not None:
+            yield from self._registered(self.name, lists, seed, start)
+            return
+        task = register_task(lists, directory)
         epoch, offset = divmod(start, len(lists))
         while True:
             dataset = task.get_dataset(
@@ -75,7 +84,7 @@ class SeqioStream:
                 shuffle=self.shuffle,
                 shuffle_buffer_size=min(self.shuffle_buffer_size, len(lists)),
                 # An epoch has its own seed, so a resumed run opens the epoch it
-                # stopped in and skips within it, not from the beginning of time.
+                # stopped in and skips within it, not from the first epoch on.
                 seed=(seed * 1_000_003 + epoch) % (2**31 - 1),
                 num_epochs=1,
                 trim_output_features=False,
@@ -83,17 +92,50 @@ class SeqioStream:
             )
             if offset:
                 dataset = dataset.skip(offset)
-            for example in dataset.as_numpy_iterator():
-                yield {
-                    "query_rows": example["query_row"][0],
-                    "doc_rows": example["doc_rows"],
-                    "labels": example["labels"],
-                    "labelled": example["labelled"][0].astype(bool),
-                    "first": example["first"],
-                    "second": example["second"],
-                    "probability": example["probability"],
-                }
+            yield from map(_list_of, dataset.as_numpy_iterator())
             epoch, offset = epoch + 1, 0
+
+    def _registered(
+        self, name: str, lists: Lists, seed: int, start: int
+    ) -> Iterator[Example]:
+        seqio, _ = _tensorflow()
+        known = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
+        if name not in known:
+            raise UserError(
+                f"SeqIO has no task or mixture {name!r}{near(name, known)}",
+                "register it in a module that --allow_import names",
+            )
+        dataset = seqio.get_mixture_or_task(name).get_dataset(
+            sequence_length=None,
+            split="train",
+            shuffle=self.shuffle,
+            seed=seed % (2**31 - 1),
+            num_epochs=None,
+            trim_output_features=False,
+        )
+        for found in map(_list_of, dataset.skip(start).as_numpy_iterator()):
+            for field in FIELDS[1:]:
+                shape, wanted = np.shape(found[field]), getattr(lists, field).shape[1:]
+                if shape != wanted:
+                    raise UserError(
+                        f"SeqIO's {name} has {field} of shape {shape}, the job's lists "
+                        f"have {wanted}",
+                        "register lists of the same size",
+                    )
+            yield found
+
+
+def _list_of(found: Mapping[str, np.ndarray]) -> Example:
+    """One list from the features of a SeqIO example."""
+    return {
+        "query_rows": found["query_row"][0],
+        "doc_rows": found["doc_rows"],
+        "labels": found["labels"],
+        "labelled": found["labelled"][0].astype(bool),
+        "first": found["first"],
+        "second": found["second"],
+        "probability": found["probability"],
+    }
 
 
 def _tensorflow():
@@ -120,7 +162,6 @@ def write_records(lists: Lists, directory: Path) -> Path:
     A file that is there is read through first: one that was cut between two records
     would pass for a shorter epoch.
     """
-    _, tf = _tensorflow()
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"lists-{lists.digest}.tfrecord"
     record = path.with_suffix(".json")
@@ -129,9 +170,9 @@ def write_records(lists: Lists, directory: Path) -> Path:
             return path
         _log.warning("%s is damaged: it is written again", path)
     aside = directory / f".{path.name}.{os.getpid()}.part"
-    with tf.io.TFRecordWriter(str(aside)) as writer:
-        for row in range(len(lists)):
-            writer.write(_example(tf, lists, row))
+    with open(aside, "wb") as file:
+        examples = (_example(lists, row) for row in range(len(lists)))
+        tfrecord.write_records(file, examples)
     write_json(record, {"lists": len(lists), "sha256": _sha256(aside)})
     aside.replace(path)
     return path
@@ -142,32 +183,25 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _example(tf, lists: Lists, row: int) -> bytes:
-    def ints(values):
-        values = np.atleast_1d(values).astype(int).tolist()
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-
-    def floats(values):
-        values = np.atleast_1d(values).tolist()
-        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
-
-    feature = {
-        "query_row": ints(lists.query_rows[row]),
-        "doc_rows": ints(lists.doc_rows[row]),
-        "labels": floats(lists.labels[row]),
-        "labelled": ints(lists.labelled[row]),
-        "first": ints(lists.first[row]),
-        "second": ints(lists.second[row]),
-        "probability": floats(lists.probability[row]),
-    }
-    features = tf.train.Features(feature=feature)
-    return tf.train.Example(features=features).SerializeToString()
+def _example(lists: Lists, row: int) -> bytes:
+    fields = {name: np.atleast_1d(getattr(lists, name)[row]) for name in FIELDS}
+    return tfrecord.example({"query_row": fields.pop("query_rows"), **fields})
 
 
-def register_task(lists: Lists, path: Path):
-    """The SeqIO task of one file of lists; registered once under its digest."""
+def register_task(lists: Lists, directory: Path, name: str | None = None):
+    """Registers training lists as a SeqIO task.
+
+    Label sets that are registered by name can be mixed with rates by
+    ``seqio.MixtureRegistry.add``, and trained on with ``STREAM = 'seqio:NAME'``. Their
+    rows are those of the job's queries and collection, and their lists one size.
+
+    Args:
+        directory: gets the TFRecord file.
+        name: of the task, by default made from the lists' digest.
+    """
     seqio, tf = _tensorflow()
-    name = f"distill_jax_lists_{lists.digest}"
+    path = write_records(lists, directory)
+    name = name or f"distill_jax_lists_{lists.digest}"
     size, pairs = lists.doc_rows.shape[1], lists.first.shape[1]
     shapes = {
         "query_row": (1, tf.int64),

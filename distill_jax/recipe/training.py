@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 import jax
@@ -44,9 +45,16 @@ class Objective(Protocol):
         ...
 
 
+def _known_stream(name: str) -> str:
+    kind, colon, task = name.partition(":")
+    if kind not in ("arrays", "seqio") or bool(colon) != bool(task):
+        raise UserError(f"no stream {name!r}", "arrays, seqio or seqio:NAME")
+    return name
+
+
 Measure: TypeAlias = Annotated[str, Check(_known_measure)]
+Stream: TypeAlias = Annotated[str, Check(_known_stream)]
 TRAINED = ("both", "query")
-STREAMS = {"seqio": SeqioStream, "arrays": ArrayStream}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +80,7 @@ class Training:
         patience: evaluations without a better one after which training stops.
         dev_share: share of the lists held out for "loss": by the document that a query
             was made from, or by its id.
-        stream: "seqio" or "arrays".
+        stream: "arrays", "seqio", or "seqio:NAME" of a registered task or mixture.
         query_length, doc_length: tokens read in training, where fewer than the student
             reads when it is used; None trains on what it reads.
         lengths: allowed sequence lengths; few, since each is compiled.
@@ -107,7 +115,7 @@ class Training:
     dev_depth: Size = 30
     checkpoint_period: Size | None = 200
     keep: Size = 1
-    stream: Literal["seqio", "arrays"] = "seqio"
+    stream: Stream = "arrays"
     query_length: Size | None = None
     doc_length: Size | None = None
     lengths: tuple[Size, ...] = (32, 64, 96, 128, 160, 192, 256, 384, 512)
@@ -347,9 +355,8 @@ def _whole(leaf: Any) -> Any:
 
 
 def _stream(name: str) -> SeqioStream | ArrayStream:
-    if name not in STREAMS:
-        raise UserError(f"no stream {name!r}", "seqio or arrays")
-    return STREAMS[name]()
+    kind, _, task = _known_stream(name).partition(":")
+    return SeqioStream(name=task or None) if kind == "seqio" else ArrayStream()
 
 
 def make_featurizer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+from distill_jax.inputs import streams
 from distill_jax.inputs.feed import Feed, once
 from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.io.errors import UserError
@@ -201,3 +203,31 @@ def test_nothing_of_tensorflows_reaches_the_console(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout + done.stderr == ""
+
+
+def test_a_mixture_of_label_sets_is_trained_on_by_name(tmp_path):
+    seqio = pytest.importorskip("seqio")
+    sets = {"teacher_a": made_lists(40), "teacher_b": made_lists(40)}
+    for number, (name, found) in enumerate(sets.items()):
+        found = dataclasses.replace(found, labels=found.labels * 0 + number)
+        streams.register_task(found, tmp_path, name)
+    seqio.MixtureRegistry.add("teachers", [("teacher_a", 3.0), ("teacher_b", 1.0)])
+    try:
+        stream = SeqioStream(name="teachers")
+        rows = stream.rows(sets["teacher_a"], tmp_path, 0, 0)
+        first = [next(rows) for _ in range(400)]
+        share = np.mean([found["labels"].ravel()[0] for found in first])
+        assert 0.17 < share < 0.33
+        again = stream.rows(sets["teacher_a"], tmp_path, 0, 390)
+        for found in first[390:]:
+            resumed = next(again)
+            assert all((resumed[name] == found[name]).all() for name in found)
+        with pytest.raises(UserError, match="teachers"):
+            next(SeqioStream(name="teacher").rows(sets["teacher_a"], tmp_path, 0, 0))
+        wider = made_lists(40, pairs=PAIRS + 1)
+        with pytest.raises(UserError, match="of shape"):
+            next(stream.rows(wider, tmp_path, 0, 0))
+    finally:
+        seqio.MixtureRegistry.remove("teachers")
+        for name in sets:
+            seqio.TaskRegistry.remove(name)
