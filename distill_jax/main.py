@@ -11,7 +11,7 @@ import time
 import traceback
 from pathlib import Path
 
-from distill_jax.cli import help, recipes
+from distill_jax.cli import help, papers, recipes
 from distill_jax.cli.config import build_job, configured_job, recipe_help
 from distill_jax.cli.failures import internal_error
 from distill_jax.cli.flags import Flags, parse_flags
@@ -47,7 +47,9 @@ def main(argv: list[str]) -> int:
         with bad_lines(flags, config.directory):
             if flags.plan:
                 with planned_for(flags.on):
-                    return job.plan() or 0
+                    status = job.plan() or 0
+                print(papers.told(flags.gin_files, job), end="")
+                return status
             command = recipes.command_line(argv)
             with alone(config.directory):
                 status = job(config=config.text, command=command) or 0

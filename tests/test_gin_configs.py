@@ -37,6 +37,7 @@ TRAINING = [
     "specialize",
     "quickstart",
 ]
+ASKS_LLM = ("twolar", "rank_distillm", "intermediate_distillation")
 SINGLE = {
     "mine": "CHECKPOINT SPLIT TOP_K MESH",
     "label": "CHECKPOINT RUN SPLIT TOP_K MESH",
@@ -91,7 +92,9 @@ def given(recipe: str) -> list[str]:
         for name, value in names(FOLDER / f"{recipe}.gin").items()
         if value == recipes.REQUIRED
     ]
-    return [f"--gin.{name}={VALUES.get(name, 'x')}" for name in required]
+    if recipe in ASKS_LLM:
+        required += ["LLM_BASE_URL", "LLM_MODEL"]
+    return [f"--gin.{name}={VALUES.get(name, 'x')}" for name in dict.fromkeys(required)]
 
 
 def build(*argv: str):
@@ -230,11 +233,15 @@ ONE = ("--gin_file=monot5_teacher.gin", "--gin.COLLECTION=pydocs:json")
         ((*ONE, "--gin.KIND=rerankr"), ('"reranker"',)),
         ((*ONE, "--gin_file=tests/none.gin"), ("tests/none.gin",)),
         (
-            ("--gin_file=twolar.gin",),
+            ("--gin_file=label_llm.gin",),
             (
-                "COLLECTION, LLM_BASE_URL, LLM_MODEL",
-                "--gin.COLLECTION=... --gin.LLM_BASE_URL=... --gin.LLM_MODEL=...",
+                "LLM_BASE_URL, LLM_MODEL",
+                "--gin.LLM_BASE_URL=... --gin.LLM_MODEL=...",
             ),
+        ),
+        (
+            ("--gin_file=twolar.gin", "--gin.COLLECTION=pydocs:json"),
+            ("no teacher: the recipe needs LLM_BASE_URL and LLM_MODEL", "LABELS"),
         ),
     ],
 )

@@ -80,7 +80,7 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "QUERIES_FROM": Name("Where training queries come from.", "@queries.NAME()"),
         "TRAIN_QUERIES": Name(
             "Training queries; None is the collection's own.",
-            "@queries.NAME(), None",
+            "queries:PATH, jsonl:PATH, tfds:NAME, or as COLLECTION; None",
         ),
         "MAKERS": Name(
             "What makes queries from documents.",
@@ -95,6 +95,16 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "A made query is kept if its document is among this many first results.",
             _COUNT,
         ),
+        "ROUND_TRIP": Name(
+            "What a made query has to find its document by; None keeps all.",
+            "@candidates.NAME(), None",
+        ),
+        "ANSWERS": Name(
+            "Questions by where an answer stands: among the first documents but not at "
+            "the top, at the top, not among them.",
+            "following, first, none, any",
+        ),
+        "TITLES": Name("Reads titles before texts.", "True, False"),
         "UNSEEN": Name("Documents, unseen in training, that are asked about.", _COUNT),
         "PER_QUERY": Name("Positives used of each query.", f"{_COUNT}, None"),
         "WITHOUT_OWN": Name(
@@ -109,6 +119,27 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "FIRST_STAGE": Name(
             "What rerankers reorder; None is BM25.", "@candidates.NAME(), None"
         ),
+        "SECOND_STAGE": Name(
+            "Another first stage that the student is measured over too.",
+            "@candidates.NAME(), None",
+        ),
+        "CANDIDATES": Name(
+            "Where a stage's candidates come from.", "@candidates.NAME()"
+        ),
+        "FIRST": Name("Retriever that finds the first lists.", _MODEL),
+        "DENSE_QUERY": Name(
+            "Its query encoder, where that is apart.", f"{_MODEL}, None"
+        ),
+        "USED": Name(
+            "Numbers of the sources whose queries are taken; None is all.",
+            "(0, 2, 3), None",
+        ),
+        "COMPARED": Name("Queries that ask all sources, for a table.", "from 0"),
+        "NEGATIVES_FROM": Name(
+            "Where hard negatives come from.", "@negatives/candidates.NAME()"
+        ),
+        "NEGATIVES_DEPTH": Name("Ranks that negatives are drawn from.", _COUNT),
+        "DRAWS": Name("Lists of a positive, with negatives drawn anew.", _COUNT),
         "INDEX": Name("How vectors are searched.", "exact, scann, auto"),
         "DENSE": Name("Dense retriever among the sources.", _MODEL),
         "DENSE_DOC_LENGTH": Name("Tokens that it reads of a document.", _COUNT),
@@ -149,6 +180,9 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "VOCABULARY_SIZE": Name("Size of the vocabulary that is made.", _COUNT),
         "QUERY_LENGTH": Name("Tokens read of a query.", f"{_COUNT}, None"),
         "DOC_LENGTH": Name("Tokens read of a document.", f"{_COUNT}, None"),
+        "TRAINED_QUERY_LENGTH": Name(
+            "Tokens read of a query in training.", f"{_COUNT}, None"
+        ),
         "TRAINED_DOC_LENGTH": Name("Tokens read of a document in training.", _COUNT),
         "DTYPE": Name("Precision of the computation.", "float32, bfloat16, int8, auto"),
         "DROPOUT": Name("Dropout; None is the checkpoint's own.", f"{_SHARE}, None"),
@@ -161,6 +195,15 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "Labels made elsewhere, instead of a teacher's; None asks the teacher.",
             "a path, None",
         ),
+        "TEACHER_OPTIONS": Name("Fields of the teacher's spec.", "a dict"),
+        "RANKER_TEACHER": Name("What orders the first stage's lists.", "@llm.behind()"),
+        "LABEL_DEPTH": Name("Documents of a query that are labelled.", _COUNT),
+        "LIST_DEPTH": Name(
+            "First-stage ranks that lists are made of; None is all that is labelled.",
+            f"{_COUNT}, None",
+        ),
+        "PAIR_CACHE": Name("Folder of judged pairs, shared by jobs.", "a path, None"),
+        "LLM_CACHE": Name("Folder of replies, shared by jobs.", "a path, None"),
         "TEACHER_DOC_LENGTH": Name(
             "Tokens that the teacher reads of a document.", _COUNT
         ),
@@ -235,13 +278,16 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "DISTILL_STEPS": Name("Updates of the second stage.", f"{_COUNT}, None"),
         "EPOCHS": Name("Passes over the lists.", "a number above 0, None"),
         "STAGES": Name("Stages of a round.", "(@stage.Stage(), ...)"),
+        "DIRECT": Name("Direct Distillation: STAGES=%DIRECT.", "stages"),
         "ROUNDS": Name("Times that the stages are repeated.", _COUNT),
         "BATCH_SIZE": Name("Lists in a batch, over all devices.", _COUNT),
         "CHUNK": Name("Queries encoded at once (GradCache).", f"{_COUNT}, None"),
         "MICRO_BATCH": Name("Queries in one pass of a step.", f"{_COUNT}, None"),
         "LEARNING_RATE": Name("Peak learning rate.", "a number above 0"),
         "RANKER_LEARNING_RATE": Name("The same of the first stage.", "above 0"),
-        "SCHEDULE": Name("Course of the learning rate.", "linear, constant, floor"),
+        "SCHEDULE": Name(
+            "Course of the learning rate.", "linear, constant, floor, epochs_to_floor"
+        ),
         "WARMUP": Name("Steps of warm-up, or below 1 their share.", "from 0"),
         "OPTIMIZER": Name("Optimizer.", "adamw, adafactor"),
         "WEIGHT_DECAY": Name("Weight decay.", "from 0"),
@@ -250,6 +296,11 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "What chooses the best checkpoint; None keeps the last.",
             "loss, nDCG@10, ..., None",
         ),
+        "MEASURE_FIRST": Name(
+            "Measures before the first step too; the start may be the best.",
+            "True, False",
+        ),
+        "HELD_OUT": Name("Share of the lists that the loss is measured on.", _SHARE),
         "EVAL_PERIOD": Name("Steps between evaluations.", f"{_COUNT}, epoch, None"),
         "PATIENCE": Name("Evaluations without gain before a stop.", f"{_COUNT}, None"),
         "CHECKPOINT_PERIOD": Name("Steps between checkpoints.", f"{_COUNT}, None"),

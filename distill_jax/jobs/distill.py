@@ -53,6 +53,8 @@ class Distill:
         depth: documents that a reranker reorders, and that a ranking keeps.
         first_stage: what rerankers reorder, and the first row of the table; None is
             BM25's first ``depth``, or 100 where that is less.
+        second_stage: another source that rerankers are measured over as well, before
+            and after; None for none.
         stop_measure: rounds end when this measure on dev no longer grows by
             ``min_gain``; the best round is what is kept. None keeps the last.
         keep_base: what the job started from is kept where no round is better by
@@ -66,6 +68,7 @@ class Distill:
             and dev queries choose a checkpoint or a round; else none is held out.
         train_queries: ``queries:PATH`` or any collection's name: its training queries
             in place of this one's.
+        titles: whether a document's title is read before its text.
     """
 
     directory: UserPath
@@ -78,6 +81,7 @@ class Distill:
     measures: Measures = ("nDCG@10", "RR@10", "R@100")
     depth: Size = 100
     first_stage: Source | None = None
+    second_stage: Source | None = None
     index: ranking.Index = "exact"
     stop_measure: Measure | None = None
     min_gain: NotNegative = 0.0
@@ -89,6 +93,7 @@ class Distill:
     max_train_queries: Size | None = None
     max_test_queries: Size | None = None
     train_queries: CollectionName | None = None
+    titles: bool = True
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -122,6 +127,7 @@ class Distill:
             say("stopped; the same command goes on from here")
             return stopped.status
         self._add_beside(table, "after", best.student, models)
+        self._second(student, best.student, setting, models, table)
         if jax.process_index() == 0:
             best.student.save(directory / "student")
             export = exported(best.student, setting, self.export, table.means())
@@ -139,6 +145,7 @@ class Distill:
             max_train_queries=self.max_train_queries,
             max_test_queries=self.max_test_queries,
             train_queries=self.train_queries,
+            titles=self.titles,
         )
 
     def _looks_at_dev(self) -> bool:
@@ -242,12 +249,35 @@ class Distill:
         directory = directory / "rounds" / str(number)
         return directory / stage.name if len(self.stages) > 1 else directory
 
+    def _second(self, before, after, setting: Setting, models: Models, table) -> None:
+        """The rows of the second first stage: itself, and what is made of it."""
+        if self.second_stage is None:
+            return
+        if before.spec.kind in ranking.ENCODERS:
+            raise UserError(
+                f"a {before.spec.kind} searches by itself, it reorders no second stage",
+                "take SECOND_STAGE out",
+            )
+        folder = Path(self.directory) / "second_stage"
+        first = self._first_stage(
+            before, setting, models, source=self.second_stage, name=folder.name
+        )
+        table.add("second_stage", first)
+        for name, model in (("before", before), ("after", after)):
+            run = self._measure(model, name, setting, first, folder)
+            table.add(f"{name} over second_stage", run)
+
     def _first_stage(
-        self, student: Pretrained, setting: Setting, models: Models
+        self,
+        student: Pretrained,
+        setting: Setting,
+        models: Models,
+        source: Any = None,
+        name: str = "first_stage",
     ) -> Run:
         """The first stage's ranking of the test queries, kept as a part."""
         directory = Path(self.directory)
-        source = self._source()
+        source = source or self._source()
         queries = setting.judged.queries
         asked = self._asked(queries, student, setting, models)
         inputs = {
@@ -256,12 +286,12 @@ class Distill:
             "source": describe(source),
             **behind(source, asked),
         }
-        folder = directory / "evaluation" / "first_stage"
+        folder = directory / "evaluation" / name
         part(
             folder,
             inputs,
             lambda folder: source(asked).write(folder / "run.trec"),
-            what="first stage",
+            what=name.replace("_", " "),
         )
         return Run.read(folder / "run.trec", collection=setting.collection)
 

@@ -142,6 +142,9 @@ class Table:
             steps = record["funnel"]
             made |= {k: n for k, n in steps.items() if k.startswith("after")}
             found["suspects"] = record["suspects"]
+        sources = best.directory / "sources.json"
+        if sources.is_file():
+            found["sources"] = read_json(sources)
         lists = best.made["lists"]
         made = {**made, "in lists": round(lists["lists"] * lists["docs_per_list"])}
         return {"funnel": report.funnel(**made), **found}

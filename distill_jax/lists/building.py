@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from distill_jax.io.draws import generator
 from distill_jax.io.errors import UserError, near
 from distill_jax.lists.lists import Lists, empty_lists
+from distill_jax.lists.negatives import places
 
 SAMPLINGS = ("top", "random", "spread", "quantile", "stratified", "log_random")
 
@@ -24,6 +26,7 @@ def lists_from_judgements(
     window: tuple[int, int] = (0, 100),
     seed: int = 0,
     per_query: int | None = None,
+    sampling: str = "random",
 ) -> Lists:
     """One list per judged positive: the positive first, then hard negatives.
 
@@ -33,6 +36,7 @@ def lists_from_judgements(
 
     Args:
         per_query: at most so many positives of a query (the best grades first).
+        sampling: "random", or another way of ``negatives.places``.
     """
     found = []
     # One look-up for all: a collection may have millions of ids.
@@ -56,7 +60,11 @@ def lists_from_judgements(
         random = generator(seed, "negatives", query_id)
         for positive in [row for row in positives if row >= 0][:per_query]:
             count = min(size - 1, len(pool))
-            drawn = random.choice(len(pool), count, replace=False) if count else []
+            drawn: Any = []
+            if count and sampling == "random":
+                drawn = random.choice(len(pool), count, replace=False)
+            elif count:
+                drawn = places(len(pool), count, sampling, random, first=window[0])
             found.append((query_row, positive, [pool[i] for i in drawn], gain))
     if not found:
         raise UserError(

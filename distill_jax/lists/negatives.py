@@ -214,23 +214,44 @@ def sample_negatives(
             keep[query, : min(many, count)] = True
             continue
         random = generator(seed, "sample", run.query_ids[query])
-        if sampling == "stratified":
-            bounds = np.linspace(0, many, count + 1)
-            spots = bounds[:-1] + random.random(count) * np.diff(bounds)
-            # Two strata may round to one place; the free ones after it take turns.
-            chosen = np.maximum.accumulate(spots.astype(int) - np.arange(count))
-            chosen = np.minimum(
-                chosen + np.arange(count), many - count + np.arange(count)
-            )
-        else:
-            weight = (
-                1 / (first + 1 + np.arange(many)) if sampling == "log_random" else 1
-            )
-            # The greatest of exponential races: drawing without replacement.
-            chosen = np.argsort(random.exponential(size=many) / weight)[:count]
-        keep[query, chosen] = True
+        keep[query, places(many, count, sampling, random, first=first)] = True
     kept = np.where(keep, rows, -1)
     return Run(run.query_ids, kept, run.scores[:, first:last], run.doc_ids).top(count)
+
+
+def places(
+    many: int,
+    count: int,
+    sampling: str,
+    random: np.random.Generator,
+    *,
+    first: int = 0,
+) -> np.ndarray:
+    """int[count]: which of ``many`` candidates are drawn, without replacement.
+
+    Args:
+        sampling: as of ``sample_negatives``.
+        first: rank of the first of them.
+
+    Raises:
+        UserError: an unknown sampling.
+    """
+    if sampling not in SAMPLINGS:
+        raise UserError(
+            f"sampling {sampling!r}{near(sampling, SAMPLINGS)}",
+            f"choose one of {', '.join(SAMPLINGS)}",
+        )
+    if sampling == "top":
+        return np.arange(min(many, count))
+    if sampling == "stratified":
+        bounds = np.linspace(0, many, count + 1)
+        spots = bounds[:-1] + random.random(count) * np.diff(bounds)
+        # Two strata may round to one place; the free ones after it take turns.
+        chosen = np.maximum.accumulate(spots.astype(int) - np.arange(count))
+        return np.minimum(chosen + np.arange(count), many - count + np.arange(count))
+    weight = 1 / (first + 1 + np.arange(many)) if sampling == "log_random" else 1
+    # The greatest of exponential races: drawing without replacement.
+    return np.argsort(random.exponential(size=many) / weight)[:count]
 
 
 def _positive_rows(run: Run, qrels: Any, level: int) -> list[np.ndarray]:

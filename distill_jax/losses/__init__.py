@@ -11,7 +11,12 @@ True
 """
 
 from distill_jax.losses.contrastive import in_batch_contrastive, no_contrast
-from distill_jax.losses.distillation import adr_mse, kl_divergence, pairwise_kl
+from distill_jax.losses.distillation import (
+    adr_mse,
+    in_batch_kl,
+    kl_divergence,
+    pairwise_kl,
+)
 from distill_jax.losses.embeddings import embedding_distance, similarity_matrix
 from distill_jax.losses.listwise import (
     approx_ndcg,
@@ -35,6 +40,7 @@ __all__ = [
     "approx_ndcg",
     "embedding_distance",
     "in_batch_contrastive",
+    "in_batch_kl",
     "kl_divergence",
     "lambda_loss",
     "listmle",

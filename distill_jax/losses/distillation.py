@@ -54,6 +54,50 @@ def kl_divergence(
     return reduce_fn(losses, where=jnp.any(where, -1))
 
 
+def in_batch_kl(
+    similarity: Float[Array, "B B N"],
+    doc_ids: Int[Array, "B N"],
+    labels: Float[Array, "B N"],
+    *,
+    where: Bool[Array, "B N"] | None = None,
+    labelled: Bool[Array, "B"] | None = None,
+    query_rows: Int[Array, "B"] | None = None,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+) -> Float[Array, ""]:
+    r"""KL divergence from the teacher's list, over all documents of the batch.
+
+    The teacher's mass is on the query's own list; other queries' documents have none,
+    and stay in the student's softmax.
+
+    Source: PairDistill's DPR form, whose passages are gathered before the softmax.
+
+    Args:
+        similarity: [B, B, N], query i against (query j, doc n).
+        doc_ids, labelled, query_rows: not read; all losses across queries get them.
+        labels: [B, N] teacher logits of each query's own documents.
+        where: [B, N]. A masked doc has no mass on either side.
+        student_temperature, teacher_temperature: divide scores and labels.
+    """
+    del doc_ids, labelled, query_rows
+    batch, number = labels.shape
+    if where is None:
+        where = jnp.ones((batch, number), bool)
+    own = jnp.eye(batch, dtype=bool)[:, :, None]
+    # The whole batch is one long list whose other documents have probability 0.
+    targets = jnp.where(own, labels[:, None, :] / teacher_temperature, -jnp.inf)
+    counted = jnp.any(where, -1)
+    valid = (
+        jnp.broadcast_to(where[None], (batch, batch, number)) & counted[:, None, None]
+    )
+    return kl_divergence(
+        similarity.reshape(batch, -1),
+        targets.reshape(batch, -1),
+        where=valid.reshape(batch, -1),
+        student_temperature=student_temperature,
+    )
+
+
 def pairwise_kl(
     scores: Float[Array, "B N"],
     first: Int[Array, "B P"],

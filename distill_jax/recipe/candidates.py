@@ -9,9 +9,11 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from distill_jax.collections.collection import Queries
+from distill_jax.evaluation.diagnostics import intersection_rates
 from distill_jax.io.draws import share
 from distill_jax.io.errors import UserError
-from distill_jax.io.values import NotNegative, Share, Size, UserPath
+from distill_jax.io.files import write_json
+from distill_jax.io.values import Count, NotNegative, Share, Size, UserPath
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe.checkpoints import Model
 from distill_jax.runs.run import Run
@@ -193,9 +195,18 @@ class Fused:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shared:
-    """Each query asks one of the sources, chosen by the hash of its id (TWOLAR)."""
+    """Each query asks one of the sources, chosen by the hash of its id (TWOLAR).
+
+    Attributes:
+        used: numbers of the sources (from 0) whose queries are taken; None takes all.
+            What is left out changes nothing for the queries of the others.
+        compared: so many queries ask all sources, for the table of what their first
+            documents have in common (``sources.json``).
+    """
 
     sources: tuple[Source, ...]
+    used: tuple[Count, ...] | None = None
+    compared: Count = 0
 
     def __call__(self, asked: Asked) -> Run:
         parts = np.asarray(
@@ -205,15 +216,33 @@ class Shared:
             ]
         )
         lists: dict[str, list[tuple[str, float]]] = {}
+        if self.compared:
+            self._compare(asked)
         for number, source in enumerate(self.sources):
             rows = np.flatnonzero(parts == number)
-            if len(rows):
+            if len(rows) and (self.used is None or number in self.used):
                 some = dataclasses.replace(asked, queries=asked.queries.select(rows))
                 lists |= source(some).lists()
         ids = [query for query in asked.queries.ids if query in lists]
+        if not ids:
+            raise UserError(
+                f"no query asks one of the sources {self.used}",
+                f"their numbers are 0 to {len(self.sources) - 1}",
+            )
         return Run.from_lists(
             ids, [lists[query] for query in ids], asked.setting.collection.ids
         )
+
+    def _compare(self, asked: Asked) -> None:
+        rows = np.arange(min(self.compared, len(asked.queries)))
+        some = dataclasses.replace(asked, queries=asked.queries.select(rows))
+        runs = {}
+        for number, source in enumerate(self.sources):
+            checkpoint = getattr(source, "checkpoint", None)
+            name = type(source).__name__ + (f" {checkpoint}" if checkpoint else "")
+            runs[f"{number} {name}"] = source(some)
+        asked.directory.mkdir(parents=True, exist_ok=True)
+        write_json(asked.directory / "sources.json", intersection_rates(runs))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,7 +253,7 @@ class InRounds:
     its first round learns from another's candidates, later ones from its own.
     """
 
-    sources: tuple[Any, ...]
+    sources: tuple[Source, ...]
 
     def __call__(self, asked: Asked) -> Run:
         return self.sources[min(asked.round_number, len(self.sources)) - 1](asked)

@@ -18,7 +18,7 @@ from distill_jax.lists.building import (
 )
 from distill_jax.lists.lists import Lists, concatenate
 from distill_jax.lists.negatives import filter_negatives
-from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.candidates import Asked, WithJudged
 from distill_jax.recipe.teachers import PairTeacher, Teacher
 from distill_jax.runs.run import Run
 from distill_jax.workspace.console import say
@@ -44,6 +44,13 @@ class Judged:
         size: candidates of a list, the positive included (N).
         window: ranks that negatives are drawn from, after filtering.
         per_query: at most so many positives of a query.
+        draws: lists of each positive, each with negatives drawn anew; as many passes
+            over the queries are one over the lists.
+        sampling: how negatives are drawn from the window: "random", "log_random",
+            "stratified" or "top", see ``negatives.sample_negatives``.
+        teacher: with one, a candidate that it scores higher than the best known
+            positive less ``teacher_margin``, or above ``teacher_threshold``, is left
+            out as a false negative; None asks none.
         absolute_margin, relative_margin: drop candidates that score too near to the
             positive; None keeps them. Known positives and equal texts always go.
     """
@@ -51,6 +58,11 @@ class Judged:
     size: ListSize = 8
     window: tuple[Count, Count] = (0, 100)
     per_query: Size | None = 4
+    draws: Size = 1
+    sampling: Literal["random", "log_random", "stratified", "top"] = "random"
+    teacher: Teacher | None = None
+    teacher_margin: float = 0.0
+    teacher_threshold: float | None = None
     absolute_margin: float | None = None
     relative_margin: float | None = None
 
@@ -61,8 +73,15 @@ class Judged:
                 "these queries have no judgements",
                 "use a recipe that learns from a teacher, e.g. specialize.gin",
             )
+        labels = None
+        if self.teacher is not None:
+            run = WithJudged()(asked, run)
+            labels = self.teacher(asked, run)
         filtered = filter_negatives(
             run,
+            teacher=labels,
+            teacher_margin=self.teacher_margin,
+            teacher_threshold=self.teacher_threshold,
             qrels=asked.qrels,
             collection=setting.collection,
             queries=asked.queries,
@@ -76,15 +95,21 @@ class Judged:
                 "suspects": filtered.suspects(20, asked.queries, setting.collection),
             },
         )
-        return lists_from_judgements(
-            filtered.run,
-            asked.qrels,
-            asked.queries,
-            setting.collection,
-            size=self.size,
-            window=self.window,
-            seed=setting.seed,
-            per_query=self.per_query,
+        return concatenate(
+            [
+                lists_from_judgements(
+                    filtered.run,
+                    asked.qrels,
+                    asked.queries,
+                    setting.collection,
+                    size=self.size,
+                    window=self.window,
+                    seed=setting.seed + draw * 7919,
+                    per_query=self.per_query,
+                    sampling=self.sampling,
+                )
+                for draw in range(self.draws)
+            ]
         )
 
 
@@ -127,7 +152,7 @@ class Taught:
             of all scores (004 uses 25); None keeps all.
     """
 
-    teacher: Teacher
+    teacher: Teacher | None
     pairwise: PairTeacher | None = None
     size: ListSize = 8
     depth: Size | None = None

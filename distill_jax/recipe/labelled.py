@@ -20,6 +20,7 @@ from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.labels.readers import read_labels
 from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.examples import Taught
 from distill_jax.runs.run import Run
 from distill_jax.workspace.behind import of_path
 from distill_jax.workspace.console import say
@@ -162,12 +163,12 @@ class Labelled:
         Raises:
             UserError: they learn from judgements, or want what the labels lack.
         """
-        if not hasattr(examples, "teacher"):
+        if not isinstance(examples, Taught):
             raise UserError(
                 f"examples.{type(examples).__name__} learns from judgements",
                 "take LABELS out, or use a recipe that learns from a teacher",
             )
-        if getattr(examples, "depth", None) is not None and not self.ranked:
+        if examples.depth is not None and not self.ranked:
             raise UserError(
                 "a depth counts first-stage ranks, and the labels come without them",
                 "name the run that was labelled (LabelFile.first_stage)",

@@ -12,7 +12,7 @@ from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import labelled
 from distill_jax.recipe.candidates import BM25, Asked, Filter, Source
-from distill_jax.recipe.examples import Examples
+from distill_jax.recipe.examples import Examples, Taught
 from distill_jax.recipe.queries import QuerySource
 from distill_jax.recipe.queries import Training as TrainingQueries
 from distill_jax.recipe.students import Student
@@ -51,7 +51,7 @@ class Stage:
     labels: UserPath | labelled.LabelFile | None = None
 
     def __post_init__(self) -> None:
-        nobody = getattr(self.examples, "teacher", self) is None
+        nobody = isinstance(self.examples, Taught) and self.examples.teacher is None
         if nobody and self.labels is None:
             raise UserError(
                 f"stage {self.name} has no teacher: the recipe needs LLM_BASE_URL and "

@@ -218,7 +218,14 @@ class LabelFile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairModel:
-    """A duo reranker judges sampled pairs of the pointwise order."""
+    """A duo reranker judges sampled pairs of the pointwise order.
+
+    Attributes:
+        checkpoint, kind, prompt, query_length, doc_length: as of ``Model``.
+        top_k, delta, pairs, both_orders: see ``teaching.pairs.label_pairs``.
+        cache: folder of scores by text, shared between jobs; None keeps one in
+            ``MODEL_DIR/scores``.
+    """
 
     checkpoint: checkpoints.Model
     kind: Kind | None = "duo"
@@ -229,6 +236,7 @@ class PairModel:
     delta: Size = 10
     pairs: Size = 50
     both_orders: bool = True
+    cache: str | None = None
 
     def __call__(self, asked: Asked, labels: TeacherLabels) -> PairLabels:
         from distill_jax.teaching.pairs import label_pairs
@@ -251,6 +259,7 @@ class PairModel:
                     both_orders=self.both_orders,
                     seed=setting.seed,
                     mesh=setting.mesh,
+                    cache=self.cache or setting.directory / "scores",
                     progress=counter,
                 )
             return {"counts": found.provenance.get("counts", {})}

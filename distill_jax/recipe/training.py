@@ -65,8 +65,10 @@ class Training:
         objective: ``losses.Mixture`` or ``losses.Listwise``.
         steps: updates; or ``epochs`` over the lists when ``steps`` is None.
         batch_size: lists in a global batch (B).
-        learning_rate, schedule, warmup: peak; "linear" (to 0), "constant" or "floor"
-            (linear to a tenth); steps of warm-up, or a share of all steps below 1.
+        learning_rate, schedule, warmup: peak; "linear" (to 0), "constant", "floor"
+            (linear to a tenth) or "epochs_to_floor" (the same after half an epoch of
+            warm-up, 10 steps at least); steps of warm-up, or a share of all steps below
+            1, which the last has for itself.
         optimizer: "adamw" or "adafactor".
         chunk: queries encoded at once on a device (GradCache); any loss, the same
             gradient.
@@ -77,6 +79,7 @@ class Training:
         measure: what chooses the best checkpoint: "loss" on held-out lists, a ranking
             measure on dev judgements ("nDCG@10"), or None for the last.
         eval_period: in steps, or "epoch"; None evaluates four times.
+        measure_first: what training starts from is measured too, and may be the best.
         patience: evaluations without a better one after which training stops.
         dev_share: share of the lists held out for "loss": by the document that a query
             was made from, or by its id.
@@ -100,7 +103,7 @@ class Training:
     epochs: Positive | None = None
     batch_size: Size = 8
     learning_rate: Positive = 1e-4
-    schedule: Literal["linear", "constant", "floor"] = "linear"
+    schedule: Literal["linear", "constant", "floor", "epochs_to_floor"] = "linear"
     warmup: NotNegative = 0.1
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     weight_decay: NotNegative = 0.01
@@ -110,6 +113,7 @@ class Training:
     remat: Name | None = None
     measure: Measure | None = None
     eval_period: Size | Literal["epoch"] | None = None
+    measure_first: bool = False
     patience: Size | None = None
     dev_share: Rate = 0.1
     dev_depth: Size = 30
@@ -152,6 +156,12 @@ class Training:
                 peak=self.learning_rate, warmup=warmup, steps=steps
             ),
         }
+        if self.epochs:
+            schedules["epochs_to_floor"] = lambda: optimizers.epochs_to_floor(
+                peak=self.learning_rate,
+                steps_per_epoch=max(1, round(steps / self.epochs)),
+                epochs=math.ceil(self.epochs),
+            )
         if self.schedule not in schedules:
             raise UserError(
                 f"no schedule {self.schedule!r}", f"one of {', '.join(schedules)}"
@@ -317,6 +327,7 @@ def _fit(
         checkpoint_period=training.checkpoint_period,
         keep=training.keep,
         eval_period=selection.period(training, len(lists), steps) if evaluate else None,
+        eval_first=training.measure_first and evaluate is not None,
         best_measure=training.measure if evaluate else None,
         best_mode="min" if training.measure == "loss" else "max",
         patience=training.patience if evaluate else None,

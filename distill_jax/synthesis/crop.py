@@ -65,14 +65,20 @@ def crop(
 
 
 def sampled(
-    collection: Collection, rows: np.ndarray, number: int, seed: int
+    collection: Collection,
+    rows: np.ndarray,
+    number: int,
+    seed: int,
+    draw: str = "sample",
 ) -> np.ndarray:
-    """``number`` of the rows, chosen by document id: the same in any order."""
+    """``number`` of the rows, chosen by document id: the same in any order.
+
+    Args:
+        draw: another word draws independently of the rest.
+    """
     if number >= len(rows):
         return rows
-    places = [
-        seeds.seed_of(seed, "sample", collection.ids[row]) for row in rows.tolist()
-    ]
+    places = [seeds.seed_of(seed, draw, collection.ids[row]) for row in rows.tolist()]
     order = np.argsort(np.asarray(places, np.uint64), kind="stable")
     return np.sort(rows[order[:number]])
 

@@ -22,6 +22,7 @@ from distill_jax.labels.store import LabelWriter, stored_counts
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.runs.run import Run
 from distill_jax.runtime import processes
+from distill_jax.teaching.cache import ScoreCache, pair_keys
 from distill_jax.teaching.scorers import certificate, rows_of_queries, unlabelled
 from distill_jax.text.templates import Features
 
@@ -79,6 +80,7 @@ def label_pairs(
     mesh: Any = None,
     tokens_per_batch: int | None = None,
     shard_queries: int = 256,
+    cache: str | Path | None = None,
     provenance: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> PairLabels:
@@ -87,6 +89,8 @@ def label_pairs(
     With ``both_orders`` each pair is asked both ways and the two logits are averaged
     with opposite signs; the mean of their sum is the position bias, in logits, which
     is kept in the labels' counts.
+
+    ``cache`` is a folder of logits by text, shared between jobs; None keeps none.
 
     Labels may be of more queries than are asked for: the lists of unknown queries are
     left out, as where lists are made.
@@ -117,22 +121,21 @@ def label_pairs(
         labels, top_k=top_k, delta=delta, pairs=pairs, seed=seed
     )
     todo = unlabelled(labels.query_ids, writer)
+    store = None if cache is None else ScoreCache(cache, model.digest)
     for start in range(0, len(todo), shard_queries):
         started = time.monotonic()
         rows = np.asarray(todo[start : start + shard_queries])
         where = first[rows] >= 0
         asked = np.repeat(query_rows[rows][:, None], pairs, axis=1)[where]
 
-        def logits(doc0, doc1, asked=asked):
+        def compute(**at):
             return score_features(
-                model,
-                features,
-                mesh=mesh,
-                tokens_per_batch=tokens_per_batch,
-                query=asked,
-                document0=doc0,
-                document1=doc1,
+                model, features, mesh=mesh, tokens_per_batch=tokens_per_batch, **at
             )
+
+        def logits(doc0, doc1, asked=asked, compute=compute):
+            at = {"query": asked, "document0": doc0, "document1": doc1}
+            return _paid_once(store, features, at, compute)
 
         forward = logits(first[rows][where], second[rows][where])
         counts: dict[str, float] = {"pairs": int(where.sum())}
@@ -160,6 +163,22 @@ def label_pairs(
     writer.finish(total)
     processes.meet("pairs are labelled")
     return PairLabels.read(directory)
+
+
+def _paid_once(
+    store: ScoreCache | None, features: Features, at: dict[str, np.ndarray], compute
+) -> np.ndarray:
+    """float32[M]: logits, those that the store has not computed and kept there."""
+    if store is None:
+        return compute(**at)
+    fields = features.template.fields
+    keys = pair_keys(*((s, at[name]) for name, s in zip(fields, features.stores)))
+    values = store.find(keys)
+    new = np.flatnonzero(np.isnan(values))
+    if len(new):
+        values[new] = compute(**{name: rows[new] for name, rows in at.items()})
+        store.add(keys[new], values[new])
+    return values
 
 
 def pairs_of_scores(labels: TeacherLabels, **sampling: Any) -> PairLabels:

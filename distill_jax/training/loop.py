@@ -168,6 +168,11 @@ class TrainingRun:
         # The batch before the next one proves that the feed is the same as before.
         known = self.step - 1 if self.step and self.notes.batch else self.step
         pending: tuple[Any, Fed] | None = None
+        if options.eval_first and not self.step and self.evaluate is not None:
+            # A signal that cuts it short stops the run at its next boundary.
+            with contextlib.suppress(Interrupted):
+                if self.measure():
+                    self.save(wait=False)
         # A run that was stopped during an evaluation repeats it.
         owed = self.due(options.eval_period) and self.notes.evaluated != self.step
         if (owed or self.step >= options.steps) and self.boundary():

@@ -37,6 +37,8 @@ class FitOptions:
         keep: how many of the newest checkpoints stay, besides the best.
         log_period: steps that one record of ``metrics.jsonl`` is the mean of.
         eval_period: steps between evaluations; None for none.
+        eval_first: evaluates before the first step too, so that what training starts
+            from may be the best.
         best_measure: name among what ``evaluate`` returns that chooses the best.
         best_mode: "max" or "min".
         patience: evaluations without a better one after which training stops.
@@ -63,6 +65,7 @@ class FitOptions:
     keep: int = 1
     log_period: int = 1
     eval_period: int | None = None
+    eval_first: bool = False
     best_measure: str | None = None
     best_mode: str = "max"
     patience: int | None = None

@@ -128,6 +128,7 @@ def open_setting(
     max_test_queries: int | None = None,
     need: tuple[str, ...] = ("test",),
     train_queries: str | None = None,
+    titles: bool = True,
 ) -> Setting:
     """Loads a collection with its splits, and says what is wrong with it at once.
 
@@ -138,6 +139,7 @@ def open_setting(
     Args:
         train_queries: ``queries:PATH``, or any collection's name: its training queries
             are trained on in place of this one's.
+        titles: False reads documents without their titles.
 
     Raises:
         UserError: a split named in ``need`` is missing.
@@ -158,6 +160,8 @@ def open_setting(
         splits[name] = Split(queries=queries, qrels=qrels)
     if docs is None:
         raise missing or UserError(f"{collection} has no split")
+    if not titles and docs.titles is not None:
+        docs = dataclasses.replace(docs, titles=None, known_digest=None)
     for notice in docs.notices:
         say(f"note: {notice}")
     train, dev, test = (splits.get(n) for n in ("train", "dev", test_split))
