@@ -39,6 +39,10 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "beir:PATH, msmarco:PATH, irds:NAME, pydocs[:PACKAGES], files:DIR, "
             "csv:PATH, jsonl:PATH, parquet:PATH",
         ),
+        "COLLECTIONS": Name(
+            "Collections of a table.",
+            "a list of what COLLECTION takes, qrels:FILE, dl, beir, cqadupstack, lotte",
+        ),
         "SEED": Name("Seed of everything that is drawn at random.", "a whole number"),
         "MESH": Name(
             "Devices by axis; None puts all of them on the data axis.",
@@ -118,6 +122,9 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "SOURCE": Name("Where candidates come from.", "@candidates.NAME()"),
         "FIRST_STAGE": Name(
             "What rerankers reorder; None is BM25.", "@candidates.NAME(), None"
+        ),
+        "FIRST_STAGES": Name(
+            "What rerankers reorder, each.", "(@candidates.NAME(), ...)"
         ),
         "SECOND_STAGE": Name(
             "Another first stage that the student is measured over too.",
@@ -329,6 +336,10 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "What the job started from is kept unless dev queries gain.", "True, False"
         ),
         "MEASURES": Name("Measures; the first decides.", "('nDCG@10', 'RR@10', ...)"),
+        "PUBLISHED": Name(
+            "A paper's figures, put beside a table's cells.",
+            "{'SYSTEM': {'COLLECTION': 0.5}}",
+        ),
         "HITS": Name("Depths of the hit rates of answers.", "(5, 10)"),
         "COUNT_MISSING": Name("Queries without a ranking count 0.", "True, False"),
     },

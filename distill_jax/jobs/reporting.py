@@ -144,7 +144,7 @@ class Table:
             found["suspects"] = record["suspects"]
         sources = best.directory / "sources.json"
         if sources.is_file():
-            found["sources"] = read_json(sources)
+            found["intersection"] = read_json(sources)
         lists = best.made["lists"]
         made = {**made, "in lists": round(lists["lists"] * lists["docs_per_list"])}
         return {"funnel": report.funnel(**made), **found}

@@ -24,6 +24,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "Mine",
         "Synthesize",
     ),
+    "distill_jax.jobs.tables": ("Tables",),
     "distill_jax.losses": (
         "Listwise",
         "Mixture",

@@ -188,6 +188,19 @@ def kl(scores, labels, where, student=1.0, teacher=1.0):
     return np.mean(found)
 
 
+def kl_in_batch(cross, targets):
+    """Other queries' documents stay in the student's softmax, with no mass there."""
+    found = []
+    every = targets.where.reshape(-1)
+    for i, (y, w) in enumerate(zip(targets.labels, targets.where)):
+        q = np.full(every.shape, -np.inf)
+        q[every] = log_softmax(cross[i].reshape(-1)[every])
+        own = q.reshape(targets.where.shape)[i][w]
+        p = log_softmax(y[w])
+        found.append(np.sum(np.exp(p) * (p - own)))
+    return np.mean(found)
+
+
 def softmax_cross_entropy(scores, labels, where):
     return np.mean(
         [-y[w] @ log_softmax(s[w]) for s, y, w in zip(scores, labels, where)]
@@ -373,7 +386,9 @@ def pairdistill_parts(job: Ran) -> tuple[float, float, float]:
 
 def test_pairdistill_of_a_dual_encoder_adds_three_losses(ran):
     job = ran("pairdistill_dpr")
-    listwise, pairs, contrast = pairdistill_parts(job)
+    _, pairs, contrast = pairdistill_parts(job)
+    _, cross = scores_of(job.directory / "initial", job.stage().batch)
+    listwise = kl_in_batch(cross, job.stage().batch.targets)
     loss = listwise + 1.0 * pairs + contrast
     same(
         job.first_step(),

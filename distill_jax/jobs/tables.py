@@ -1,0 +1,425 @@
+"""Tables of papers: models and runs over many collections, in one resumable command."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax import report
+from distill_jax.collections.qrels import Qrels
+from distill_jax.evaluation.measures import evaluate_queries, measured_names
+from distill_jax.evaluation.significance import compare, correct
+from distill_jax.io.errors import UserError, near
+from distill_jax.io.files import atomic_write
+from distill_jax.recipe import checkpoints
+from distill_jax.recipe.candidates import BM25, Asked
+from distill_jax.recipe.checkpoints import Checkpoint
+from distill_jax.recipe.students import load_model
+from distill_jax.runs.run import Run
+from distill_jax.runtime import sharding
+from distill_jax.workspace import ranking
+from distill_jax.workspace.behind import behind
+from distill_jax.workspace.cached_step import part
+from distill_jax.workspace.console import say
+from distill_jax.workspace.context import Setting, open_setting
+from distill_jax.workspace.describe import describe
+
+_FORUMS = (
+    "android", "english", "gaming", "gis", "mathematica", "physics", "programmers",
+    "stats", "tex", "unix", "webmasters", "wordpress",
+)  # fmt: skip
+CQADUPSTACK = tuple(f"irds:beir/cqadupstack/{forum}" for forum in _FORUMS)
+GROUPS: Mapping[str, tuple[Any, ...]] = {
+    "dl": (
+        "irds:msmarco-passage/trec-dl-2019/judged",
+        "irds:msmarco-passage/trec-dl-2020/judged",
+    ),
+    "cqadupstack": (("cqadupstack", CQADUPSTACK),),
+    # BEIR's sets that anybody may download; bioasq, signal1m and trec-news come
+    # from their owners, and are then beir:PATH.
+    "beir": (
+        "irds:beir/trec-covid", "irds:beir/nfcorpus", "irds:beir/nq",
+        "irds:beir/hotpotqa", "irds:beir/fiqa", "irds:disks45/nocr/trec-robust-2004",
+        "irds:beir/arguana", "irds:beir/webis-touche2020/v2",
+        ("cqadupstack", CQADUPSTACK), "irds:beir/quora", "irds:beir/dbpedia-entity",
+        "irds:beir/scidocs", "irds:beir/fever", "irds:beir/climate-fever",
+        "irds:beir/scifact",
+    ),
+    "lotte": tuple(
+        f"irds:lotte/{topic}/test/{kind}"
+        for topic in ("lifestyle", "recreation", "science", "technology", "writing")
+        for kind in ("search", "forum")
+    ),
+}  # fmt: skip
+"""Names that stand for several collections; a pair is a mean over its sets."""
+
+Values = dict[str, dict[str, dict[str, float]]]
+"""{system: {collection: {query: value}}} of one measure."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tables:
+    """Systems by collections.
+
+    Attributes:
+        collections: each ``scheme:where``, ``qrels:FILE`` (judgements alone, for runs),
+            a name of ``GROUPS``, or (name, collections) for the mean over several.
+        checkpoints: models; encoders search, rerankers reorder each of
+            ``first_stages``.
+        reading: how ``checkpoints`` are read; None as they say themselves.
+        first_stages: sources, which are rows of the table too.
+        runs: ``{collection: (TREC files)}``; a run is called by its file's name up to
+            the first dot, so that one system has one row.
+        measures: by trec_eval's rules; the tables are of the first.
+        published: ``{system: {collection: value}}``, put beside the cells.
+        without_own: leave out documents whose id is the query's own (ArguAna, Quora).
+    """
+
+    directory: str
+    collections: tuple[Any, ...]
+    checkpoints: tuple[Any, ...] = ()
+    reading: Checkpoint | None = None
+    first_stages: tuple[Any, ...] = dataclasses.field(default_factory=lambda: (BM25(),))
+    runs: Any = dataclasses.field(default_factory=dict)
+    measures: tuple[str, ...] = ("nDCG@10",)
+    split: str = "test"
+    depth: int = 100
+    published: Any = dataclasses.field(default_factory=dict)
+    without_own: bool = False
+    index: str = "auto"
+    seed: int = 0
+    mesh: str | None = None
+    max_queries: int | None = None
+
+    def __call__(self, *, config: str = "", command: str = "") -> int:
+        measured_names(self.measures)
+        directory = Path(self.directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.gin").write_text(config, encoding="utf-8")
+        columns = self.columns()
+        measured: dict[str, Values] = {measure: {} for measure in self.measures}
+        for where in dict.fromkeys(spec for _, specs in columns for spec in specs):
+            for system, run, qrels in self._systems(where, directory):
+                values = evaluate_queries(run, qrels, list(self.measures))
+                for measure, per_query in values.items():
+                    measured[measure].setdefault(system, {})[where] = per_query
+                mean = np.mean(list(values[self.measures[0]].values()))
+                say(f"{short(where)}: {system} {self.measures[0]} {mean:.4f}")
+        if not measured[self.measures[0]]:
+            raise UserError(
+                "nothing to measure", "give CHECKPOINTS, FIRST_STAGES or RUNS"
+            )
+        self._publish(directory, columns, measured, command)
+        return 0
+
+    def plan(self) -> int:
+        columns = self.columns()
+        print(f"{len(columns)} columns: {', '.join(name for name, _ in columns)}")
+        models = [str(each.path) for each in checkpoints.each(self.checkpoints)]
+        print(f"models: {', '.join(models) or 'none'}")
+        print(f"first stages: {', '.join(map(_name_of, self.first_stages)) or 'none'}")
+        return 0
+
+    def columns(self) -> list[tuple[str, tuple[str, ...]]]:
+        """(name, collections whose mean it is) of each column."""
+        found: list[tuple[str, tuple[str, ...]]] = []
+        for entry in self.collections:
+            if isinstance(entry, tuple | list):
+                name, specs = entry
+                found.append((str(name), tuple(specs)))
+            elif entry in GROUPS:
+                found += dataclasses.replace(self, collections=GROUPS[entry]).columns()
+            elif ":" not in str(entry) and entry != "pydocs":
+                raise UserError(
+                    f"no collection {entry!r}{near(str(entry), GROUPS)}",
+                    f"write scheme:where, or one of {', '.join(GROUPS)}",
+                )
+            else:
+                found.append((short(entry), (str(entry),)))
+        return found
+
+    def _systems(self, where: str, directory: Path) -> Iterator[tuple[str, Run, Qrels]]:
+        """Every system that ranks a collection: its name, its run, the judgements."""
+        files = self.runs.get(where, self.runs.get(short(where), ()))
+        files = (files,) if isinstance(files, str) else files
+        if where.startswith("qrels:"):
+            qrels = Qrels.read(Path(where.removeprefix("qrels:")).expanduser())
+            for path in files:
+                yield _stem(path), Run.read(path), qrels
+            return
+        setting = open_setting(
+            directory / slug(where),
+            where,
+            mesh=sharding.make_mesh(self.mesh),
+            seed=self.seed,
+            dev_share=0.0,
+            test_split=self.split,
+            max_test_queries=self.max_queries,
+        )
+        qrels = setting.judged.qrels
+        for path in files:
+            yield _stem(path), Run.read(path, collection=setting.collection), qrels
+        first: dict[str, Run] = {}
+        for source in self.first_stages:
+            name = _name_of(source)
+            first[name] = self._from_source(source, name, setting)
+            yield name, self._own(first[name]), qrels
+        for checkpoint in checkpoints.each(self.checkpoints, self.reading):
+            model = load_model(checkpoint, setting)
+            name = _stem(str(checkpoint.path))
+            if model.spec.kind in ranking.ENCODERS:
+                yield name, self._own(self._from_model(model, name, setting)), qrels
+                continue
+            if not first:
+                raise UserError(
+                    f"{checkpoint.path} is a {model.spec.kind}: it reorders candidates",
+                    "give FIRST_STAGES, e.g. (@candidates.BM25(),)",
+                )
+            for stage, run in first.items():
+                both = name if len(first) == 1 else f"{name} over {stage}"
+                ranked = self._from_model(model, both, setting, run)
+                yield both, self._own(ranked), qrels
+
+    def _from_source(self, source: Any, name: str, setting: Setting) -> Run:
+        asked = Asked(
+            setting=setting,
+            queries=setting.judged.queries,
+            student=None,  # type: ignore[arg-type]
+            model=lambda model, **fields: load_model(model, setting, **fields),
+            directory=setting.directory,
+        )
+        inputs = {"source": describe(source), **behind(source, asked)}
+        return _kept(setting, name, inputs, lambda: source(asked).top(self.depth))
+
+    def _from_model(
+        self, model: Any, name: str, setting: Setting, first: Run | None = None
+    ) -> Run:
+        inputs = {
+            "model": model.digest,
+            "first stage": None if first is None else first.digest,
+            "depth": self.depth,
+            "index": self.index,
+        }
+        return _kept(
+            setting,
+            name,
+            inputs,
+            lambda: ranking.rank(
+                model,
+                setting.judged.queries,
+                setting,
+                first_stage=first,
+                depth=self.depth,
+                directory=setting.directory / "vectors",
+                index=self.index,
+            ),
+        )
+
+    def _own(self, run: Run) -> Run:
+        if not self.without_own:
+            return run
+        from distill_jax.jobs.evaluate import without_own
+
+        return without_own(run)
+
+    def _publish(self, directory, columns, measured, command: str) -> None:
+        primary = self.measures[0]
+        cells = table_of(measured[primary], columns)
+        systems = list(measured[primary])
+        tests = significance(measured[primary], systems[0], columns)
+        marks = {(t.system, t.measure): t for t in tests}
+        rows = []
+        for measure in self.measures:
+            found = table_of(measured[measure], columns)
+            for system in found:
+                for column, value in found[system].items():
+                    test = marks.get((system, column)) if measure == primary else None
+                    published = self.published.get(system, {}).get(column, "")
+                    p = "" if test is None or test.p_holm is None else test.p_holm
+                    rows.append((measure, system, column, value, published, p))
+        _write_tsv(directory / "table.tsv", rows)
+        with atomic_write(directory / "table.tex") as out:
+            out.write(latex(cells, marks, self.published, primary))
+        data = {
+            "title": f"{primary} by collection",
+            "measures": {
+                s: {c: v for c, v in row.items() if v is not None}
+                for s, row in cells.items()
+            },
+            "primary": "mean",
+            "baseline": systems[0],
+            "system": systems[-1],
+            "significance": [test.as_dict() for test in tests],
+            "verdict": f"{len(systems)} systems, {len(columns)} columns of {primary}; "
+            f"* differs from {systems[0]}: p < 0.05, paired t-test, Holm over "
+            f"{len(tests)} tests",
+            "again": command,
+            "notices": [],
+        }
+        page = report.publish(directory, data)
+        print(text(cells, marks, self.published))
+        print(f"* differs from {systems[0]}: p < 0.05, Holm over {len(tests)} tests")
+        print(f"table: {directory / 'table.tsv'}, {directory / 'table.tex'}")
+        print(f"report: {page}")
+
+
+def _kept(setting: Setting, name: str, inputs: dict, make: Any) -> Run:
+    """A system's run of a collection, made once."""
+    folder = setting.directory / "runs" / slug(name)
+    inputs = {
+        **inputs,
+        "collection": setting.collection.digest,
+        "queries": setting.judged.queries.digest,
+    }
+    part(
+        folder,
+        inputs,
+        lambda folder: make().write(folder / "run.trec"),
+        what=f"{setting.collection.name}: {name}",
+    )
+    return Run.read(folder / "run.trec", collection=setting.collection)
+
+
+def table_of(
+    values: Values, columns: Sequence[tuple[str, tuple[str, ...]]]
+) -> dict[str, dict[str, float | None]]:
+    """{system: {column: mean}} with ``mean`` and ``geometric mean`` over the columns.
+
+    A cell is None where a system lacks a collection of the column, and so are the
+    means where it lacks a column.
+    """
+    table: dict[str, dict[str, float | None]] = {}
+    for system, found in values.items():
+        row: dict[str, float | None] = {}
+        for name, specs in columns:
+            means = [
+                float(np.mean(list(found[s].values()))) for s in specs if s in found
+            ]
+            row[name] = float(np.mean(means)) if len(means) == len(specs) else None
+        cells = [value for value in row.values() if value is not None]
+        whole = len(cells) == len(columns)
+        row["mean"] = float(np.mean(cells)) if whole else None
+        row["geometric mean"] = (
+            math.exp(float(np.mean(np.log(np.maximum(cells, 1e-9))))) if whole else None
+        )
+        table[system] = row
+    return table
+
+
+def significance(values: Values, baseline: str, columns: Any) -> list[Any]:
+    """Every system against the baseline in every column, corrected together (Holm)."""
+    tests = []
+    for system, found in values.items():
+        for name, specs in columns:
+            both = [s for s in specs if s in found and s in values[baseline]]
+            if system == baseline or len(both) < len(specs):
+                continue
+            pairs = {
+                f"{spec} {query}": (values[baseline][spec][query], value)
+                for spec in both
+                for query, value in found[spec].items()
+                if query in values[baseline][spec]
+            }
+            before = {key: pair[0] for key, pair in pairs.items()}
+            after = {key: pair[1] for key, pair in pairs.items()}
+            if pairs:
+                tests.append(
+                    compare(
+                        before, after, measure=name, baseline=baseline, system=system
+                    )
+                )
+    return correct(tests)
+
+
+def text(cells: Any, marks: Any, published: Any) -> str:
+    """The table as aligned lines; a published figure stands in brackets."""
+    names = list(next(iter(cells.values())))
+    lines = [["", *names]]
+    for system, row in cells.items():
+        lines.append(
+            [system, *(_cell(system, c, row[c], marks, published) for c in names)]
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(word.ljust(width) for word, width in zip(line, widths)).rstrip()
+        for line in lines
+    )
+
+
+def latex(cells: Any, marks: Any, published: Any, measure: str) -> str:
+    """The table for a paper: booktabs, best of a column in bold."""
+    names = list(next(iter(cells.values())))
+    best = {c: max((row[c] for row in cells.values() if row[c] is not None), default=0)
+            for c in names}  # fmt: skip
+    lines = [
+        f"% {measure}; $^*$: p < 0.05, paired t-test, Holm",
+        f"\\begin{{tabular}}{{l{'r' * len(names)}}}",
+        "\\toprule",
+        " & ".join(["", *map(_tex, names)]) + r" \\",
+        "\\midrule",
+    ]
+    for system, row in cells.items():
+        words = []
+        for name in names:
+            word = _cell(system, name, row[name], marks, published).replace("*", "$^*$")
+            bold = row[name] is not None and row[name] == best[name]
+            words.append(f"\\textbf{{{word}}}" if bold else word)
+        lines.append(" & ".join([_tex(system), *words]) + r" \\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+def _cell(system: str, column: str, value: Any, marks: Any, published: Any) -> str:
+    if value is None:
+        return "-"
+    test = marks.get((system, column))
+    star = test is not None and test.p_holm is not None and test.p_holm < 0.05
+    beside = published.get(system, {}).get(column)
+    return f"{value:.3f}{'*' if star else ''}" + (
+        f" [{beside}]" if beside is not None else ""
+    )
+
+
+def _write_tsv(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
+    with atomic_write(path) as out:
+        out.write("measure\tsystem\tcollection\tvalue\tpublished\tp_holm\n")
+        for measure, system, column, value, published, p in rows:
+            shown = "" if value is None else f"{value:.6f}"
+            out.write(f"{measure}\t{system}\t{column}\t{shown}\t{published}\t{p}\n")
+
+
+def _tex(word: str) -> str:
+    return re.sub(r"([_&%#])", r"\\\1", word)
+
+
+def _name_of(source: Any) -> str:
+    checkpoint = getattr(source, "checkpoint", None)
+    return (
+        _stem(checkpoints.path_of(checkpoint)) if checkpoint else type(source).__name__
+    )
+
+
+def _stem(path: Any) -> str:
+    """BM25 of runs/BM25.dl19.top100.trec.gz; MiniLM of package:.../MiniLM."""
+    name = Path(str(path)).name
+    is_file = name.endswith((".gz", ".trec", ".txt", ".run"))
+    return name.partition(".")[0] if is_file else name
+
+
+def short(where: str) -> str:
+    """A collection's name in a table."""
+    scheme, _, rest = str(where).partition(":")
+    if scheme == "irds":
+        return rest.removeprefix("beir/")
+    name = Path(rest).name if rest else scheme
+    return re.sub(r"\.(txt|tsv|qrels)(\.gz)?$|\.gz$", "", name)
+
+
+def slug(name: str) -> str:
+    """A folder's name for it."""
+    return re.sub(r"[^\w.+-]+", "_", name).strip("._")[:80] or "all"
