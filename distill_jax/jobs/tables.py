@@ -17,6 +17,7 @@ from distill_jax.evaluation.measures import evaluate_queries, measured_names
 from distill_jax.evaluation.significance import compare, correct
 from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import atomic_write
+from distill_jax.jobs.evaluate import without_own
 from distill_jax.recipe import checkpoints
 from distill_jax.recipe.candidates import BM25, Asked
 from distill_jax.recipe.checkpoints import Checkpoint
@@ -224,8 +225,6 @@ class Tables:
     def _own(self, run: Run) -> Run:
         if not self.without_own:
             return run
-        from distill_jax.jobs.evaluate import without_own
-
         return without_own(run)
 
     def _publish(self, directory, columns, measured, command: str) -> None:
