@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,14 @@ from distill_jax.collections.collection import Collection, Queries, collection_d
 from distill_jax.io import bad_lines
 from distill_jax.io.cache import cache_dir
 from distill_jax.io.errors import UserError, clip
-from distill_jax.io.files import digest_texts, file_fingerprint, read_json, write_json
+from distill_jax.io.files import (
+    digest_texts,
+    file_fingerprint,
+    read_json,
+    staging,
+    sweep,
+    write_json,
+)
 from distill_jax.io.strings import StringTable, StringTableWriter, arrow_strings
 from distill_jax.text.vocabulary import without_surrogates
 
@@ -136,7 +142,8 @@ def _large(path, items, name, titles) -> Collection:
     folder = cache_dir() / "collections" / file_fingerprint(path)
     if not _whole(folder):
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".part."))
+        sweep(folder.parent, folder.name)
+        aside = staging(folder.parent, folder.name)
         try:
             _write_large(aside, path, items, titles)
             if folder.exists():

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import write_json
+from distill_jax.io.files import (
+    as_full,
+    flush_folder,
+    flush_tree,
+    staging,
+    sweep,
+    unwritable,
+    write_json,
+)
 
 MARK = "verification.json"
 # Of a ColBERT these are read from the folder itself; word ids from the tokenizer.
@@ -51,16 +58,20 @@ def replaced(directory: str | Path) -> Iterator[Path]:
             f"{directory} is not empty and holds no earlier export",
             "export to another folder: this one would be replaced",
         )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
+        sweep(directory.parent, directory.name[:80])
+        aside = staging(directory.parent, directory.name)
+    except OSError as error:
+        raise unwritable(directory, error) from error
     try:
         yield aside
+        flush_tree(aside)
         # What is made aside is private; this folder is to be served from.
         aside.chmod(0o755)
         for path in aside.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
         if directory.exists():
-            old = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".replaced."))
+            old = staging(directory.parent, directory.name)
             os.replace(directory, old)  # an empty folder gives way to a rename
             try:
                 os.replace(aside, directory)
@@ -70,9 +81,16 @@ def replaced(directory: str | Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(aside, directory)
-    except OSError as error:
+        flush_folder(directory.parent)
+    except UserError:
+        raise
+    except Exception as error:
+        # safetensors has an error of its own for a full disk.
+        found = as_full(error) or (error if isinstance(error, OSError) else None)
+        if found is None:
+            raise
         raise UserError(
-            f"{directory}: the export could not be written ({error})",
+            f"{directory}: the export could not be written ({found})",
             "free space or fix the permissions, and export again",
         ) from error
     finally:

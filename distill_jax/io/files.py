@@ -8,6 +8,8 @@ import gzip
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
 import zlib
@@ -43,7 +45,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
+        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=_aside(path.name))
     except OSError as error:
         raise unwritable(path, error) from error
     try:
@@ -62,6 +64,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
         # mkstemp makes files private; give what an ordinary open would have given.
         os.chmod(aside, 0o666 & ~_umask())
         os.replace(aside, path)
+        flush_folder(path.parent)
     except BaseException as error:
         written = 0
         with contextlib.suppress(OSError):
@@ -70,6 +73,111 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
         if isinstance(error, OSError) and is_full(error):
             raise unwritable(path, error, written) from error
         raise
+
+
+@contextlib.contextmanager
+def written(path: Path, aside: Path) -> Iterator[None]:
+    """Renames ``aside``, which a library writes inside, to ``path``; flushed first.
+
+    Raises:
+        UserError: the disk is full, which safetensors says in an error of its own.
+    """
+    try:
+        yield
+        with open(aside, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        flush_folder(path.parent)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        full = as_full(error)
+        if full is None:
+            raise
+        raise unwritable(path, full) from error
+
+
+def as_full(error: BaseException) -> OSError | None:
+    """The error as one of a full disk, by number or by a library's words."""
+    if isinstance(error, OSError):
+        return error if is_full(error) else None
+    found = re.search(r"os error (\d+)|No space left", str(error))
+    if type(error).__name__ != "SafetensorError" or found is None:
+        return None
+    number = int(found[1]) if found[1] else errno.ENOSPC
+    return OSError(number, os.strerror(number)) if number in _FULL else None
+
+
+def flush_folder(folder: str | Path) -> None:
+    """Brings a rename in a folder to the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def staging(parent: Path, name: str) -> Path:
+    """A new hidden folder that will take a name; says whose it is, for ``sweep``."""
+    parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=parent, prefix=_aside(name)))
+
+
+def sweep(folder: str | Path, name: str | None = None) -> list[Path]:
+    """Deletes what killed processes of this machine left half-written.
+
+    Args:
+        folder: looked through to its leaves; with a name, itself only.
+        name: of the file or folder that was to be.
+    """
+    removed = []
+    for at, folders, names in os.walk(folder):
+        for found in [*folders, *names]:
+            owner = _ASIDE.fullmatch(found)
+            if owner is None or owner["host"] != _host() or name not in (
+                None, owner["name"],
+            ):  # fmt: skip
+                continue
+            if not _alive(int(owner["pid"])):
+                path = Path(at) / found
+                removed.append(path)
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+        folders[:] = [] if name else [f for f in folders if not f.startswith(".")]
+    return removed
+
+
+_ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<host>[^@]*)@(?P<pid>\d{1,10})@\w+")
+
+
+def _aside(name: str) -> str:
+    return f".{name[:80]}.{_host()}@{os.getpid()}@"
+
+
+def _host() -> str:
+    return platform.node()[:64].replace("/", "_").replace("@", "_")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def flush_tree(folder: str | Path) -> None:
+    """Brings every file of a folder, and the folders, to the disk."""
+    for at, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(at, name), "rb") as file:
+                os.fsync(file.fileno())
+        flush_folder(at)
 
 
 @contextlib.contextmanager
@@ -309,11 +417,37 @@ def json_object(path: str | Path, number: int, line: str) -> dict | None:
     return record
 
 
+def read_record(
+    path: str | Path, todo: str | None = None, /, **fields: Any
+) -> dict[str, Any]:
+    """Reads a JSON object with its fields; others may stand beside them.
+
+    Args:
+        todo: what a user may do about a damaged one.
+        fields: name to type, or to a tuple of types.
+
+    Raises:
+        UserError: as ``read_json``; it is no object, or lacks a field of that type.
+    """
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: damaged, it holds no JSON object", todo)
+    for name, kind in fields.items():
+        value = record.get(name)
+        number = isinstance(value, bool) and kind is not bool
+        if not isinstance(value, kind) or number:
+            raise UserError(
+                f"{path}: damaged, {name!r} is {'absent' if value is None else 'odd'}",
+                todo,
+            )
+    return record
+
+
 def read_json(path: str | Path) -> Any:
     """Reads one JSON document.
 
     Raises:
-        UserError: the file is missing, not UTF-8 or not JSON.
+        UserError: the file is missing, not UTF-8 or not JSON that can be read.
     """
     path = Path(path)
     try:
@@ -328,6 +462,11 @@ def read_json(path: str | Path) -> Any:
         raise UserError(
             f"{path}:{error.lineno}:{error.colno}: malformed JSON ({error.msg})"
         ) from None
+    except RecursionError:
+        raise UserError(f"{path}: JSON nested too deep") from None
+    except ValueError as error:
+        # A number of more digits than Python converts.
+        raise UserError(f"{path}: JSON that cannot be read ({error})") from None
 
 
 def write_json(path: str | Path, value: Any) -> None:

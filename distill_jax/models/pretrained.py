@@ -15,8 +15,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from distill_jax.io import sums
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import digest, read_json, write_json
+from distill_jax.io.files import digest, read_record, write_json, written
 from distill_jax.models.specs import from_json, to_json
 from distill_jax.models.t5 import T5, T5Sizes
 from distill_jax.text.tokenizer import Tokenizer
@@ -89,18 +90,17 @@ class Pretrained:
             for name, leaf in flatten(self.params).items()
         }
         aside = directory / ".params.safetensors.part"
-        save_file(arrays, str(aside))
-        aside.replace(directory / "params.safetensors")
+        with written(directory / "params.safetensors", aside):
+            save_file(arrays, str(aside))
         self.tokenizer.save(directory / "tokenizer")
-        write_json(
-            directory / "student.json",
-            {
-                "spec": to_json(self.spec),
-                "source": self.source,
-                "tokenizer": self.tokenizer.digest,
-                "format": 1,
-            },
-        )
+        record = {
+            "spec": to_json(self.spec),
+            "source": self.source,
+            "tokenizer": self.tokenizer.digest,
+            "format": 1,
+            "files": sums.take(directory, ["params.safetensors"]),
+        }
+        write_json(directory / "student.json", record | {"sum": digest(record)})
 
     @classmethod
     def read(cls, directory: str | Path) -> Pretrained:
@@ -110,16 +110,21 @@ class Pretrained:
             UserError: the folder was written by a newer version, lacks a file, or has
                 another tokenizer than the weights were saved with.
         """
-        from safetensors.numpy import load_file
-
         directory = Path(directory)
-        record = read_json(directory / "student.json")
-        if record.get("format", 0) > 1:
+        todo = "restore the folder, or train again into another MODEL_DIR"
+        path = directory / "student.json"
+        record = read_record(path, todo, spec=dict)
+        found = record.get("format", 0)
+        if not isinstance(found, int) or found > 1:
             raise UserError(
-                f"{directory}/student.json has format {record['format']}, "
+                f"{directory}/student.json has format {found}, "
                 "this version reads up to 1",
                 "upgrade distill_jax, or export the model from the newer version",
             )
+        stated = record.pop("sum", None)
+        if stated is not None and stated != digest(record):
+            raise UserError(f"{path}: damaged, it is not as it was written", todo)
+        sums.check(directory, record.get("files", {}), todo)
         tokenizer = Tokenizer.load(directory / "tokenizer")
         if record.get("tokenizer", tokenizer.digest) != tokenizer.digest:
             # Of the same size it would fit, and every id would mean something else.
@@ -129,10 +134,20 @@ class Pretrained:
             )
         return cls(
             spec=from_json(record["spec"]),
-            params=unflatten(load_file(str(directory / "params.safetensors"))),
+            params=unflatten(_loaded(directory / "params.safetensors", todo)),
             tokenizer=tokenizer,
             source=record.get("source", str(directory)),
         )
+
+
+def _loaded(path: Path, todo: str) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(str(path))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})", todo) from None
 
 
 def build(spec: Any, rngs: nnx.Rngs) -> nnx.Module:

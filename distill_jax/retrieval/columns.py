@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import read_json, write_json
+from distill_jax.io.files import read_record, write_json
 
 _DTYPES = ("float32", "float16", "bfloat16", "int8", "int32", "int64")
 
@@ -51,8 +51,13 @@ class Columns:
         """Sizes of each column in each finished shard, from the first without a gap."""
         shards = []
         while (marker := self._marker(len(shards))).exists():
-            shards.append(read_json(marker))
+            sizes = dict.fromkeys(self.dtypes, int)
+            shards.append(read_record(marker, self._todo, **sizes))
         return shards
+
+    @property
+    def _todo(self) -> str:
+        return f"delete {self.directory} and encode again"
 
     def append(self, shard: int, parts: dict[str, np.ndarray]) -> None:
         """Writes shard ``shard``, the next after the finished ones.
@@ -101,7 +106,7 @@ class Columns:
         if size < count * self.dtypes[name].itemsize:
             raise UserError(
                 f"{path} is shorter than its shards say",
-                f"delete {self.directory} and encode again",
+                self._todo,
             )
         return path
 

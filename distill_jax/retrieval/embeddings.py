@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from distill_jax.inference.forward import encode_features
+from distill_jax.io import sums
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import digest, read_json, write_json
+from distill_jax.io.files import digest, read_record, write_json
 from distill_jax.retrieval.columns import Columns, QuantisedVectors, quantise
 from distill_jax.retrieval.token_vectors import TokenVectors
 from distill_jax.runtime.placement import platform
@@ -85,7 +86,8 @@ def embed_docs(
             columns.append(shard, parts)
     if _writer() and not (folder / _RECORD).exists():
         record = {"format": _FORMAT, "kind": kind, "dtype": dtype, "docs": count}
-        write_json(folder / _RECORD, {**record, "width": _width(pretrained)})
+        record |= {"width": _width(pretrained), "files": sums.take(folder)}
+        write_json(folder / _RECORD, record)
     _barrier(key)
     return read_embeddings(folder)
 
@@ -117,7 +119,11 @@ def read_embeddings(folder: str | Path) -> Any:
             f"{folder}: the vectors are not complete",
             "run the encoding again; it goes on where it was stopped",
         )
-    record = read_json(folder / _RECORD)
+    todo = f"delete {folder}: it is encoded again"
+    record = read_record(
+        folder / _RECORD, todo, kind=str, docs=int, width=int, dtype=str
+    )
+    sums.check(folder, record.get("files", {}), todo)
     kind, docs, width = record["kind"], record["docs"], record["width"]
     columns = Columns(folder, _dtypes(kind, record["dtype"])).read()
     try:
@@ -154,7 +160,10 @@ def _shard_docs(folder: Path, kind: str, asked: int | None) -> int:
     """Docs a shard; the same after a restart, whatever is asked for then."""
     kept = folder / "shards.json"
     if kept.exists():
-        docs = read_json(kept)["docs"]
+        todo = f"delete {folder}: it is encoded again"
+        docs = read_record(kept, todo, docs=int)["docs"]
+        if docs < 1:
+            raise UserError(f"{kept}: damaged, {docs} docs a shard", todo)
     elif asked is not None:
         docs = asked
     elif platform() == "cpu":

@@ -9,11 +9,14 @@ of texts that was scored stays scored.
 from __future__ import annotations
 
 import hashlib
+import zlib
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
+from distill_jax.io.errors import UserError
 from distill_jax.io.files import atomic_write
 from distill_jax.text.token_store import TokenStore
 
@@ -32,9 +35,9 @@ class ScoreCache:
         self.directory = Path(directory) / model_digest
         keys, values = [np.zeros(0, _KEY)], [np.zeros(0, np.float32)]
         for path in sorted(self.directory.glob("*.npz")):
-            with np.load(path, allow_pickle=False) as file:
-                keys.append(file["keys"].astype(_KEY))
-                values.append(file["scores"])
+            found, scores = _read(path)
+            keys.append(found)
+            values.append(scores)
         self._parts: list[_Sorted] = []
         self.remember(np.concatenate(keys), np.concatenate(values))
 
@@ -63,8 +66,8 @@ class ScoreCache:
         if not len(keys):
             return
         scores = np.asarray(scores, np.float32)
-        name = hashlib.sha256(keys.tobytes() + scores.tobytes()).hexdigest()[:24]
-        with atomic_write(self.directory / f"{name}.npz", "wb") as file:
+        path = self.directory / f"{_name(keys, scores)}.npz"
+        with atomic_write(path, "wb") as file:
             np.savez(file, keys=keys, scores=scores)
 
     def remember(self, keys: np.ndarray, scores: np.ndarray) -> None:
@@ -79,6 +82,30 @@ class ScoreCache:
         if len(keys):
             mixed, first = np.unique(_mix(keys), return_index=True)
             self._parts.append(_Sorted(mixed, keys[first], scores[first]))
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and scores of a file, whose name is the sum of what it holds.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            keys, scores = file["keys"].astype(_KEY), file["scores"]
+        whole = path.stem == _name(keys, scores)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error):
+        whole = False
+    if not whole:
+        raise UserError(
+            f"{path}: damaged, it is not as it was written",
+            "delete it: its pairs are scored again",
+        )
+    return keys, scores
+
+
+def _name(keys: np.ndarray, scores: np.ndarray) -> str:
+    return hashlib.sha256(keys.tobytes() + scores.tobytes()).hexdigest()[:24]
 
 
 class _Sorted(NamedTuple):

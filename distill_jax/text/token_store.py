@@ -5,14 +5,22 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from distill_jax.io import sums
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import digest, digest_texts, read_json, room_for, write_json
+from distill_jax.io.files import (
+    digest,
+    digest_texts,
+    flush_tree,
+    read_record,
+    room_for,
+    staging,
+    write_json,
+)
 from distill_jax.text.tokenizer import Tokenizer
 
 _CHUNK_TEXTS = 8192
@@ -96,8 +104,7 @@ class TokenStore:
 
     @classmethod
     def _build_on_disk(cls, folder, texts, tokenizer, limit, key, progress) -> None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        aside = staging(folder.parent, folder.name)
         try:
             lengths, truncated = [], 0
             with room_for(folder), open(aside / "ids.bin", "wb") as out:
@@ -106,7 +113,8 @@ class TokenStore:
                     lengths.append(counts)
                     truncated += cut
             offsets = _offsets(lengths)
-            np.save(aside / "offsets.npy", offsets)
+            with room_for(folder):
+                np.save(aside / "offsets.npy", offsets)
             write_json(
                 aside / "tokens.json",
                 {
@@ -117,8 +125,10 @@ class TokenStore:
                     "tokens": int(offsets[-1]),
                     "truncated": truncated,
                     "vocab_size": tokenizer.vocab_size,
+                    "files": sums.take(aside, ["ids.bin", "offsets.npy"]),
                 },
             )
+            flush_tree(aside)
             try:
                 aside.rename(folder)
             except OSError:
@@ -138,7 +148,9 @@ class TokenStore:
                 not ``expect``.
         """
         folder = Path(folder)
-        record = read_json(folder / "tokens.json")
+        todo = f"delete {folder}: it is made again"
+        record = read_record(folder / "tokens.json", todo)
+        sums.check(folder, record.get("files", {}), todo)
         try:
             dtype = {"uint16": np.uint16, "int32": np.int32}[record["dtype"]]
             texts, tokens = int(record["texts"]), int(record["tokens"])
@@ -165,7 +177,20 @@ class TokenStore:
         ids = (
             np.memmap(folder / "ids.bin", dtype, "r") if tokens else np.zeros(0, dtype)
         )
+        # XLA reads past the end of a table without a word: it takes the last row.
+        largest = int(ids.max(initial=0)) if dtype == np.uint16 else _range(ids)
+        if not largest < int(record.get("vocab_size", 1 << 31)):
+            raise UserError(
+                f"{folder}/ids.bin: damaged, it holds the id {largest} of a vocabulary "
+                f"of {record['vocab_size']}",
+                todo,
+            )
         return cls(ids, offsets, record["digest"], int(record["truncated"]))
+
+
+def _range(ids: np.ndarray) -> int:
+    """The largest id; one that is negative counts as too large."""
+    return (1 << 32) if int(ids.min(initial=0)) < 0 else int(ids.max(initial=0))
 
 
 def _dtype(tokenizer: Tokenizer) -> type:

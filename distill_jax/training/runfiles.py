@@ -15,7 +15,7 @@ from typing import IO, Any
 import jax
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import atomic_write, unwritable
+from distill_jax.io.files import atomic_write, sweep, unwritable
 from distill_jax.runtime.loggers import Logger, finite, open_loggers
 from distill_jax.training.options import FitOptions
 
@@ -55,6 +55,8 @@ class Lock:
         self._file.truncate(0)
         self._file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()
+        # Nobody else writes here now: what killed jobs left half-written can go.
+        sweep(self.path.parent)
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -3,7 +3,8 @@
 A part is a folder with ``part.json``. It is done when that file says so, and it stays
 done while its inputs (digests by name) are unchanged. The policy, in one place:
 
-1. complete, same inputs: used as it is;
+1. complete, same inputs: used as it is, if its files are those that it was finished
+   with (sizes and SHA-256 stand in ``part.json``);
 2. incomplete, same inputs: its maker is called again and goes on where it was;
 3. other inputs: moved aside (``NAME.old``), made anew, and what changed is named.
 
@@ -19,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distill_jax.io.errors import UserError
-from distill_jax.io.files import digest, read_json, write_json
+from distill_jax.io import sums
+from distill_jax.io.files import digest, read_record, write_json
 from distill_jax.runtime import processes
 from distill_jax.workspace.console import duration, say
 
@@ -50,7 +51,7 @@ def part(
     done = processes.is_first() and _is_done(directory, wanted, what, also)
     if processes.agreed(done):
         say(f"{what}: already there")
-        return read_json(directory / _RECORD)["made"]
+        return read_record(directory / _RECORD, made=dict)["made"]
     record = _record(directory)
     started = time.perf_counter()
     spent = 0.0 if record is None else record.get("seconds", 0.0)
@@ -64,7 +65,7 @@ def part(
     state = {"inputs": wanted, "complete": True, "made": made, "seconds": seconds}
     processes.meet(f"{what} is made")
     if processes.is_first():
-        write_json(directory / _RECORD, state)
+        write_json(directory / _RECORD, {**state, "files": sums.take(directory)})
     processes.meet(f"{what} is recorded")
     say(f"{what}: {duration(seconds)}")
     return made
@@ -83,20 +84,24 @@ def _is_done(directory: Path, wanted: dict, what: str, also: tuple[Path, ...]) -
         for path in (directory, *also):
             move_aside(path)
         return False
-    return record is not None and record["complete"]
+    if record is None or not record["complete"]:
+        return False
+    todo = f"restore it, or delete {directory}: it is made again"
+    sums.check(directory, record.get("files", {}), todo)
+    return True
 
 
 def _record(directory: Path) -> dict | None:
     path = directory / _RECORD
     if not path.is_file():
         return None
-    record = read_json(path)
-    if not isinstance(record, dict) or not {"inputs", "complete", "made"} <= {*record}:
-        raise UserError(
-            f"{path}: damaged, it does not say what it is of",
-            f"delete {path}: the part is gone on with, or made again",
-        )
-    return record
+    return read_record(
+        path,
+        f"delete {path}: the part is gone on with, or made again",
+        inputs=dict,
+        complete=bool,
+        made=dict,
+    )
 
 
 def move_aside(path: Path) -> None:
