@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from distill_jax.io.errors import UserError, near
@@ -98,9 +99,35 @@ def make_mesh(spec: str | None = None, devices: Any = None) -> Mesh:
             f"there are {len(devices)}",
             "change MESH, or leave it out to put all devices on data",
         )
-    grid = np.asarray(devices[:total]).reshape(shape)
+    grid = _grid(devices[:total], shape)
     # Auto: the compiler places what lies between; explicit axes break nnx.Embed.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _grid(devices: list, shape: tuple[int, ...]) -> np.ndarray:
+    """Devices by the axes: neighbours on a TPU's torus, slices over ``data`` alone.
+
+    What ``data`` exchanges is the least, so it is what crosses the network between
+    slices.
+    """
+    if devices[0].platform != "tpu" or len(devices) == 1:
+        return np.asarray(devices).reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(
+            shape, devices, allow_split_physical_axes=True
+        )
+    if shape[0] % slices:
+        raise UserError(
+            f"{slices} slices cannot share out data={shape[0]}",
+            f"set MESH so that data is a multiple of {slices}",
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (shape[0] // slices, *shape[1:]),
+        (slices, *(1,) * (len(shape) - 1)),
+        devices,
+        allow_split_physical_axes=True,
+    )
 
 
 def _devices() -> list:

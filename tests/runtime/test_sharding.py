@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,3 +139,47 @@ def test_scores_and_gradients_do_not_depend_on_the_mesh(mesh, backbone):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), got, want
     )
+
+
+@pytest.mark.parametrize(
+    ("each", "rows", "mesh", "found"),
+    [
+        (4, 32, "data=8", None),  # 4 on each of 8 devices are all of them
+        (2, 32, "data=8", 16),
+        (2, 32, "data=4,model=2", 8),
+        (3, 32, "data=8", 16),  # 24 do not divide the batch
+        (1, 6, "data=4,fsdp=2", None),
+        (1, 12, "data=8", 6),  # not shared out evenly anyway
+    ],
+)
+def test_pieces_of_a_batch_count_on_each_device(each, rows, mesh, found):
+    """More devices take more queries at a time; none computes padding."""
+    assert sharding.at_once(each, rows, sharding.make_mesh(mesh)) == found
+    one = sharding.make_mesh(devices=jax.devices()[:1])
+    assert sharding.at_once(each, rows, one) == (each if each < rows else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU chip by its place on the torus."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+def test_slices_meet_over_data_alone():
+    chips = [
+        Chip(4 * s + 2 * y + x, (x, y, 0), s)
+        for s in range(2)
+        for y in range(2)
+        for x in range(2)
+    ]
+    grid = sharding._grid(chips, (2, 4, 1))
+    assert [{chip.slice_index for chip in row.flat} for row in grid] == [{0}, {1}]
+    with pytest.raises(UserError, match="2 slices cannot share out data=1"):
+        sharding._grid(chips, (1, 8, 1))
