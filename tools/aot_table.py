@@ -159,6 +159,8 @@ def trained(name: str, line: Line) -> str:
         )
         step = plan_step.step_of(line.spec, training, shape, 1, mesh)
         where = f"{line.machine}, {line.mesh}"
+        if step.cost is None:
+            return f"| {name} | {where} | does not fit |"
         took = time.process_time() - began
         return row(name, where, step.flags, step.cost, target.chip, took)
 

@@ -288,8 +288,12 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "DIRECT": Name("Direct Distillation: STAGES=%DIRECT.", "stages"),
         "ROUNDS": Name("Times that the stages are repeated.", _COUNT),
         "BATCH_SIZE": Name("Lists in a batch, over all devices.", _COUNT),
-        "CHUNK": Name("Queries encoded at once (GradCache).", f"{_COUNT}, None"),
-        "MICRO_BATCH": Name("Queries in one pass of a step.", f"{_COUNT}, None"),
+        "CHUNK": Name("Queries encoded at once on a device.", f"{_COUNT}, None"),
+        "MICRO_BATCH": Name("Queries in one pass on a device.", f"{_COUNT}, None"),
+        "REMAT": Name(
+            "What layers compute again backward, to save memory.",
+            "none, matmuls, full, None",
+        ),
         "LEARNING_RATE": Name("Peak learning rate.", "a number above 0"),
         "RANKER_LEARNING_RATE": Name("The same of the first stage.", "above 0"),
         "SCHEDULE": Name(

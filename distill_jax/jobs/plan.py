@@ -143,7 +143,7 @@ def training_lines(
         f"  FLOPs      {flops_text(step.forward)} forward, {flops_text(step.step)} a "
         f"step, {flops_text(step.step * steps)} in all, at the largest shape"
     )
-    print(f"  memory     {step.memory}")
+    print(f"  memory     {step.memory or 'more than a device has'}")
     for line in machine_lines(step, steps, shape, mesh):
         print(f"  {line}")
     return step
@@ -154,7 +154,7 @@ def machine_lines(
 ) -> list[str]:
     """Whether a step fits on the devices, what makes it fit, and how long it takes."""
     lines, target = [], targets.current()
-    if target is not None:
+    if target is not None and step.cost is not None:
         lines += step.cost.lines(target.chip)
         seconds = steps * step.cost.seconds(target.chip)
         lines.append(

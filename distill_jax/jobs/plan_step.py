@@ -25,6 +25,7 @@ from distill_jax.recipe import checkpoints
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.training import Training
 from distill_jax.runtime import placement, sharding, targets
+from distill_jax.runtime.compiled import is_out_of_memory
 from distill_jax.runtime.placement import REMAT
 from distill_jax.text.buckets import bucket_of, buckets_up_to
 from distill_jax.training.memory import (
@@ -207,7 +208,8 @@ class Step:
         state_bytes: a checkpoint: parameters and moments.
         forward: FLOPs of the forward pass of a whole batch.
         step: FLOPs of the step.
-        cost: on each device, of the largest shape, in the form that fits.
+        cost: on each device, of the largest shape, in the form that fits; None where
+            the compiler gave up for want of memory.
         form: pieces and recomputation; ``flags`` sets them, "" where nothing is set.
         fits: whether that form fits.
     """
@@ -216,14 +218,14 @@ class Step:
     state_bytes: int
     forward: float
     step: float
-    cost: Cost
+    cost: Cost | None
     form: Form
     flags: str
     fits: bool
 
     @property
-    def memory(self) -> StepMemory:
-        return self.cost.memory
+    def memory(self) -> StepMemory | None:
+        return None if self.cost is None else self.cost.memory
 
 
 def step_of(spec: Any, training: Training, shape: Shape, steps: int, mesh: Any) -> Step:
@@ -244,18 +246,18 @@ def step_of(spec: Any, training: Training, shape: Shape, steps: int, mesh: Any) 
     while True:
         assert form is not None
         whole = form.at_once is None
-        # Backward is twice forward; what is represented in chunks, or recomputed by
-        # layers, runs forward twice.
+        # Backward is twice forward; what is represented in chunks, or recomputed in
+        # full, runs forward twice.
         again = not whole and not micro
         remat = max(
             form.remat, getattr(spec.backbone, "remat", "none"), key=REMAT.index
         )
-        again += remat != "none"
+        again += remat == "full"
         model, worked = 3 * forward / mesh.size, (3 + again) * forward / mesh.size
         if estimate:
             cost = _estimate(spec, params, moments, batch, form, mesh, model, worked)
         else:
-            compiled = compiled_step(
+            compiled = _compiled_or_none(
                 graphdef,
                 params,
                 training.objective,
@@ -266,8 +268,8 @@ def step_of(spec: Any, training: Training, shape: Shape, steps: int, mesh: Any) 
                 micro_batch=form.at_once if micro else None,
                 remat=form.remat,
             )
-            cost = cost_of(compiled, model, worked)
-        fits = limit is None or cost.memory.peak <= limit
+            cost = None if compiled is None else cost_of(compiled, model, worked)
+        fits = cost is not None and (limit is None or cost.memory.peak <= limit)
         smaller = None if fits else form.smaller(shape.lists, mesh)
         if smaller is None:
             break
@@ -282,6 +284,16 @@ def step_of(spec: Any, training: Training, shape: Shape, steps: int, mesh: Any) 
         flags=form.flags(micro, mesh),
         fits=fits,
     )
+
+
+def _compiled_or_none(*step: Any, **how: Any) -> Any:
+    """The compiled step; None where the compiler says that no chip can hold it."""
+    try:
+        return compiled_step(*step, **how)
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
 
 
 def _estimate(spec, params, moments, batch, form, mesh, model, worked) -> Cost:

@@ -69,6 +69,10 @@ def through(
         weights, key = sliced
         return run(nnx.merge(graphdef, nnx.State(weights)), x, key), None
 
+    # A loop keeps what each round leaves to the backward pass, probabilities of the
+    # attention too (T5-base, 32 x 36 x 192 on 8 chips: 22.8 GB); they are cheap to
+    # compute again.
+    remat = max(remat, "matmuls", key=placement.REMAT.index)
     keyed = None if keys[0] is None else jnp.stack(list(keys[: len(layers)]))
     return jax.lax.scan(rematerialised(step, remat), x, (stacked, keyed))[0]
 
