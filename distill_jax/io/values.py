@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
+import inspect
 import math
 import types
 import typing
@@ -71,15 +73,14 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """A function that may be given by its name in a module.
-
-    Attributes:
-        module: that holds it.
-        names: those that can be given.
-    """
+    """A function that may be given by its name among a module's public ones."""
 
     module: str
-    names: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        module = importlib.import_module(self.module)
+        return tuple(n for n in module.__all__ if inspect.isfunction(vars(module)[n]))
 
     def __call__(self, value: Any) -> Any:
         if isinstance(value, str) and value not in self.names:

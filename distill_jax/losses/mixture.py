@@ -22,24 +22,10 @@ from jaxtyping import Array, Float
 from distill_jax.batches import Batch
 from distill_jax.io.errors import UserError
 from distill_jax.io.values import Name, Named, NotNegative
+from distill_jax.losses import contract
 from distill_jax.ops import masked
 
-NAMES = (
-    "adr_mse",
-    "in_batch_contrastive",
-    "kl_divergence",
-    "lambda_loss",
-    "listmle",
-    "margin_mse",
-    "no_contrast",
-    "pairwise_kl",
-    "pointwise_cross_entropy",
-    "query_likelihood",
-    "ranknet",
-    "softmax_cross_entropy",
-)
-"""Losses of this room, which a recipe may name as they are."""
-Loss: TypeAlias = Annotated[Callable[..., Any], Named("distill_jax.losses", NAMES)]
+Loss: TypeAlias = Annotated[Callable[..., Any], Named("distill_jax.losses")]
 Parts: TypeAlias = dict[str, Float[Array, ""]]
 
 
@@ -68,16 +54,18 @@ class Term:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
-        kinds = ("list", "pairs", "in_batch", "rep")
-        if self.on not in kinds:
+        if self.on not in contract.FORMS:
             raise UserError(
-                f"term {self.name!r}: on should be one of {', '.join(kinds)}, "
+                f"term {self.name!r}: on should be one of {', '.join(contract.FORMS)}, "
                 f"but {self.on!r} is given"
             )
         if self.loss is None and self.on != "rep":
             raise UserError(
                 f"term {self.name!r} has no loss", "only on='rep' may leave it out"
             )
+        if self.loss is not None:
+            options = contract.check(self.name, self.loss, self.on, self.options)
+            object.__setattr__(self, "options", options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +93,7 @@ class Mixture:
 
         Counts of micro-batches add up to the count of their union.
         """
-        self._refuse_crossing()
+        self._refuse_splitting()
         scores = jnp.zeros(batch.targets.labels.shape, jnp.float32)
         return {
             term.name: _value(term, scores, batch, reduce_fn=masked.count)
@@ -120,7 +108,7 @@ class Mixture:
         Shares (and their gradients) add up to the whole's exactly, however unequal
         the micro-batches are: sums are divided by the global count, not averaged.
         """
-        self._refuse_crossing()
+        self._refuse_splitting()
         return self._sum(student, rep, batch, counts)
 
     def _sum(self, student, rep, batch, counts):
@@ -146,13 +134,20 @@ class Mixture:
         loss = sum(term.weight * parts[term.name] for term in self.terms)
         return jnp.asarray(loss), parts
 
-    def _refuse_crossing(self) -> None:
+    def _refuse_splitting(self) -> None:
         for term in self.terms:
             if term.on in ("in_batch", "rep"):
                 raise UserError(
                     f"term {term.name!r} (on={term.on!r}) looks across queries, so its "
                     "batch cannot be split for gradient accumulation",
                     "encode in chunks instead (GradCache): the same gradient",
+                )
+            if not contract.can_be_split(term.loss):
+                raise UserError(
+                    f"term {term.name!r}: its loss takes no reduce_fn, so its batch "
+                    "cannot be split for gradient accumulation",
+                    "encode in chunks instead (GradCache), or end the loss in "
+                    "reduce_fn(values, where=valid) as distill_jax.losses do",
                 )
 
 
@@ -162,6 +157,9 @@ class Listwise:
 
     loss: Loss
     name: Name = "list"
+
+    def __post_init__(self):
+        self._mixture  # noqa: B018 - a term checks its loss
 
     def __call__(self, student: Any, rep: Any, batch: Batch):
         return self._mixture(student, rep, batch)
