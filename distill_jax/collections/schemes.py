@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from distill_jax.collections import tables
 from distill_jax.collections.collection import Collection, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io import bad_lines
 from distill_jax.io.errors import UserError, clip, near
 
-SCHEMES = ("beir", "msmarco", "irds", "pydocs", "tfds", "jsonl", "queries")
+SCHEMES = (
+    "beir", "msmarco", "irds", "pydocs", "tfds", "jsonl", "queries",
+    "files", "csv", "parquet",
+)  # fmt: skip
 QUESTIONS = ("tfds", "jsonl", "queries")
 """Schemes that hold questions, perhaps with answers, and no documents."""
 
@@ -22,7 +26,7 @@ def load(spec: str, split: str) -> tuple[Collection, Queries, Qrels]:
         UserError: an unknown scheme, or nothing after the colon where something is due.
     """
     scheme, where = _parts(spec)
-    collection, queries, qrels = _module(scheme).load(where, split)
+    collection, queries, qrels = _module(scheme, where).load(where, split)
     return _with_rejects(collection), queries, qrels
 
 
@@ -33,12 +37,13 @@ def load_docs(spec: str) -> Collection:
         UserError: as ``load``, and for schemes that hold none.
     """
     scheme, where = _parts(spec)
-    if scheme in QUESTIONS:
+    module = _module(scheme, where)
+    if not hasattr(module, "docs"):
         raise UserError(
             f"COLLECTION {clip(str(spec))}: {scheme}: holds questions, no documents",
             "give it as QUERIES, and documents as COLLECTION",
         )
-    return _with_rejects(_module(scheme).docs(where))
+    return _with_rejects(module.docs(where))
 
 
 def name(spec: str) -> str:
@@ -56,7 +61,10 @@ def _with_rejects(collection: Collection) -> Collection:
     return collection.with_notices(*left_out) if left_out else collection
 
 
-def _module(scheme: str) -> Any:
+def _module(scheme: str, where: str) -> Any:
+    table = scheme in ("csv", "parquet")
+    if table or (scheme == "jsonl" and tables.holds_documents(where)):
+        return tables
     return importlib.import_module(f"distill_jax.collections.{scheme}")
 
 
@@ -83,7 +91,8 @@ def load_collection(
 
     Args:
         spec: ``beir:PATH``, ``msmarco:PATH``, ``irds:NAME``, ``pydocs[:PACKAGES]``,
-            ``tfds:NAME``, ``jsonl:PATH`` or ``queries:PATH``.
+            ``tfds:NAME``, ``files:DIR``, ``csv:PATH``, ``jsonl:PATH``,
+            ``parquet:PATH`` or ``queries:PATH``.
         split: usually ``train``, ``dev`` or ``test``.
 
     Raises:
