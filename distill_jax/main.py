@@ -20,6 +20,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.io.files import is_full, unwritable
 from distill_jax.runtime import processes
 from distill_jax.training.runfiles import Lock
+from distill_jax.workspace import console as console_
 from distill_jax.workspace.console import duration
 
 __all__ = ["build_job", "main"]
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> int:
             with alone(config.directory):
                 status = job(config=config.text, command=command) or 0
         print(f"finished in {duration(time.monotonic() - started)}")
+        console_.end()
         return status
     except UserError as error:
         print(error, file=sys.stderr)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from distill_jax.collections.schemes import load_collection
 from distill_jax.evaluation.measures import evaluate_queries
 from distill_jax.io.errors import UserError
 from distill_jax.io.values import Name, NotNegative, Rate, Seed, Size, UserPath
@@ -21,6 +22,7 @@ from distill_jax.jobs import beside, reporting
 from distill_jax.jobs.export import AUTO, Format, exported
 from distill_jax.jobs.names import CollectionName, Measure, Measures
 from distill_jax.jobs.plan import plan
+from distill_jax.jobs.unjudged import with_probes
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe.candidates import BM25, Asked, Source
 from distill_jax.recipe.models import Models
@@ -135,9 +137,10 @@ class Distill:
         return 0
 
     def setting(self) -> Setting:
-        return open_setting(
+        setting = open_setting(
             self.directory,
             self.collection,
+            need=(),
             mesh=sharding.make_mesh(self.mesh),
             seed=self.seed,
             dev_share=self.dev_share if self._looks_at_dev() else 0.0,
@@ -147,6 +150,13 @@ class Distill:
             train_queries=self.train_queries,
             titles=self.titles,
         )
+        if setting.test is not None:
+            return setting
+        known = [split for split in (setting.train, setting.dev) if split is not None]
+        if any(len(split.qrels) for split in known):
+            # Judged queries are there: this says which splits there are.
+            load_collection(self.collection, self.test_split)
+        return with_probes(setting)
 
     def _looks_at_dev(self) -> bool:
         """Whether dev queries choose anything: a round, or a stage's checkpoint."""
@@ -229,6 +239,8 @@ class Distill:
         self, table: reporting.Table, when: str, student: Pretrained, models: Models
     ) -> None:
         setting = table.setting
+        if not self.beside and student.spec.kind in ranking.ENCODERS:
+            table.add_fused(when)
         for name, source in self.beside.items():
             asked = self._asked(setting.judged.queries, student, setting, models)
             run = beside.ranked(name, when, source, asked, self.depth)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,17 @@ import numpy as np
 from distill_jax import report
 from distill_jax.evaluation import diagnostics
 from distill_jax.evaluation.measures import evaluate_queries, ties
+from distill_jax.evaluation.significance import compare, p_text
 from distill_jax.io.files import digest, read_json
-from distill_jax.jobs import beside
+from distill_jax.jobs import beside, unjudged
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.runs.run import Run
-from distill_jax.workspace.console import say
+from distill_jax.workspace.console import print_at_end, say
 
+WITH = ", "
+"""Between a student's row and what it is fused or followed with."""
+
+LEVEL = 0.05
 VERSIONED = ("distill_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -46,7 +52,11 @@ class Table:
     notices: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, name: str, run: Run, round_number: int | None = None) -> None:
-        """Measures a system's run on the test judgements."""
+        """Measures a system's run on the test judgements, where there are any."""
+        if not len(self.setting.judged.qrels):
+            self.runs[name] = run
+            say(f"{name}: ranked; no judgements to measure it by")
+            return
         measured = evaluate_queries(
             run, self.setting.judged.qrels, list(self.job.measures)
         )
@@ -68,16 +78,14 @@ class Table:
         directory = Path(self.job.directory)
         system = "after" if "after" in self.runs else list(self.runs)[-1]
         self.runs[system].write(directory / "run.trec")
-        data = report.compare_systems(
-            self.values, primary=self.job.measures[0], system=system
-        )
+        data = self._compared(system)
         data |= {
             "title": f"{self.job.collection}: {best.student.spec.kind}",
             "collection": self.job.collection,
             "rounds": self.rounds if len(self.rounds) > 1 else None,
             "teacher": self._teacher(best),
             "mining": self._mining(best),
-            "ties": self._ties(system),
+            "ties": self._ties(system) if self.values else None,
             "cost": self._cost(),
             "export": export_entry(export),
             "again": self.command,
@@ -89,13 +97,14 @@ class Table:
             *self._beside(),
             *self.setting.collection.notices,
         ]
-        data["examples"] = report.examples(
-            data,
-            self.runs,
-            self.setting.judged.queries,
-            self.setting.collection,
-            self.setting.judged.qrels,
-        )
+        if self.values:
+            data["examples"] = report.examples(
+                data,
+                self.runs,
+                self.setting.judged.queries,
+                self.setting.collection,
+                self.setting.judged.qrels,
+            )
         data = {name: value for name, value in data.items() if value not in (None, {})}
         logs = [trip.directory / "metrics.jsonl" for _, trip in self.trips]
         page = report.publish(directory, data, logs)
@@ -103,10 +112,37 @@ class Table:
         print(f"report: {page}")
         if export is not None:
             print(f"export: {export['directory']} ({export['format']})")
+        print_at_end(decision(data))
+
+    def _compared(self, system: str) -> dict[str, Any]:
+        """Measures, tests and verdicts; fused rows are not among the tests."""
+        if not self.values:
+            judged = self.setting.judged
+            return unjudged.report(self.runs, judged.queries, self.setting.collection)
+        primary = self.job.measures[0]
+        alone = {name: v for name, v in self.values.items() if WITH not in name}
+        data = report.compare_systems(alone, primary=primary, system=system)
+        means = self.means()
+        data["measures"] = {name: means[name] for name in self.values}
+        data["queries"]["values"] |= {
+            name: dict(values[primary])
+            for name, values in self.values.items()
+            if WITH in name
+        }
+        data["free"] = beside_free(self.values, primary)
+        if data["free"]:
+            data["verdict"] += "\n" + data["free"]["verdict"]
+        return data
+
+    def add_fused(self, name: str) -> None:
+        """The first stage fused with a retriever: what one can serve beside it."""
+        pair = [self.runs["first_stage"], self.runs[name]]
+        fused = Run.combine(pair, normalise="zscore", depth=self.job.depth)
+        self.add(f"{name}{WITH}fused with first stage", fused)
 
     def _beside(self) -> list[str]:
         """What the sources beside the student gained, in sentences."""
-        if not self.job.beside:
+        if not (self.job.beside and self.values):
             return []
         found = beside.sentences(
             self.values, tuple(self.job.beside), self.job.measures[0]
@@ -184,6 +220,76 @@ class Table:
             "document vectors": best.fit.get("document_vectors"),
             "training": {k: best.fit.get(k) for k in ("step", "best_step", "finished")},
         }
+
+
+def beside_free(values: Mapping[str, Any], measure: str) -> dict[str, Any] | None:
+    """The best that training gave beside the best that needs none.
+
+    Args:
+        values: ``{system: {measure: {query: value}}}``.
+
+    Returns:
+        ``{"system", "baseline", "difference", "p", "verdict"}``; None where one side
+        has no system.
+    """
+
+    mean = {
+        name: float(np.mean(list(v[measure].values()))) for name, v in values.items()
+    }
+
+    def best(*rows: str) -> str | None:
+        found = [name for name in values if name.split(WITH)[0] in rows]
+        return max(found, key=mean.__getitem__, default=None)
+
+    trained, free = best("after"), best("first_stage", "before")
+    if trained is None or free is None:
+        return None
+    found = compare(
+        values[free][measure],
+        values[trained][measure],
+        measure=measure,
+        baseline=free.replace("_", " "),
+        system=trained.replace("_", " "),
+    )
+    if found.p_t is None or found.p_t >= LEVEL:
+        says = "is not shown to differ from"
+    else:
+        says = "beats" if found.difference > 0 else "is worse than"
+    verdict = (
+        f"{found.system} {says} the best that needs no training ({found.baseline}): "
+        f"{found.difference:+.3f} {measure}, {p_text(found.p_t)}"
+    )
+    return {
+        "system": trained,
+        "baseline": free,
+        "difference": found.difference,
+        "p": found.p_t,
+        "verdict": verdict[:1].upper() + verdict[1:],
+    }
+
+
+def decision(data: Mapping[str, Any]) -> str:
+    """The last line of a job, for programs: ``VERDICT: WIN nDCG@10 0.513 0.559 0.001``.
+
+    The words are WIN, NO_DIFFERENCE, LOSS (p < 0.05, Holm) or NOT_MEASURED; then the
+    measure, its means before and after, and p.
+    """
+    primary, system, baseline = (data.get(k) for k in ("primary", "system", "baseline"))
+    found = [
+        test
+        for test in data.get("significance", ())
+        if (test["system"], test["measure"]) == (system, primary)
+    ]
+    if not found:
+        return "VERDICT: NOT_MEASURED"
+    (test,) = found
+    p = test["p_holm"]
+    word = "NO_DIFFERENCE"
+    if p is not None and p < LEVEL:
+        word = "WIN" if test["difference"] > 0 else "LOSS"
+    before, after = (data["measures"][name][primary] for name in (baseline, system))
+    shown = "nan" if p is None else f"{p:.4g}"
+    return f"VERDICT: {word} {primary} {before:.4f} {after:.4f} {shown}"
 
 
 def digest_versions() -> dict[str, str]:

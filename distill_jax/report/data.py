@@ -28,7 +28,7 @@ Entries, all optional but ``measures``:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,28 +137,43 @@ def examples(
     order = sorted(before, key=lambda q: after[q] - before[q])
     if len(order) > most:
         order = order[: most // 2] + order[-(most - most // 2) :]
-    tops = {
-        name: runs[name].select([q for q in order if q in set(runs[name].query_ids)])
-        for name in names
-    }
-    tops = {name: run.top(depth).lists() for name, run in tops.items()}
+    shown = side_by_side(
+        {name: runs[name] for name in names}, order, queries, collection, qrels, depth
+    )
+    for example in shown:
+        query_id = example["query_id"]
+        example["values"] = {name: values[name][query_id] for name in names}
+    return shown
+
+
+def side_by_side(
+    runs: Mapping[str, Any],
+    query_ids: Sequence[str],
+    queries: Any,
+    collection: Any,
+    qrels: Any = None,
+    depth: int = 5,
+) -> list[dict[str, Any]]:
+    """The first documents of each system for some queries, with texts."""
+    tops = {}
+    for name, run in runs.items():
+        known = set(run.query_ids)
+        chosen = run.select([query for query in query_ids if query in known])
+        tops[name] = chosen.top(depth).lists()
     found = []
-    for query_id in order:
+    for query_id in query_ids:
         row = int(queries.rows([query_id])[0])
         grades = {} if qrels is None else qrels.of(query_id)
+        lists = {
+            name: [
+                _doc(collection, doc_id, score, grades)
+                for doc_id, score in tops[name].get(query_id, [])
+            ]
+            for name in runs
+        }
+        text = queries.texts[row] if row >= 0 else ""
         found.append(
-            {
-                "query_id": query_id,
-                "query": queries.texts[row] if row >= 0 else "",
-                "values": {name: values[name][query_id] for name in names},
-                "lists": {
-                    name: [
-                        _doc(collection, doc_id, score, grades)
-                        for doc_id, score in tops[name].get(query_id, [])
-                    ]
-                    for name in names
-                },
-            }
+            {"query_id": query_id, "query": text, "values": {}, "lists": lists}
         )
     return found
 

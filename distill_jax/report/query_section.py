@@ -17,7 +17,7 @@ def queries(data: Data) -> str:
     values = per_query.get("values") or {}
     baseline, system = data.get("baseline"), data.get("system")
     if baseline not in values or system not in values:
-        return ""
+        return _unmeasured(data)
     before, after = values[baseline], values[system]
     examples = list(data.get("examples") or ())
     places: dict[str, str] = {
@@ -55,6 +55,25 @@ def queries(data: Data) -> str:
     return body
 
 
+def _unmeasured(data: Data) -> str:
+    """The lists of queries that nobody judged."""
+    return "".join(
+        f"<details><summary>{text(example['query'] or example['query_id'])}</summary>"
+        f'<div><div class="sides">{_sides(example, data)}</div></div></details>'
+        for example in data.get("examples") or ()
+    )
+
+
+def _sides(example: Data, data: Data) -> str:
+    sides = []
+    for name, docs in example["lists"].items():
+        value = example["values"].get(name)
+        head = name_of(data, name) + ("" if value is None else f", {fixed(value, 3)}")
+        body = f"<ol>{''.join(map(_doc, docs))}</ol>" + ("" if docs else _NOTHING)
+        sides.append(f"<div><h4>{text(head)}</h4>{body}</div>")
+    return "".join(sides)
+
+
 def _gain(example: Data, data: Data) -> float:
     values = example["values"]
     return values[data["system"]] - values[data["baseline"]]
@@ -79,12 +98,7 @@ def _examples(
 def _example(example: Data, place: str, data: Data) -> str:
     gain = _gain(example, data)
     kind = "good" if gain > 0 else "bad" if gain < 0 else ""
-    sides = "".join(
-        f"<div><h4>{text(name_of(data, name))}, {fixed(example['values'].get(name), 3)}"
-        f"</h4><ol>{''.join(map(_doc, docs))}</ol>"
-        f"{'' if docs else _NOTHING}</div>"
-        for name, docs in example["lists"].items()
-    )
+    sides = _sides(example, data)
     return (
         f'<details><summary><span class="by {kind}">{signed(gain)}</span>'
         f" {text(example['query'] or example['query_id'])}</summary>"

@@ -17,6 +17,21 @@ def say(line: str) -> None:
     print(f"[{minutes:3d}:{seconds:02d}] {line}", flush=True)
 
 
+_AT_END: list[str] = []
+
+
+def print_at_end(line: str) -> None:
+    """Keeps a line that is printed when the job has ended, as its last."""
+    _AT_END.append(line)
+
+
+def end() -> None:
+    """Prints the lines that were kept for the end."""
+    for line in _AT_END:
+        print(line, flush=True)
+    _AT_END.clear()
+
+
 def _process_index(jax) -> int:
     # Asking jax for its process would start a backend; a job that has not needed one
     # yet is not made to.

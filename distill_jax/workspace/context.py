@@ -144,7 +144,7 @@ def open_setting(
     Raises:
         UserError: a split named in ``need`` is missing.
     """
-    from distill_jax.collections.schemes import load_collection
+    from distill_jax.collections.schemes import load_collection, load_docs
 
     docs, splits = None, {}
     missing: UserError | None = None
@@ -159,7 +159,9 @@ def open_setting(
         docs = docs or found
         splits[name] = Split(queries=queries, qrels=qrels)
     if docs is None:
-        raise missing or UserError(f"{collection} has no split")
+        if need:
+            raise missing or UserError(f"{collection} has no split")
+        docs = load_docs(collection)
     if not titles and docs.titles is not None:
         docs = dataclasses.replace(docs, titles=None, known_digest=None)
     for notice in docs.notices:
