@@ -18,11 +18,10 @@ from distill_jax.collections.schemes import load_collection
 from distill_jax.evaluation.measures import evaluate_queries
 from distill_jax.io.errors import UserError
 from distill_jax.io.values import Name, NotNegative, Rate, Seed, Size, UserPath
-from distill_jax.jobs import beside, reporting
+from distill_jax.jobs import beside, reporting, unjudged
 from distill_jax.jobs.export import AUTO, Format, exported
 from distill_jax.jobs.names import CollectionName, Measure, Measures
 from distill_jax.jobs.plan import plan
-from distill_jax.jobs.unjudged import with_probes
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe.candidates import BM25, Asked, Source
 from distill_jax.recipe.models import Models
@@ -130,6 +129,8 @@ class Distill:
             return stopped.status
         self._add_beside(table, "after", best.student, models)
         self._second(student, best.student, setting, models, table)
+        if not len(setting.judged.qrels):
+            self._add_teacher(table, student, models)
         if jax.process_index() == 0:
             best.student.save(directory / "student")
             export = exported(best.student, setting, self.export, table.means())
@@ -156,7 +157,7 @@ class Distill:
         if any(len(split.qrels) for split in known):
             # Judged queries are there: this says which splits there are.
             load_collection(self.collection, self.test_split)
-        return with_probes(setting)
+        return unjudged.with_probes(setting)
 
     def _looks_at_dev(self) -> bool:
         """Whether dev queries choose anything: a round, or a stage's checkpoint."""
@@ -245,6 +246,17 @@ class Distill:
             asked = self._asked(setting.judged.queries, student, setting, models)
             run = beside.ranked(name, when, source, asked, self.depth)
             table.add(f"{when}, {name}", run)
+
+    def _add_teacher(
+        self, table: reporting.Table, student: Pretrained, models: Models
+    ) -> None:
+        """The teacher's ranking of queries that nobody judged, where it is free."""
+        setting = table.setting
+        asked = self._asked(setting.judged.queries, student, setting, models)
+        folder = Path(self.directory) / "evaluation" / unjudged.TEACHER
+        run = unjudged.teacher_run(self.stages[-1], asked, folder)
+        if run is not None:
+            table.add(unjudged.TEACHER, run)
 
     def row(self, number: int, stage: Stage) -> str:
         """Name of a stage's row in the table; of one round the last is ``after``."""

@@ -27,6 +27,7 @@ NOT_MEASURED = "Not measured: no judgements"
 MOST_QUERIES = 50
 MOST_SHOWN = 20
 DEPTH = 10
+TEACHER = "teacher"
 
 
 def with_probes(setting: Setting) -> Setting:
@@ -56,26 +57,30 @@ def with_probes(setting: Setting) -> Setting:
 
 
 def overlaps(runs: Mapping[str, Run]) -> dict[str, dict[str, float]]:
-    """Mean share of each system's first ten that every other system has there too.
+    """Mean share of each system's first ten that others have in theirs.
 
     Returns:
-        {system: {"overlap@10 with OTHER": share}}, in the order of ``runs``.
+        {system: {"overlap@10 with OTHER": share}} with the first stage, the student
+        before training and, where it was asked, the teacher as OTHER.
     """
-    tops = {name: run.top(DEPTH) for name, run in runs.items()}
-    found: dict[str, dict[str, float]] = {}
-    for name, run in tops.items():
-        mine = _sets(run)
-        found[name] = {}
-        for other, against in tops.items():
-            theirs = _sets(against)
-            shares = [
-                len(docs & theirs.get(query, set())) / len(docs)
-                for query, docs in mine.items()
-                if docs
-            ]
-            value = float(np.mean(shares)) if shares else 0.0
-            found[name][f"overlap@{DEPTH} with {other.replace('_', ' ')}"] = value
-    return found
+    tops = {name: _sets(run.top(DEPTH)) for name, run in runs.items()}
+    others = [name for name in ("first_stage", "before", TEACHER) if name in tops]
+    return {
+        name: {
+            f"overlap@{DEPTH} with {other.replace('_', ' ')}": _share(mine, tops[other])
+            for other in others
+        }
+        for name, mine in tops.items()
+    }
+
+
+def _share(mine: Mapping[str, set], theirs: Mapping[str, set]) -> float:
+    shares = [
+        len(docs & theirs.get(query, set())) / len(docs)
+        for query, docs in mine.items()
+        if docs
+    ]
+    return float(np.mean(shares)) if shares else 0.0
 
 
 def teacher_run(stage: Any, context: Any, directory: Path) -> Run | None:
@@ -114,8 +119,8 @@ def report(runs: Mapping[str, Run], queries: Any, collection: Any) -> dict[str, 
     }
 
 
-def _sets(run: Run) -> dict[str, set[int]]:
+def _sets(run: Run) -> dict[str, set[str]]:
+    """The document ids of each query; rows of different runs may differ."""
     return {
-        query: set(run.rows[i][run.where[i]].tolist())
-        for i, query in enumerate(run.query_ids)
+        query: {doc_id for doc_id, _ in docs} for query, docs in run.lists().items()
     }
