@@ -13,7 +13,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.io.files import write_json
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.t5 import T5Sizes
-from distill_jax.weights import bert, t5
+from distill_jax.weights import encoders, t5
 from distill_jax.weights.students import WHOLE
 
 
@@ -88,23 +88,24 @@ def _t5(spec: Any, params: dict) -> tuple[dict, dict[str, np.ndarray]]:
 def _bert(spec: Any, params: dict) -> tuple[dict, dict[str, np.ndarray], dict]:
     if spec.kind == "splade":
         tree = {"encoder": params["encoder"], "head": params["mlm"]}
-        return *bert.write(spec.backbone, tree, head="mlm"), {}
+        return *encoders.write(spec.backbone, tree, head="mlm"), {}
     if spec.kind == "dual_encoder":
         return *bare(spec.backbone, params["encoder"]), {}
     sizes, head = spec.backbone, spec.head
     tree = {"encoder": params["backbone"], "head": params["head"]}
-    if head == "linear":
+    if head == "linear" and sizes.family in ("bert", "electra"):
         sizes, tree = without_pooler(sizes, tree)
         head = "electra_classifier"
-    elif sizes.family != head.removesuffix("_classifier"):
-        # The encoders are one formula: a head decides which class can hold both.
+    elif head not in encoders.family_named(sizes.family).architectures:
+        # BERT's and ELECTRA's encoders are one formula: a head decides which can hold
+        # both.
         sizes = dataclasses.replace(sizes, family=head.removesuffix("_classifier"))
     if sizes.family == "bert" and sizes.width != sizes.d_model:
         raise UserError(
             "transformers' BERT has no narrow embeddings, its ELECTRA has no pooler",
             "train with head=electra_classifier, or embedding_size as d_model",
         )
-    return *bert.write(sizes, tree, head=head), {"head": head}
+    return *encoders.write(sizes, tree, head=head), {"head": head}
 
 
 def bare(sizes: Any, encoder: dict) -> tuple[dict, dict[str, np.ndarray]]:
@@ -113,8 +114,8 @@ def bare(sizes: Any, encoder: dict) -> tuple[dict, dict[str, np.ndarray]]:
     BertModel has a pooler that nobody reads here. It is written as zeros: without it,
     every load prints that weights are missing and ought to be trained.
     """
-    config, tensors = bert.write(sizes, {"encoder": encoder})
-    if sizes.family == "bert":
+    config, tensors = encoders.write(sizes, {"encoder": encoder})
+    if encoders.family_named(sizes.family).pooler:
         width = sizes.d_model
         tensors["pooler.dense.weight"] = np.zeros((width, width), np.float32)
         tensors["pooler.dense.bias"] = np.zeros(width, np.float32)

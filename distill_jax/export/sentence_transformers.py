@@ -13,7 +13,7 @@ from distill_jax.io.files import read_json, write_json
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.reranker import CROSS_ENCODER
 from distill_jax.models.t5 import T5Sizes
-from distill_jax.weights import bert, t5
+from distill_jax.weights import encoders, t5
 
 TOWERS = {"query_encoder": "query_tower", "doc_encoder": "doc_tower"}
 _IDENTITY = "torch.nn.modules.linear.Identity"
@@ -78,9 +78,9 @@ def _dual(pretrained: Pretrained, folder: Path) -> None:
             "word_embedding_dimension": spec.backbone.d_model,
             "pooling_mode_cls_token": spec.pooling == "cls",
             "pooling_mode_mean_tokens": spec.pooling == "mean",
-            "pooling_mode_max_tokens": False,
-            "pooling_mode_mean_sqrt_len_tokens": False,
-            "pooling_mode_weightedmean_tokens": False,
+            "pooling_mode_max_tokens": spec.pooling == "max",
+            "pooling_mode_mean_sqrt_len_tokens": spec.pooling == "mean_sqrt_len",
+            "pooling_mode_weightedmean_tokens": spec.pooling == "weightedmean",
             "pooling_mode_lasttoken": spec.pooling == "last",
         },
     )
@@ -111,7 +111,7 @@ def _splade(pretrained: Pretrained, folder: Path) -> None:
             f"it has {', '.join(_SPLADE)}",
         )
     tree = {"encoder": tower["encoder"], "head": tower["mlm"]}
-    config, tensors = bert.write(spec.backbone, tree, head="mlm")
+    config, tensors = encoders.write(spec.backbone, tree, head="mlm")
     _transformer(pretrained, folder, config, tensors)
     write_json(
         _made(folder / "1_SpladePooling") / "config.json",
@@ -199,6 +199,7 @@ def write_dense(
 
 def _top(pretrained: Pretrained, folder: Path, model_type: str, similarity: str):
     spec = pretrained.spec
+    cut = getattr(spec, "truncate_dim", None)
     write_json(
         folder / "config_sentence_transformers.json",
         {
@@ -210,6 +211,7 @@ def _top(pretrained: Pretrained, folder: Path, model_type: str, similarity: str)
             },
             "default_prompt_name": None,
             "similarity_fn_name": similarity,
+            **({"truncate_dim": cut} if cut else {}),
         },
     )
 

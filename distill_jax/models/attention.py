@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -140,16 +140,27 @@ class MultiHeadAttention(nnx.Module):
         rate: float = 0.0,
         dtype: str = "float32",
         stddevs: tuple[float, float, float, float] | None = None,
+        kv_heads: int | None = None,
+        out_bias: bool | None = None,
+        norm: Callable[[int], nnx.Module] | None = None,
         rngs: nnx.Rngs,
     ):
-        """``stddevs``: of the normal initialisers of query, key, value and out."""
+        """Builds the four projections.
+
+        Args:
+            stddevs: of the normal initialisers of query, key, value and out.
+            kv_heads: heads of keys and values, each shared by several query heads.
+            out_bias: of the last projection; None is as ``use_bias``.
+            norm: makes the normalisation of each head's query and key; None has none.
+        """
         inner = heads * head_dim
+        shared = (kv_heads or heads) * head_dim
         if stddevs is None:
             stddevs = (features**-0.5,) * 3 + (inner**-0.5,)
         self.heads, self.head_dim = heads, head_dim
         self.scale, self.rate = scale, rate
 
-        def linear(size_in, size_out, stddev):
+        def linear(size_in, size_out, stddev, use_bias=use_bias):
             return nnx.Linear(
                 size_in,
                 size_out,
@@ -160,9 +171,12 @@ class MultiHeadAttention(nnx.Module):
             )
 
         self.query = linear(features, inner, stddevs[0])
-        self.key = linear(features, inner, stddevs[1])
-        self.value = linear(features, inner, stddevs[2])
-        self.out = linear(inner, features, stddevs[3])
+        self.key = linear(features, shared, stddevs[1])
+        self.value = linear(features, shared, stddevs[2])
+        has_bias = use_bias if out_bias is None else out_bias
+        self.out = linear(inner, features, stddevs[3], has_bias)
+        self.query_norm = None if norm is None else norm(head_dim)
+        self.key_norm = None if norm is None else norm(head_dim)
 
     def __call__(
         self,
@@ -172,17 +186,30 @@ class MultiHeadAttention(nnx.Module):
         bias: Float[Array, "1 H Lq Lk"] | None = None,
         mask: Array | None = None,
         key: Array | None = None,
+        rotary: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> Float[Array, "B Lq E"]:
         """Attends from ``x`` to ``context`` (to itself when None).
+
+        ``rotary``: cosines and sines [Lk, D] of the positions, see ``rotary_table``.
 
         Where only the first position is read, give ``x[:, :1]`` and the whole sequence
         as ``context``: keys and values for all tokens, everything else for one.
         """
+        grouped = self.key.out_features != self.query.out_features
         context = x if context is None else context
+        query, keys, values = self.query(x), self.key(context), self.value(context)
+        query, keys, values = map(self.split, (query, keys, values))
+        if self.query_norm is not None and self.key_norm is not None:
+            query, keys = self.query_norm(query), self.key_norm(keys)
+        if rotary is not None:
+            query, keys = rotated(query, rotary), rotated(keys, rotary)
+        if grouped:
+            times = self.heads // keys.shape[2]
+            keys, values = (jnp.repeat(x, times, axis=2) for x in (keys, values))
         mixed = attend(
-            self.split(self.query(x)),
-            self.split(self.key(context)),
-            self.split(self.value(context)),
+            query,
+            keys,
+            values,
             scale=self.scale,
             bias=bias,
             mask=mask,
@@ -193,7 +220,45 @@ class MultiHeadAttention(nnx.Module):
 
     def split(self, x: Float[Array, "B L HD"]) -> Float[Array, "B L H D"]:
         """The features as heads."""
-        return x.reshape(*x.shape[:-1], self.heads, self.head_dim)
+        return x.reshape(*x.shape[:-1], -1, self.head_dim)
+
+
+def rotary_table(
+    length: int, width: int, theta: float, scaling: tuple = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines [length, width] of rotary positions (Su et al. 2021).
+
+    Args:
+        width: of a head.
+        theta: base of the wavelengths.
+        scaling: () or ("linear", factor), or Llama 3's ("llama3", factor, low, high,
+            original length): wavelengths longer than the trained context grow.
+    """
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    frequencies = (1.0 / np.float32(theta) ** exponents).astype(np.float32)
+    if scaling and scaling[0] == "linear":
+        frequencies = frequencies / np.float32(scaling[1])
+    elif scaling and scaling[0] == "llama3":
+        factor, low, high, original = scaling[1:]
+        waves = 2 * np.pi / frequencies
+        smooth = (original / waves - low) / (high - low)
+        between = (1 - smooth) * frequencies / factor + smooth * frequencies
+        slow = np.where(waves > original / low, frequencies / factor, frequencies)
+        middle = (waves <= original / low) & (waves >= original / high)
+        frequencies = np.where(middle, between, slow).astype(np.float32)
+    angles = np.arange(length, dtype=np.float32)[:, None] * frequencies
+    angles = np.concatenate([angles, angles], axis=-1)
+    return np.cos(angles), np.sin(angles)
+
+
+def rotated(
+    x: Float[Array, "B L H D"], rotary: tuple[np.ndarray, np.ndarray]
+) -> Float[Array, "B L H D"]:
+    """``x`` turned by its positions: the halves of a head are the two axes."""
+    length, half = x.shape[1], x.shape[-1] // 2
+    cos, sin = (jnp.asarray(table[:length, None], x.dtype) for table in rotary)
+    turned = jnp.concatenate([-x[..., half:], x[..., :half]], axis=-1)
+    return x * cos + turned * sin
 
 
 class RelativeBias(nnx.Module):

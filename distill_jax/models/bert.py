@@ -1,15 +1,18 @@
-"""BERT and ELECTRA: sizes and the one encoder that both are.
+"""One encoder for BERT and the families after it; what differs are its sizes.
 
-The layer is the post-norm transformer of Devlin et al. 2019 (arXiv 1810.04805);
-ELECTRA (Clark et al. 2020, arXiv 2003.10555) adds a projection behind narrower
-embeddings. Names of parameters are this file's attribute paths;
-``weights.bert`` maps them to and from Hugging Face folders. Heads are in
+The post-norm layer is Devlin et al. 2019 (arXiv 1810.04805); ELECTRA adds a projection
+behind narrower embeddings (2003.10555), ModernBERT rotary positions, windows and gates
+in front of the norms' place (2412.13663), Llama's line root-mean-square norms, shared
+key heads and a causal mask. Names of parameters are this file's attribute paths;
+``weights.families`` maps them to and from Hugging Face folders. Heads are in
 ``models.bert_heads``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from typing import Any
 
 import jax
@@ -21,18 +24,21 @@ from jaxtyping import Array, Bool, Float, Int
 from distill_jax.io.errors import UserError, near
 from distill_jax.models.attention import (
     MultiHeadAttention,
+    RelativeBias,
     dropout,
     dropout_key,
+    rotary_table,
     split_key,
 )
 from distill_jax.models.stack import through
+from distill_jax.models.t5_layers import RMSNorm
 from distill_jax.ops.masked import token_mask
 from distill_jax.runtime.placement import rows, weight
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BertSizes:
-    """The shape of a BERT or ELECTRA encoder.
+    """The shape of an encoder. The defaults are BERT's; a family sets the others.
 
     Attributes:
         d_model, d_ff, heads, layers: widths and depth.
@@ -46,7 +52,29 @@ class BertSizes:
         remat: recompute each layer in the backward pass instead of keeping its
             activations: "none", "matmuls" (keep the matrix products), or "full".
         pad_id, sep_id: tokens that the mask and the token types are derived from.
-        family: "bert" or "electra": under whose names the weights are written.
+        family: under whose names the weights are written, see ``weights.families``.
+        positions: "table", "rotary", or "buckets" (a table, and T5's bias of relative
+            distances, one for all layers).
+        type_vocab: 0 has no token types.
+        norm: "layer" or "rms"; ``norm_bias`` is of layer norms.
+        place: of the norms: "post" the residual, "pre" the block, or on "both" sides
+            of the block. The last two end with a norm behind the last layer.
+        embedding_norm, first_norm: whether there is one behind the embeddings, and
+            in front of the first layer's attention.
+        head_size: of one head; None is ``d_model / heads``.
+        kv_heads: heads of keys and values; None is as ``heads``.
+        query_scale: of the attention's logits; None is ``head_size ** -0.5``.
+        head_norm: whether each head's query and key are normalised.
+        attention_bias, out_bias, up_bias, down_bias: of the projections of attention
+            and feed-forward.
+        gated: act(gate x) * (up x) instead of act(up x).
+        theta, local_theta: of rotary positions, and of those in windowed layers.
+        rope_scaling: see ``attention.rotary_table``; of the layers without a window.
+        window: greatest distance of a key in the layers that ``windowed`` marks.
+        causal: keys after a query are hidden.
+        embedding_scale: factor of the embeddings.
+        shared: all layers have the parameters of one (ALBERT).
+        head_bias: whether the dense layer of a head has a bias.
     """
 
     vocab_size: int = 30522
@@ -67,21 +95,56 @@ class BertSizes:
     pad_id: int = 0
     sep_id: int = 102
     family: str = "bert"
+    positions: str = "table"
+    norm: str = "layer"
+    norm_bias: bool = True
+    place: str = "post"
+    embedding_norm: bool = True
+    first_norm: bool = True
+    head_size: int | None = None
+    kv_heads: int | None = None
+    query_scale: float | None = None
+    head_norm: bool = False
+    attention_bias: bool = True
+    out_bias: bool = True
+    up_bias: bool = True
+    down_bias: bool = True
+    gated: bool = False
+    theta: float = 10000.0
+    local_theta: float | None = None
+    rope_scaling: tuple = ()
+    window: int | None = None
+    windowed: tuple[bool, ...] = ()
+    causal: bool = False
+    embedding_scale: float = 1.0
+    shared: bool = False
+    head_bias: bool = True
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
 
     def __post_init__(self):
-        if self.d_model % self.heads:
+        for name in ("rope_scaling", "windowed"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.head_size is None and self.d_model % self.heads:
             raise UserError(
                 f"d_model {self.d_model} is not a multiple of {self.heads} heads",
                 "choose heads that divides d_model",
             )
         check_choice("BertSizes.activation", self.activation, tuple(ACTIVATIONS))
         check_choice("BertSizes.remat", self.remat, ("none", "matmuls", "full"))
-        check_choice("BertSizes.family", self.family, ("bert", "electra"))
+        check_choice("BertSizes.positions", self.positions, POSITIONS)
+        check_choice("BertSizes.norm", self.norm, ("layer", "rms"))
+        check_choice("BertSizes.place", self.place, ("post", "pre", "both"))
         check_choice("BertSizes.dtype", self.dtype, ("float32", "bfloat16"))
 
     @property
     def head_dim(self) -> int:
-        return self.d_model // self.heads
+        return self.head_size or self.d_model // self.heads
+
+    def has_window(self, layer: int, length: int) -> bool:
+        """Whether a layer's window hides anything of so many tokens."""
+        marked = layer < len(self.windowed) and self.windowed[layer]
+        return marked and self.window is not None and length > self.window + 1
 
     @property
     def width(self) -> int:
@@ -97,8 +160,10 @@ class BertSizes:
 
         Attention is counted in full, 4 L^2 d per layer.
         """
-        d, f = self.d_model, self.d_ff
-        layer = 2 * length * (4 * d * d + 2 * d * f) + 4 * length * length * d
+        d, f, inner = self.d_model, self.d_ff, self.heads * self.head_dim
+        shared = (self.kv_heads or self.heads) * self.head_dim
+        weights = d * (2 * inner + 2 * shared) + (3 if self.gated else 2) * d * f
+        layer = 2 * length * weights + 4 * length * length * inner
         project = 2 * length * self.width * d if self.width != d else 0
         return float(self.layers * layer + project)
 
@@ -108,7 +173,9 @@ ACTIVATIONS = {
     "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * np.float32(0.5**0.5))),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
 }
+POSITIONS = ("table", "rotary", "buckets")
 
 # d_model, d_ff, heads, layers, embedding_size
 _SIZES: dict[str, tuple[int, int, int, int, int]] = {
@@ -155,19 +222,28 @@ def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 class Norm(nnx.Module):
-    """Layer normalisation with scale and bias, computed in float32."""
+    """Layer normalisation, computed in float32."""
 
-    def __init__(self, width: int, eps: float):
+    def __init__(self, width: int, eps: float, use_bias: bool = True):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32)) if use_bias else None
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
-        normal = centred * jax.lax.rsqrt(variance + self.eps)
-        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+        normal = centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...]
+        normal = normal if self.bias is None else normal + self.bias[...]
+        return normal.astype(x.dtype)
+
+
+def norm_of(sizes: BertSizes, width: int | None = None) -> nnx.Module:
+    """The family's normalisation of ``width`` features, the model's when None."""
+    width = width or sizes.d_model
+    if sizes.norm == "rms":
+        return RMSNorm(width, eps=sizes.eps, dtype=sizes.dtype)
+    return Norm(width, sizes.eps, sizes.norm_bias)
 
 
 def linear(
@@ -194,66 +270,101 @@ class Embeddings(nnx.Module):
             return nnx.Param(draw(rngs.params(), (rows, sizes.width), jnp.float32))
 
         self.word = table(sizes.vocab_size)
-        self.position = table(sizes.max_positions)
-        self.token_type = table(sizes.type_vocab)
-        self.norm = Norm(sizes.width, sizes.eps)
-        self.dtype = sizes.dtype
+        has_table = sizes.positions != "rotary"
+        self.position = table(sizes.max_positions) if has_table else None
+        self.token_type = table(sizes.type_vocab) if sizes.type_vocab else None
+        self.norm = norm_of(sizes, sizes.width) if sizes.embedding_norm else None
+        self.dtype, self.scale = sizes.dtype, sizes.embedding_scale
 
     def __call__(
         self, tokens: Int[Array, "M L"], types: Int[Array, "M L"] | None
     ) -> Float[Array, "M L E"]:
-        x = jnp.take(self.table(), tokens, axis=0) + self.position[: tokens.shape[1]]
-        if types is None:
-            x = x + self.token_type[0]
-        else:
-            x = x + jnp.take(self.token_type[...], types, axis=0)
-        return self.norm(x).astype(self.dtype)
+        x = jnp.take(self.table(), tokens, axis=0)
+        if self.scale != 1.0:
+            x = x * np.float32(self.scale)
+        if self.position is not None:
+            x = x + self.position[: tokens.shape[1]]
+        if self.token_type is not None:
+            if types is None:
+                x = x + self.token_type[0]
+            else:
+                x = x + jnp.take(self.token_type[...], types, axis=0)
+        x = x if self.norm is None else self.norm(x)
+        return x.astype(self.dtype)
 
     def table(self) -> Float[Array, "V E"]:
         """The embeddings of words, float32, as a device reads them."""
         return weight("embeddings.word", self.word[...], jnp.float32)
 
 
-class Layer(nnx.Module):
-    """Attention and feed-forward, each followed by residual and normalisation."""
+class EncoderLayer(nnx.Module):
+    """Attention and feed-forward, each with a residual and its normalisations."""
 
-    def __init__(self, sizes: BertSizes, *, rngs: nnx.Rngs):
+    def __init__(self, sizes: BertSizes, *, first: bool = False, rngs: nnx.Rngs):
         d, f = sizes.d_model, sizes.d_ff
         spread = sizes.initializer_range
+        scale = sizes.query_scale or sizes.head_dim**-0.5
         self.attention = MultiHeadAttention(
             d,
             sizes.heads,
             sizes.head_dim,
-            scale=sizes.head_dim**-0.5,
-            use_bias=True,
+            scale=scale,
+            use_bias=sizes.attention_bias,
             rate=sizes.attention_dropout,
             dtype=sizes.dtype,
             stddevs=(spread, spread, spread, spread),
+            kv_heads=sizes.kv_heads,
+            out_bias=sizes.out_bias,
+            norm=(lambda width: norm_of(sizes, width)) if sizes.head_norm else None,
             rngs=rngs,
         )
-        self.attention_norm = Norm(d, sizes.eps)
-        self.up = linear(d, f, sizes, rngs)
-        self.down = linear(f, d, sizes, rngs)
-        self.output_norm = Norm(d, sizes.eps)
-        self.activation = sizes.activation
+        with_norm = sizes.first_norm or not first
+        self.attention_norm = norm_of(sizes) if with_norm else None
+        self.up = linear(d, f, sizes, rngs, sizes.up_bias)
+        self.gate = linear(d, f, sizes, rngs, sizes.up_bias) if sizes.gated else None
+        self.down = linear(f, d, sizes, rngs, sizes.down_bias)
+        self.output_norm = norm_of(sizes)
+        both = sizes.place == "both"
+        self.attention_post_norm = norm_of(sizes) if both else None
+        self.output_post_norm = norm_of(sizes) if both else None
+        self.activation, self.place = sizes.activation, sizes.place
         self.rate = sizes.dropout
 
     def __call__(
         self,
         x: Float[Array, "M L D"],
-        mask: Bool[Array, "M L"],
+        mask: Bool[Array, "M L"] | Bool[Array, "M 1 L L"],
         key: Array | None = None,
         *,
         positions: int | None = None,
+        bias: Float[Array, "1 H L L"] | None = None,
+        rotary: Any = None,
     ) -> Float[Array, "M T D"]:
         """``positions``: only the first so many are computed and returned."""
         keys = split_key(key, 3)
-        context = None if positions is None else x
-        x = x[:, :positions]
-        y = self.attention(x, context=context, mask=mask, key=keys[0])
-        x = self.attention_norm(x + dropout(y, self.rate, keys[1]))
-        y = self.down(ACTIVATIONS[self.activation](self.up(x)))
-        return self.output_norm(x + dropout(y, self.rate, keys[2]))
+        pre = self.place != "post"
+        normal = self.attention_norm(x) if pre and self.attention_norm else x
+        context = None if positions is None else normal
+        if positions is not None:
+            x, normal = x[:, :positions], normal[:, :positions]
+            bias = None if bias is None else bias[:, :, :positions]
+            mask = mask if mask.ndim == 2 else mask[:, :, :positions]
+        y = self.attention(
+            normal, context=context, bias=bias, mask=mask, key=keys[0], rotary=rotary
+        )
+        y = self.attention_post_norm(y) if self.attention_post_norm else y
+        x = x + dropout(y, self.rate, keys[1])
+        x = x if pre else self.attention_norm(x)
+        y = self.feed_forward(self.output_norm(x) if pre else x)
+        y = self.output_post_norm(y) if self.output_post_norm else y
+        x = x + dropout(y, self.rate, keys[2])
+        return x if pre else self.output_norm(x)
+
+    def feed_forward(self, x: Float[Array, "M T D"]) -> Float[Array, "M T D"]:
+        activate = ACTIVATIONS[self.activation]
+        if self.gate is None:
+            return self.down(activate(self.up(x)))
+        return self.down(activate(self.gate(x)) * self.up(x))
 
 
 class BertEncoder(nnx.Module):
@@ -262,11 +373,17 @@ class BertEncoder(nnx.Module):
     def __init__(self, sizes: BertSizes, *, rngs: nnx.Rngs):
         self.sizes = sizes
         self.embeddings = Embeddings(sizes, rngs=rngs)
-        if sizes.width != sizes.d_model:
+        if sizes.width != sizes.d_model or sizes.shared:
             self.project = linear(sizes.width, sizes.d_model, sizes, rngs)
         else:
             self.project = None
-        self.layers = nnx.List([Layer(sizes, rngs=rngs) for _ in range(sizes.layers)])
+        # Assigned once: an attribute that was None cannot become a module.
+        self.relative_bias = _relative_bias(sizes, rngs)
+        built = 1 if sizes.shared else sizes.layers
+        self.layers = nnx.List(
+            [EncoderLayer(sizes, first=i == 0, rngs=rngs) for i in range(built)]
+        )
+        self.final_norm = None if sizes.place == "post" else norm_of(sizes)
 
     def __call__(
         self,
@@ -291,32 +408,86 @@ class BertEncoder(nnx.Module):
         Raises:
             UserError: L is more than ``max_positions``.
         """
-        sizes = self.sizes
-        if tokens.shape[-1] > sizes.max_positions:
+        sizes, length = self.sizes, tokens.shape[-1]
+        if length > sizes.max_positions:
             raise UserError(
-                f"{tokens.shape[-1]} tokens, but the encoder has {sizes.max_positions}"
-                " positions",
+                f"{length} tokens, but the encoder has {sizes.max_positions} positions",
                 "shorten QUERY_LENGTH / DOC_LENGTH, or use an encoder that reads more",
             )
         if mask is None:
             mask = token_mask(tokens, sizes.pad_id)
+        pairs = pairs and sizes.type_vocab > 1
         types = token_types(tokens, mask, sizes.sep_id) if pairs else None
         keys = split_key(dropout_key(rngs), sizes.layers + 1)
         x = rows(self.embeddings(tokens, types))
         x = dropout(x, sizes.dropout, keys[-1])
         if self.project is not None:
             x = self.project(x)
+        bias = None if self.relative_bias is None else self.relative_bias(length)
 
-        def whole(layer, x, key):
-            return layer(x, mask, key)
+        def call(layer, x, key, at, last=None):
+            seen, rotary = self.seen(at, mask), self.rotary(at, length)
+            how = {"positions": last, "bias": bias, "rotary": rotary}
+            return layer(x, seen, key, **how)
 
-        def leading(layer, x, key):
-            return layer(x, mask, key, positions=positions)
-
-        upto = sizes.layers - (positions is not None)
         how = {"dtype": sizes.dtype, "remat": sizes.remat}
-        x = through(self.layers[:upto], whole, x, keys, **how)
-        return through(self.layers[upto:], leading, x, keys[upto:], **how)
+        layers = [self.layers[0 if sizes.shared else i] for i in range(sizes.layers)]
+        upto = sizes.layers - (positions is not None)
+        # Layers of one form follow each other through one compiled body.
+        for _, group in itertools.groupby(range(upto), self.form):
+            these = list(group)
+            run = functools.partial(call, at=these[0])
+            of = [layers[i] for i in these]
+            x = through(of, run, x, [keys[i] for i in these], **how)
+        run = functools.partial(call, at=sizes.layers - 1, last=positions)
+        x = through(layers[upto:], run, x, keys[upto : sizes.layers], **how)
+        return x if self.final_norm is None else self.final_norm(x)
+
+    def form(self, layer: int) -> tuple[bool, bool]:
+        """What tells layers apart: a window, and the norm that the first may lack."""
+        sizes = self.sizes
+        marked = layer < len(sizes.windowed) and sizes.windowed[layer]
+        return marked, layer == 0 and not sizes.first_norm
+
+    def rotary(self, layer: int, length: int) -> Any:
+        """Cosines and sines for a layer, None where positions are no rotations."""
+        sizes = self.sizes
+        if sizes.positions != "rotary":
+            return None
+        marked = layer < len(sizes.windowed) and sizes.windowed[layer]
+        if marked and sizes.local_theta is not None:
+            return rotary_table(length, sizes.head_dim, sizes.local_theta)
+        scaling = sizes.rope_scaling
+        return rotary_table(length, sizes.head_dim, sizes.theta, scaling)
+
+    def seen(
+        self, layer: int, mask: Bool[Array, "M L"]
+    ) -> Bool[Array, "M L"] | Bool[Array, "M 1 L L"]:
+        """What the queries of a layer see: tokens that count, near, and not ahead."""
+        sizes, length = self.sizes, mask.shape[-1]
+        windowed = sizes.has_window(layer, length)
+        if not windowed and not sizes.causal:
+            return mask
+        ahead = np.arange(length)[None, :] - np.arange(length)[:, None]
+        allowed = np.ones((length, length), bool)
+        if windowed:
+            allowed &= np.abs(ahead) <= sizes.window
+        if sizes.causal:
+            allowed &= ahead <= 0
+        return mask[:, None, None, :] & jnp.asarray(allowed)[None, None]
+
+
+def _relative_bias(sizes: BertSizes, rngs: nnx.Rngs) -> RelativeBias | None:
+    if sizes.positions != "buckets":
+        return None
+    return RelativeBias(
+        sizes.heads,
+        buckets=sizes.relative_buckets,
+        max_distance=sizes.relative_max_distance,
+        bidirectional=True,
+        stddev=sizes.initializer_range,
+        rngs=rngs,
+    )
 
 
 def token_types(

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from distill_jax.models.attention import dropout, dropout_key
-from distill_jax.models.bert import ACTIVATIONS, BertSizes, Norm, linear
+from distill_jax.models.bert import ACTIVATIONS, BertSizes, linear, norm_of
 
 
 class BertClassifier(nnx.Module):
@@ -28,11 +28,19 @@ class BertClassifier(nnx.Module):
         return _logits(self.classifier, dropout(x, self.rate, dropout_key(rngs)))
 
 
-class ElectraClassifier(nnx.Module):
-    """transformers' ElectraForSequenceClassification: dense, gelu, linear."""
+class DenseClassifier(nnx.Module):
+    """A dense layer, an activation, perhaps a norm, and the output.
+
+    The heads of ELECTRA (gelu), DistilBERT (relu) and ModernBERT (gelu and norm).
+    """
+
+    activation = "gelu"
+    has_norm = False
 
     def __init__(self, sizes: BertSizes, *, rngs: nnx.Rngs, num_labels: int = 1):
-        self.dense = linear(sizes.d_model, sizes.d_model, sizes, rngs)
+        bias = sizes.head_bias
+        self.dense = linear(sizes.d_model, sizes.d_model, sizes, rngs, bias)
+        self.norm = norm_of(sizes) if self.has_norm else None
         self.out_proj = linear(sizes.d_model, num_labels, sizes, rngs)
         self.rate = sizes.dropout
 
@@ -40,8 +48,25 @@ class ElectraClassifier(nnx.Module):
         self, first: Float[Array, "M D"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "M C"]:
         x = self.dense(dropout(first, self.rate, dropout_key(rngs)))
-        x = dropout(ACTIVATIONS["gelu"](x), self.rate, dropout_key(rngs))
-        return _logits(self.out_proj, x)
+        x = ACTIVATIONS[self.activation](x)
+        x = x if self.norm is None else self.norm(x)
+        return _logits(self.out_proj, dropout(x, self.rate, dropout_key(rngs)))
+
+
+class ElectraClassifier(DenseClassifier):
+    """transformers' ElectraForSequenceClassification: dense, gelu, linear."""
+
+
+class DistilBertClassifier(DenseClassifier):
+    """transformers' DistilBertForSequenceClassification: dense, relu, linear."""
+
+    activation = "relu"
+
+
+class ModernBertClassifier(DenseClassifier):
+    """transformers' ModernBertForSequenceClassification: dense, gelu, norm, linear."""
+
+    has_norm = True
 
 
 class LinearClassifier(nnx.Module):
@@ -57,8 +82,10 @@ class LinearClassifier(nnx.Module):
 
 
 CLASSIFIERS = {
-    "bert": BertClassifier,
-    "electra": ElectraClassifier,
+    "bert_classifier": BertClassifier,
+    "electra_classifier": ElectraClassifier,
+    "distilbert_classifier": DistilBertClassifier,
+    "modernbert_classifier": ModernBertClassifier,
     "linear": LinearClassifier,
 }
 
@@ -72,8 +99,8 @@ class VocabularyHead(nnx.Module):
     """
 
     def __init__(self, sizes: BertSizes, *, rngs: nnx.Rngs, activation: str = "gelu"):
-        self.project = linear(sizes.d_model, sizes.width, sizes, rngs)
-        self.norm = Norm(sizes.width, sizes.eps)
+        self.project = linear(sizes.d_model, sizes.width, sizes, rngs, sizes.head_bias)
+        self.norm = norm_of(sizes, sizes.width)
         self.bias = nnx.Param(jnp.zeros((sizes.vocab_size,), jnp.float32))
         self.activation = activation
 

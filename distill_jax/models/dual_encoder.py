@@ -12,15 +12,16 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from distill_jax.batches import DualBatch, VectorBatch
 from distill_jax.models.bert import check_choice
 from distill_jax.models.encoder_spec import EncoderSpec, build_encoder, pad_id
+from distill_jax.models.pooling import POOLS
 from distill_jax.ops.masked import token_mask
 from distill_jax.ops.similarity import normalise
 
-POOLINGS = ("cls", "mean", "last")
+POOLINGS = ("cls", *POOLS)
 SIMILARITIES = ("dot", "cosine")
 ACTIVATIONS = {"identity": lambda x: x, "tanh": jnp.tanh}
 
@@ -35,9 +36,11 @@ class DualEncoderSpec(EncoderSpec):
 
     Attributes:
         tied: one tower for queries and documents.
-        pooling: "cls" reads position 0, "mean" all tokens, "last" the last token.
+        pooling: "cls" reads position 0, "last" the last token, the others all tokens:
+            "mean", "max", "mean_sqrt_len" and "weightedmean" (see ``pooling``).
         projection: width of a linear layer behind the pooling; None has none.
         projection_bias, projection_activation: of that layer.
+        truncate_dim: only the first so many features are kept (Matryoshka); None all.
         normalise: whether vectors are scaled to unit length.
         similarity: "dot", or "cosine" which normalises for scoring in any case.
     """
@@ -49,6 +52,7 @@ class DualEncoderSpec(EncoderSpec):
     projection: int | None = None
     projection_bias: bool = False
     projection_activation: str = "identity"
+    truncate_dim: int | None = None
     normalise: bool = True
     similarity: str = "dot"
 
@@ -64,7 +68,8 @@ class DualEncoderSpec(EncoderSpec):
     @property
     def width(self) -> int:
         """D, the number of features of a vector."""
-        return self.projection or self.backbone.d_model
+        whole = self.projection or self.backbone.d_model
+        return min(self.truncate_dim or whole, whole)
 
     def build(self, rngs: nnx.Rngs) -> DualEncoder:
         return DualEncoder(self, rngs=rngs)
@@ -91,7 +96,8 @@ class Tower(nnx.Module):
         self, tokens: Int[Array, "M L"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "M D"]:
         x = self.embed(tokens, rngs=rngs)
-        needed = self.spec.similarity == "cosine" and not self.spec.normalise
+        unit = self.spec.normalise and self.spec.truncate_dim is None
+        needed = self.spec.similarity == "cosine" and not unit
         return normalise(x) if needed else x
 
     def embed(
@@ -105,11 +111,12 @@ class Tower(nnx.Module):
             x = x.astype(jnp.float32)
         else:
             hidden = self.encoder(tokens, mask=mask, rngs=rngs)
-            pool = mean_pool if spec.pooling == "mean" else last_pool
-            x = pool(hidden, mask)
+            x = POOLS[spec.pooling](hidden, mask)
         if self.projection is not None:
             x = ACTIVATIONS[spec.projection_activation](self.projection(x))
-        return normalise(x) if spec.normalise else x
+        x = normalise(x) if spec.normalise else x
+        # Cut behind the norm, as sentence-transformers does.
+        return x[:, : spec.width]
 
 
 class TwoTowers(nnx.Module):
@@ -174,23 +181,3 @@ class DualEncoder(TwoTowers):
 
     def build_tower(self, spec: DualEncoderSpec, rngs: nnx.Rngs) -> Tower:
         return Tower(spec, rngs=rngs)
-
-
-def mean_pool(
-    hidden: Float[Array, "M L D"], mask: Bool[Array, "M L"]
-) -> Float[Array, "M D"]:
-    """Mean over the tokens that count, in float32; 0 where there are none."""
-    weights = mask.astype(jnp.float32)
-    total = jnp.einsum(
-        "mld,ml->md", hidden, weights, preferred_element_type=jnp.float32
-    )
-    return total / jnp.maximum(weights.sum(-1, keepdims=True), 1.0)
-
-
-def last_pool(
-    hidden: Float[Array, "M L D"], mask: Bool[Array, "M L"]
-) -> Float[Array, "M D"]:
-    """The hidden state of the last token that counts."""
-    last = jnp.maximum(mask.sum(-1) - 1, 0)
-    picked = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-    return picked.astype(jnp.float32)

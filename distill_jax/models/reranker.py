@@ -17,7 +17,10 @@ from jaxtyping import Array, Float, Int
 from distill_jax.batches import PairBatch
 from distill_jax.io.errors import UserError, near
 from distill_jax.models import bert_heads
+from distill_jax.models.bert import check_choice
+from distill_jax.models.pooling import POOLS
 from distill_jax.models.t5 import T5, T5Sizes
+from distill_jax.ops.masked import token_mask
 from distill_jax.text.templates import Template
 
 MONOT5 = "Query: {query} Document: {document} Relevant:</s>"
@@ -36,7 +39,10 @@ PROMPTS: dict[str, tuple[str, tuple[str, ...]]] = {
 # Heads that read words at the decoder's first step -> their usual prompt.
 DECODER_HEADS = {"difference": "monot5", "monot5": "monot5", "rankt5": "rankt5"}
 # Heads that read the encoder's first position.
-ENCODER_HEADS = ("linear", "bert_classifier", "electra_classifier")
+ENCODER_HEADS = (
+    *("linear", "bert_classifier", "electra_classifier"),
+    *("distilbert_classifier", "modernbert_classifier"),
+)
 HEADS = (*DECODER_HEADS, *ENCODER_HEADS)
 
 
@@ -152,6 +158,8 @@ class RerankerSpec:
         words: answer words; () takes the usual ones of the head.
         word_ids: their ids; filled in from the tokenizer by ``resolved``.
         token_types: BERT and ELECTRA only: mark the document as the second segment.
+        pooling: what a classifier on an encoder reads: "cls" the first position,
+            "last" the last token, "mean" all of them.
     """
 
     kind: ClassVar[str] = "reranker"
@@ -165,8 +173,10 @@ class RerankerSpec:
     words: tuple[str, ...] = ()
     word_ids: tuple[int, ...] = ()
     token_types: bool = True
+    pooling: str = "cls"
 
     def __post_init__(self):
+        check_choice("RerankerSpec.pooling", self.pooling, ("cls", *POOLS))
         settle(self, PROMPTS, DECODER_HEADS, RANKT5, CROSS_ENCODER)
 
     @property
@@ -203,11 +213,7 @@ class Reranker(nnx.Module):
                 rngs=rngs,
             )
         elif spec.head in ENCODER_HEADS:
-            head = {
-                "linear": bert_heads.LinearClassifier,
-                "bert_classifier": bert_heads.BertClassifier,
-                "electra_classifier": bert_heads.ElectraClassifier,
-            }[spec.head](spec.backbone, rngs=rngs)
+            head = bert_heads.CLASSIFIERS[spec.head](spec.backbone, rngs=rngs)
         # Assigned once: an attribute that was None cannot become a module.
         self.head = head
 
@@ -233,10 +239,20 @@ class Reranker(nnx.Module):
         if isinstance(spec.backbone, T5Sizes):
             first = self.backbone.encoder(tokens, positions=1, rngs=rngs)[:, 0]
             return self.head(first.astype(jnp.float32))[:, 0]
-        first = self.backbone(tokens, positions=1, pairs=spec.token_types, rngs=rngs)[
-            :, 0
-        ]
+        first = self.pooled(tokens, rngs)
         return self.head(first, rngs=rngs).astype(jnp.float32)[:, 0]
+
+    def pooled(
+        self, tokens: Int[Array, "M L"], rngs: nnx.Rngs | None
+    ) -> Float[Array, "M D"]:
+        """The vector that a classifier reads."""
+        how = {"pairs": self.spec.token_types, "rngs": rngs}
+        pooling = getattr(self.spec, "pooling", "cls")
+        if pooling == "cls":
+            return self.backbone(tokens, positions=1, **how)[:, 0]
+        mask = token_mask(tokens, self.spec.backbone.pad_id)
+        hidden = self.backbone(tokens, mask=mask, **how)
+        return POOLS[pooling](hidden, mask).astype(hidden.dtype)
 
     def represent(
         self, batch: PairBatch, *, rngs: nnx.Rngs | None = None

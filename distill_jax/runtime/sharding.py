@@ -36,8 +36,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r".*attention\.(query|key|value)\.bias", P("model")),
     (r".*attention\.out\.kernel", P("model", "fsdp")),
     # Feed-forward: the wide side over the model axis. T5's names, then BERT's.
-    (r".*\.(ffn\.(wi|wi_0|wi_1)|up)\.kernel", P("fsdp", "model")),
-    (r".*\.up\.bias", P("model")),
+    (r".*\.(ffn\.(wi|wi_0|wi_1)|up|gate)\.kernel", P("fsdp", "model")),
+    (r".*\.(up|gate)\.bias", P("model")),
     (r"(.*\.)?mlm\.bias", P("model")),  # one for each word
     (r".*\.(ffn\.wo|down)\.kernel", P("model", "fsdp")),
     # Small things are copied.

@@ -27,7 +27,7 @@ LOOKED_FOR = {
     "cross_encoder": "config.json of a ...ForSequenceClassification or of "
     "lightning-ir's mono",
     "stanford": "config.json of HF_ColBERT and artifact.metadata",
-    "hugging_face": "config.json of T5, BERT or ELECTRA and model.safetensors",
+    "hugging_face": "config.json of a T5 or an encoder, and its weights",
     "t5x": "checkpoint (T5X), or target/ or state/ with Orbax metadata (T5X)",
 }
 TOWERS = ("query_encoder", "doc_encoder")

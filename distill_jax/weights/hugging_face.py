@@ -1,7 +1,8 @@
-"""Hugging Face folders: T5, BERT and ELECTRA, bare or with a task's head."""
+"""Hugging Face folders: T5 and the encoder families, bare or with a task's head."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,13 @@ from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained, flatten
 from distill_jax.models.reranker import CROSS_ENCODER
 from distill_jax.text.tokenizer import Tokenizer
-from distill_jax.weights import bert, safe, t5
+from distill_jax.weights import encoders, safe, t5
 from distill_jax.weights.folders import Folder, is_mono, read_json, stated, top
 from distill_jax.weights.students import Base, assemble
 
 _T5 = ("t5", "mt5")
-_BERT = ("bert", "electra")
-_CLASSIFIERS = {"bert": "bert_classifier", "electra": "electra_classifier"}
-# The tensor of which the rows are a head's outputs.
-_LAST = {
-    "bert_classifier": "classifier.weight",
-    "electra_classifier": "classifier.out_proj.weight",
-    "linear": "linear.weight",
-}
+# Our path of the matrix of which the columns are a head's outputs.
+_LAST = r"head\.(classifier|out_proj|linear)\.kernel"
 
 
 def backbone(folder: Folder, tokenizer: Tokenizer, root: Path | None = None) -> Base:
@@ -35,15 +30,16 @@ def backbone(folder: Folder, tokenizer: Tokenizer, root: Path | None = None) -> 
     root = root or folder.path
     config = read_json(root / "config.json", {})
     tensors = safe.open_folder(root)
-    if _family(config, root) == "t5":
+    if _is_t5_config(config):
         tensors = _without_prefix(tensors, "transformer.")
         ignore = {name: tensors[name] for name in tensors if _is_t5(name)}
         sizes, params = t5.read(config, ignore, source=str(root))
         return Base(sizes, params, tokenizer, str(folder.path))
-    has_mlm = any("predictions." in name for name in tensors)
-    has_mlm = has_mlm and not any("discriminator_predictions" in n for n in tensors)
-    head = "mlm" if has_mlm and _is_masked_lm(config) else None
-    sizes, params, _ = bert.read(config, tensors, head=head, source=str(root))
+    family = encoders.family_of(config, f"{root}/config.json")
+    known = [rule.theirs for rule in family.heads.get("mlm", ())][:1]
+    has_mlm = any(name in tensors for name in known) and _is_masked_lm(config)
+    head = "mlm" if has_mlm else None
+    sizes, params, _ = encoders.read(config, tensors, head=head, source=str(root))
     return Base(
         sizes,
         params["encoder"],
@@ -62,15 +58,17 @@ def read_classifier(
         UserError: it has several outputs, or is no BERT or ELECTRA.
     """
     config, path = folder.config, folder.path
-    family = _family(config, path)
-    if family == "t5":
+    if _is_t5_config(config):
         raise UserError(
             f"{path}: a classifier on a T5 is not read",
             "give a T5ForConditionalGeneration or a T5EncoderModel",
         )
-    head = "linear" if is_mono(config) else _CLASSIFIERS[family]
+    family = encoders.family_of(config, f"{path}/config.json")
+    head = "linear" if is_mono(config) else family.classifier
     tensors = safe.open_folder(path)
-    last = _LAST[head]
+    last = next(
+        rule.theirs for rule in family.heads[head] if re.fullmatch(_LAST, rule.ours)
+    )
     outputs = tensors[last].shape[0] if last in tensors else 1
     if config.get("pooling_strategy", "first") != "first" or "linear.bias" in tensors:
         raise UserError(
@@ -85,18 +83,22 @@ def read_classifier(
         )
     if outputs == 2:
         tensors = _folded(tensors, last)
-    sizes, params, _ = bert.read(config, tensors, head=head, source=str(path))
+    sizes, params, _ = encoders.read(config, tensors, head=head, source=str(path))
     flat = flatten({"head": params["head"]})
     base = Base(sizes, params["encoder"], tokenizer, str(path))
     texts = read_json(path / "tokenizer_config.json", {})
     most = longest(path, sizes)
+    usual = ["token_type_ids"] if tokenizer.kind == "bert" else []
     found = {
         "head": head,
         "prompt": _prompted(folder, kind := _noted_kind(folder)),
         # What its tokenizer does not give, the model takes for zeros.
-        "token_types": "token_type_ids"
-        in texts.get("model_input_names", ["token_type_ids"]),
+        "token_types": "token_type_ids" in texts.get("model_input_names", usual),
     }
+    if kind == "reranker" and not is_mono(config):
+        # Llama's line scores at the last token, the others where they say.
+        usual = "last" if head == "linear" else "cls"
+        found["pooling"] = config.get("classifier_pooling", usual)
     if kind == "reranker":
         # The library cuts the joined pair, the longer text first.
         found["length"] = most
@@ -184,7 +186,7 @@ def _token_classifier(folder: Folder, base: Base) -> dict[str, np.ndarray]:
         return {}
     tensors = safe.open_folder(folder.path)
     weight = np.asarray(tensors["classifier.weight"], np.float32)
-    if weight.shape[0] != 1 or _family(folder.config, folder.path) != "t5":
+    if weight.shape[0] != 1 or not _is_t5_config(folder.config):
         raise UserError(
             f"{folder.path}: {architecture} with {weight.shape[0]} outputs",
             "a reranker has one, on a T5",
@@ -195,21 +197,8 @@ def _token_classifier(folder: Folder, base: Base) -> dict[str, np.ndarray]:
     }
 
 
-def _family(config: dict, path: Path) -> str:
-    kind = config.get("backbone_model_type") or config.get("model_type", "")
-    kind = str(kind).lower()
-    if kind in _T5:
-        return "t5"
-    architecture = (config.get("architectures") or [""])[0].lower()
-    if kind == "electra" or architecture.startswith("electra"):
-        return "electra"
-    # Stanford's HF_ColBERT and old files say bert, or nothing but their architecture.
-    if kind.startswith("bert") or architecture.startswith(("bert", "hf_")):
-        return "bert"
-    raise UserError(
-        f"{path}/config.json: model_type {kind or 'absent'!r}",
-        f"these are read: {', '.join((*_T5, *_BERT))}",
-    )
+def _is_t5_config(config: dict) -> bool:
+    return str(config.get("model_type", "")).lower() in _T5
 
 
 def _is_masked_lm(config: dict) -> bool:

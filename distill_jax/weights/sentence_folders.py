@@ -15,7 +15,7 @@ import numpy as np
 from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.text.tokenizer import Tokenizer
-from distill_jax.weights import hugging_face, safe
+from distill_jax.weights import encoders, hugging_face, safe
 from distill_jax.weights.folders import Folder, read_json, stated, top
 from distill_jax.weights.students import assemble
 
@@ -27,7 +27,14 @@ _POOLINGS = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
 }
-_OUR_POOLING = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+_OUR_POOLING = {
+    "cls": "cls",
+    "mean": "mean",
+    "lasttoken": "last",
+    "max": "max",
+    "mean_sqrt_len_tokens": "mean_sqrt_len",
+    "weightedmean": "weightedmean",
+}
 _ACTIVATIONS = {"Identity": "identity", "Tanh": "tanh"}
 # Theirs takes log(1 + x) of what it is given by "relu"; the longer name does so twice.
 _SPLADE = {"relu": "log1p_relu", "log1p_relu": "log1p_log1p_relu"}
@@ -63,7 +70,8 @@ def read_dual(
     if "Dense" in names:
         given, projection = dense(modules["Dense"])
         found |= projection
-    _only(folder, truncate_dim=None)
+    if top(folder).get("truncate_dim"):
+        found["truncate_dim"] = int(top(folder)["truncate_dim"])
     similarity = top(folder).get("similarity_fn_name")
     if similarity in ("dot", "dot_score", "cosine"):
         found["similarity"] = similarity.removesuffix("_score")
@@ -101,9 +109,8 @@ def read_splade(
         **_lengths(folder, root, base),
         **_prompts(folder, tokenizer, fields),
     }
-    if getattr(base.sizes, "family", "") == "bert":
-        # BERT's head has the encoder's activation, ELECTRA's is always the gelu.
-        found["head_activation"] = base.sizes.activation
+    # The head's activation is the encoder's, in some families the gelu always.
+    found["head_activation"] = encoders.head_activation(base.sizes)
     fields = {**found, **stated(folder, most=found["doc_length"]), **fields}
     return assemble("splade", base, seed=seed, **fields)
 

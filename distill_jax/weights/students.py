@@ -24,6 +24,7 @@ from distill_jax.models.pretrained import (
 )
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.text.tokenizer import Tokenizer
+from distill_jax.weights import encoders
 
 KINDS = {
     "reranker": "RerankerSpec",
@@ -113,7 +114,12 @@ def assemble(
         fields.setdefault("head", "linear")
     elif kind in WHOLE and not isinstance(sizes, T5Sizes):
         # The head that transformers gives the family, so that it can be exported.
-        fields.setdefault("head", f"{sizes.family}_classifier")
+        head = encoders.family_named(sizes.family).classifier
+        fields.setdefault("head", head)
+        if kind == "reranker" and head == "linear":
+            fields.setdefault("pooling", "last")
+    if kind == "splade" and not isinstance(sizes, T5Sizes):
+        fields.setdefault("head_activation", encoders.head_activation(sizes))
     spec = cls(backbone=sizes, **fields).resolved(base.tokenizer)
     flat = _placed(spec, base, given or {})
     return filled(spec, flat, base.tokenizer, base.source, seed)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from distill_jax.io.errors import UserError
 from distill_jax.models import bert, bert_heads
-from distill_jax.weights import bert as hf
+from distill_jax.weights import encoders as hf
 from distill_jax.weights.safe import open_folder
 
 TINY = {
@@ -185,7 +185,8 @@ def test_all_that_does_not_fit_is_reported_together(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"model_type": "roberta"}, {"hidden_act": "swish"}, {"is_decoder": True}]
+    "change",
+    [{"model_type": "longformer"}, {"hidden_act": "celu"}, {"is_decoder": True}],
 )
 def test_other_models_are_refused(change):
     config = {**TINY, "model_type": "bert", **change}

@@ -17,7 +17,7 @@ from distill_jax.models.colbert import ColbertSpec, punctuation_ids
 from distill_jax.models.dual_encoder import DualEncoderSpec
 from distill_jax.models.pretrained import graphdef_of
 from distill_jax.models.splade import SpladeSpec, flops
-from distill_jax.weights import bert as hf
+from distill_jax.weights import encoders as hf
 from distill_jax.weights import t5x
 from distill_jax.weights.safe import open_folder
 
