@@ -154,7 +154,7 @@ def _contract(pretrained: Pretrained) -> str:
     spec, tokenizer = pretrained.spec, pretrained.tokenizer
     facts: dict[str, Any] = {}
     if spec.kind in ("reranker", "duo"):
-        facts["template"] = f"`{spec.template.text}`"
+        facts["template"] = f"`{spec.template.spelled(tokenizer).text}`"
         facts["tokens at most"] = ", ".join(
             f"{name} {count}" for name, count in spec.template.lengths.items()
         )

@@ -62,7 +62,7 @@ def scorer(
         return name, _bare_encoder(folder, pretrained)
     if isinstance(spec.backbone, T5Sizes):
         return name, _t5(folder, pretrained)
-    return name, _classifier(folder, spec)
+    return name, _classifier(folder, pretrained)
 
 
 def _version(name: str) -> str | None:
@@ -141,7 +141,8 @@ def _max_sim(queries: Any, docs: Any) -> np.ndarray:
 
 
 def _t5(folder: Path, pretrained: Pretrained) -> Scorer:
-    spec, template = pretrained.spec, pretrained.spec.template
+    spec = pretrained.spec
+    template = spec.template.spelled(pretrained.tokenizer)
 
     def score(tuples: Tuples) -> np.ndarray:
         import torch
@@ -206,8 +207,9 @@ def _likelihood(folder: Path, pretrained: Pretrained) -> Scorer:
     return score
 
 
-def _classifier(folder: Path, spec: Any) -> Scorer:
-    template = spec.template
+def _classifier(folder: Path, pretrained: Pretrained) -> Scorer:
+    spec = pretrained.spec
+    template = spec.template.spelled(pretrained.tokenizer)
 
     def score(tuples: Tuples) -> np.ndarray:
         import torch
@@ -222,7 +224,8 @@ def _classifier(folder: Path, spec: Any) -> Scorer:
         # Token type 1 begins behind the first [SEP].
         ends = (inputs["input_ids"] == tokenizer.sep_token_id).long()
         types = ((ends.cumsum(1) - ends) > 0).long() * inputs["attention_mask"]
-        inputs["token_type_ids"] = types * int(getattr(spec, "token_types", True))
+        if getattr(spec.backbone, "type_vocab", 0) > 1:
+            inputs["token_type_ids"] = types * int(spec.token_types)
         cls = transformers.AutoModelForSequenceClassification
         model: Any = cls.from_pretrained(folder).eval()
         with torch.inference_mode():

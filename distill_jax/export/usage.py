@@ -7,6 +7,7 @@ from typing import Any
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.models.templates import side_template
+from distill_jax.text.templates import Template
 
 _QUERY = "how do vaccines work"
 _DOCS = """docs = [
@@ -32,9 +33,10 @@ def usage(pretrained: Pretrained, format: str) -> str:
         return _vectors(spec, head)
     if spec.kind not in ("reranker", "duo"):
         return _bare(pretrained, head)
+    template = spec.template.spelled(pretrained.tokenizer)
     if isinstance(spec.backbone, T5Sizes):
-        return _t5(spec, head)
-    return _classifier(spec, head)
+        return _t5(spec, template, head)
+    return _classifier(spec, template, head)
 
 
 def _ours(head: str, call: str = "rank(query, docs)") -> str:
@@ -129,10 +131,10 @@ def _colbert(head: str) -> str:
     )
 
 
-def _join(spec: Any, ending: str) -> tuple[str, str]:
+def _join(template: Template, ending: str) -> tuple[str, str]:
     """The template as an f-string, and the loop over docs that fills it."""
-    text = spec.template.text.removesuffix(ending)
-    names = [name for name in spec.template.fields if name != "query"]
+    text = template.text.removesuffix(ending)
+    names = [name for name in template.fields if name != "query"]
     for name, to in zip(names, ("doc", "other")):
         text = text.replace(f"{{{name}}}", f"{{{to}}}")
     loop = "for doc in docs"
@@ -141,8 +143,8 @@ def _join(spec: Any, ending: str) -> tuple[str, str]:
     return text.replace('"', '\\"'), loop
 
 
-def _t5(spec: Any, head: str) -> str:
-    text, loop = _join(spec, "</s>")
+def _t5(spec: Any, template: Template, head: str) -> str:
+    text, loop = _join(template, "</s>")
     decoder = spec.backbone.decoder_layers > 0
     cls = "T5ForConditionalGeneration" if decoder else "T5ForTokenClassification"
     lines = [
@@ -183,8 +185,8 @@ def _t5(spec: Any, head: str) -> str:
     return "\n".join([*lines, "print(scores.tolist())"]) + "\n"
 
 
-def _classifier(spec: Any, head: str) -> str:
-    text, loop = _join(spec, "")
+def _classifier(spec: Any, template: Template, head: str) -> str:
+    text, loop = _join(template, "")
     lines = [
         "import torch",
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
@@ -197,7 +199,9 @@ def _classifier(spec: Any, head: str) -> str:
         '    texts, return_tensors="pt", padding=True, add_special_tokens=False',
         ")",
     ]
-    if getattr(spec, "token_types", True):
+    if getattr(spec.backbone, "type_vocab", 0) < 2:
+        pass
+    elif spec.token_types:
         lines += [
             'ends = (inputs["input_ids"] == tokenizer.sep_token_id).long()',
             "after = ((ends.cumsum(1) - ends) > 0).long()",

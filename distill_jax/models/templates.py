@@ -38,4 +38,4 @@ def side_template(spec: Any, side: str, tokenizer: Tokenizer) -> Template:
             f"{side}_length {length} leaves no room beside {text!r}",
             f"set --gin.{'QUERY' if side == 'query' else 'DOC'}_LENGTH higher",
         )
-    return Template(text, {"text": room})
+    return Template(text, {"text": room}).spelled(tokenizer)
