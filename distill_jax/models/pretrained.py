@@ -59,7 +59,8 @@ class Pretrained:
         the vectors that a tied model of its document tower made.
         """
         known = {field.name for field in dataclasses.fields(self.spec)}
-        unread = {"tied": True, "query_prefix": "", "query_length": 0}
+        # One length for all, which has room for any marker.
+        unread = {"tied": True, "query_prefix": "", "query_length": 32}
         spec = dataclasses.replace(
             self.spec, **{name: v for name, v in unread.items() if name in known}
         )

@@ -58,13 +58,13 @@ class Answered:
         every = Training()(asked)
         if self.where == "any":
             return _limited(every, self.limit, asked)
-        expected = answers.accepted(every.queries)
-        if not expected:
+        if not any(every.queries.answers or ()):
             raise UserError(
                 "no training question has answers",
                 "give questions with answers (--gin.TRAIN_QUERIES=jsonl:PATH or "
                 "tfds:NAME), or set --gin.ANSWERS=any",
             )
+        expected = answers.accepted(every.queries)
         asked = dataclasses.replace(asked, queries=every.queries, qrels=every.qrels)
         folder = asked.directory / "questions"
         inputs = {

@@ -1,0 +1,198 @@
+"""Training sets of questions with answers, simple teachers, and sources of lists."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from distill_jax.collections.collection import Queries
+from distill_jax.collections.qrels import Qrels
+from distill_jax.io.errors import UserError
+from distill_jax.jobs.tables import GROUPS, Tables, short, significance, table_of
+from distill_jax.recipe import questions
+from distill_jax.recipe.candidates import BM25, Asked, InRounds, Shared, WithJudged
+from distill_jax.runs.run import Run
+from distill_jax.synthesis.crop import sampled
+from distill_jax.workspace.context import Split, open_setting
+from tests.export.forms import student
+from tests.jobs.fixtures import write_toy
+
+
+@pytest.fixture
+def asked(tmp_path):
+    setting = open_setting(
+        tmp_path / "job", f"beir:{write_toy(tmp_path / 'toy')}", dev_share=0.0
+    )
+    assert setting.train is not None
+    return Asked(
+        setting=setting,
+        queries=setting.train.queries,
+        qrels=setting.train.qrels,
+        student=None,
+        model=None,
+        directory=tmp_path / "job",
+    )
+
+
+def given(lists: dict):
+    def source(asked: Asked) -> Run:
+        kept = {q: docs for q, docs in lists.items() if q in set(asked.queries.ids)}
+        return Run.from_lists(
+            list(kept), list(kept.values()), asked.setting.collection.ids
+        )
+
+    return source
+
+
+def ranked(*docs: str) -> list[tuple[str, float]]:
+    return [(doc, float(-rank)) for rank, doc in enumerate(docs)]
+
+
+def with_answers(asked: Asked, answers: dict[str, list[str]]) -> Asked:
+    train = asked.setting.train
+    assert train is not None
+    queries = Queries(
+        train.queries.ids,
+        train.queries.texts,
+        answers=[answers.get(query, []) for query in train.queries.ids],
+    )
+    split = Split(queries=queries, qrels=Qrels({}))
+    return dataclasses.replace(
+        asked, setting=dataclasses.replace(asked.setting, train=split), queries=queries
+    )
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [("following", ["q1"]), ("first", ["q0"]), ("none", ["q2"])],
+)
+def test_questions_are_chosen_by_where_an_answer_stands(asked, where, expected):
+    collection = asked.setting.collection
+    texts = {doc: collection.text(collection.row(doc)) for doc in ("d0", "d1", "d2")}
+    # A whole text is an answer that only its own document holds.
+    asked = with_answers(
+        asked, {"q0": [texts["d0"]], "q1": [texts["d1"]], "q2": [texts["d2"]]}
+    )
+    lists = {
+        "q0": ranked("d0", "d5", "d6"),
+        "q1": ranked("d5", "d6", "d1"),
+        "q2": ranked("d5", "d6", "d7", "d2"),
+    }
+    source = questions.Answered(candidates=Plain(lists), where=where, depth=3)
+    assert source(asked).queries.ids == expected
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    lists: dict
+
+    def __call__(self, asked: Asked) -> Run:
+        return given(self.lists)(asked)
+
+
+def test_questions_without_answers_say_what_to_give(asked):
+    with pytest.raises(UserError, match="no training question has answers"):
+        questions.Answered(candidates=Plain({}))(asked)
+
+
+def test_rouge_2_is_the_f1_of_bigrams():
+    # 3 bigrams against 5, 3 in common.
+    assert questions.rouge_2("the cat sat on", "The cat sat on a mat") == 0.75
+    assert questions.rouge_2("one", "one") == 0.0
+
+
+def test_documents_with_an_answer_come_first(asked):
+    collection = asked.setting.collection
+    asked = with_answers(asked, {"q0": [collection.text(collection.row("d3"))]})
+    run = given({"q0": ranked("d5", "d3", "d1")})(asked)
+    labels = questions.AnswersFirst()(asked, run)
+    order = sorted(labels.lists()["q0"], key=lambda pair: -pair[1])
+    assert [doc for doc, _ in order] == ["d3", "d5", "d1"]
+
+
+def test_bm25_over_the_list_prefers_the_words_of_the_question(asked):
+    run = given({"q0": ranked("d5", "d3", "d0")})(asked)
+    scores = dict(questions.BM25Scores()(asked, run).lists()["q0"])
+    # q0 is three words of d0.
+    assert max(scores, key=lambda doc: scores[doc]) == "d0"
+
+
+def test_a_judged_document_that_was_not_found_is_added(asked):
+    run = given({"q0": ranked("d5", "d3"), "q1": ranked("d1", "d2")})(asked)
+    lists = WithJudged()(asked, run).lists()
+    assert [doc for doc, _ in lists["q0"]] == ["d5", "d3", "d0"]
+    assert [doc for doc, _ in lists["q1"]] == ["d1", "d2"]
+
+
+def test_each_round_has_its_source(asked):
+    first, later = ({"q0": ranked("d1")}, {"q0": ranked("d2")})
+    source = InRounds(sources=(Plain(first), Plain(later)))
+    for number, doc in ((1, "d1"), (2, "d2"), (3, "d2")):
+        run = source(dataclasses.replace(asked, round_number=number))
+        assert [d for d, _ in run.lists()["q0"]] == [doc]
+
+
+def test_leaving_a_source_out_keeps_the_lists_of_the_others(asked):
+    sources = (BM25(depth=3), BM25(depth=5), BM25(depth=4))
+    every = Shared(sources=sources)(asked).lists()
+    some = Shared(sources=sources, used=(0, 2))(asked).lists()
+    assert 0 < len(some) < len(every)
+    assert all(every[query] == docs for query, docs in some.items())
+
+
+def test_sources_are_compared_on_some_queries(asked):
+    Shared(sources=(BM25(depth=3), BM25(depth=3)), compared=5)(asked)
+    table = json.loads((asked.directory / "sources.json").read_text())
+    assert set(table) == {"0 BM25", "1 BM25"}
+    assert table["0 BM25"]["1 BM25"] == 1.0
+
+
+def test_cropped_and_generated_queries_are_of_documents_drawn_apart(asked):
+    collection = asked.setting.collection
+    rows = np.arange(len(collection))
+    crop = sampled(collection, rows, 10, 0)
+    asked_about = sampled(collection, rows, 10, 0, "generated")
+    assert set(crop) != set(asked_about)
+    assert sampled(collection, rows, 10, 0, "generated").tolist() == (
+        asked_about.tolist()
+    )
+
+
+VALUES = {
+    "a": {"x": {"q": 0.2, "r": 0.4}, "y": {"q": 0.5}, "z": {"q": 0.9}},
+    "b": {"x": {"q": 0.6, "r": 0.6}, "y": {"q": 0.1}},
+}
+
+
+def test_a_table_has_means_over_its_columns():
+    columns = [("x", ("x",)), ("yz", ("y", "z"))]
+    table = table_of(VALUES, columns)
+    assert table["a"]["x"] == pytest.approx(0.3)
+    assert table["a"]["yz"] == pytest.approx(0.7)
+    assert table["a"]["mean"] == pytest.approx(0.5)
+    assert table["a"]["geometric mean"] == pytest.approx((0.3 * 0.7) ** 0.5)
+    # b lacks z: neither its column nor its means are told.
+    assert table["b"]["yz"] is None
+    assert table["b"]["mean"] is None
+    assert [test.measure for test in significance(VALUES, "a", columns)] == ["x"]
+
+
+def test_groups_are_the_papers_collections():
+    columns = Tables(directory="x", collections=("beir", "dl")).columns()
+    names = [name for name, _ in columns]
+    assert len(names) == 17
+    assert dict(columns)["cqadupstack"] == GROUPS["cqadupstack"][0][1]
+    assert len(dict(columns)["cqadupstack"]) == 12
+    assert short("irds:beir/scifact") == "scifact"
+    with pytest.raises(UserError, match="did you mean"):
+        Tables(directory="x", collections=("bier",)).columns()
+
+
+@pytest.mark.parametrize("kind", ["colbert", "dual_mean", "splade"])
+def test_a_document_s_vectors_do_not_depend_on_the_query_s_length(kind):
+    model = student(kind)
+    spec = dataclasses.replace(model.spec, query_length=model.spec.query_length - 8)
+    assert model.replace(spec=spec).doc_digest == model.doc_digest
