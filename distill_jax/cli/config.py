@@ -127,11 +127,19 @@ def explained(flags: Flags):
         yield
     except UserError as error:
         # Gin's copy of an error has lines of its own behind ours.
-        raise UserError(error.what, error.todo) from error
+        raise UserError(_with_flag(error.what, flags), error.todo) from error
     except _PARSING as error:
         if flags.debug:
             raise
         raise recipes.explain(error, flags.gin_files) from error
+
+
+def _with_flag(what: str, flags: Flags) -> str:
+    """A part's own complaint, with the flag whose value it is about."""
+    for name, text in flags.bindings:
+        if text and name not in what and repr(text) in what:
+            return f"{name}: {what}"
+    return what
 
 
 def _named() -> dict[str, Any]:

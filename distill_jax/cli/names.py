@@ -314,6 +314,12 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "HELD_OUT": Name("Share of the lists that the loss is measured on.", _SHARE),
         "EVAL_PERIOD": Name("Steps between evaluations.", f"{_COUNT}, epoch, None"),
         "PATIENCE": Name("Evaluations without gain before a stop.", f"{_COUNT}, None"),
+        "LOG_PERIOD": Name(
+            "Steps that one record of metrics.jsonl is the mean of.", _COUNT
+        ),
+        "COMPILE_CACHE": Name(
+            "Folder of compiled programs, which later runs reuse.", "a path, None"
+        ),
         "CHECKPOINT_PERIOD": Name("Steps between checkpoints.", f"{_COUNT}, None"),
         "TRAINED": Name(
             "Which towers are trained; documents then keep their vectors.",

@@ -17,7 +17,16 @@ from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.inputs.vectors import VectorFeaturizer
 from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import digest, read_json, write_json
-from distill_jax.io.values import Check, Name, NotNegative, Positive, Rate, Share, Size
+from distill_jax.io.values import (
+    Check,
+    Name,
+    NotNegative,
+    Positive,
+    Rate,
+    Share,
+    Size,
+    UserPath,
+)
 from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import averaging, query_side, selection
@@ -30,7 +39,15 @@ from distill_jax.workspace.console import say
 from distill_jax.workspace.describe import describe
 
 # What changes neither the steps nor, but for rounding, what they learn.
-_FREE = ("chunk", "micro_batch", "remat", "checkpoint_period", "keep")
+_FREE = (
+    "chunk",
+    "micro_batch",
+    "remat",
+    "checkpoint_period",
+    "keep",
+    "log_period",
+    "compile_cache",
+)
 
 
 def _known_measure(name: str) -> str:
@@ -83,6 +100,8 @@ class Training:
         patience: evaluations without a better one after which training stops.
         dev_share: share of the lists held out for "loss": by the document that a query
             was made from, or by its id.
+        log_period: steps that one record of ``metrics.jsonl`` is the mean of.
+        compile_cache: folder of compiled programs, which later runs reuse.
         stream: "arrays", "seqio", or "seqio:NAME" of a registered task or mixture.
         query_length, doc_length: tokens read in training, where fewer than the student
             reads when it is used; None trains on what it reads.
@@ -119,6 +138,8 @@ class Training:
     dev_depth: Size = 30
     checkpoint_period: Size | None = 200
     keep: Size = 1
+    log_period: Size = 1
+    compile_cache: UserPath | None = None
     stream: Stream = "arrays"
     query_length: Size | None = None
     doc_length: Size | None = None
@@ -326,6 +347,8 @@ def _fit(
         remat=training.remat or "none",
         checkpoint_period=training.checkpoint_period,
         keep=training.keep,
+        log_period=training.log_period,
+        compile_cache=training.compile_cache,
         eval_period=selection.period(training, len(lists), steps) if evaluate else None,
         eval_first=training.measure_first and evaluate is not None,
         best_measure=training.measure if evaluate else None,
