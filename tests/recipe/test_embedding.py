@@ -12,7 +12,6 @@ import torch
 import distill_jax
 from distill_jax import main
 from distill_jax.io.errors import UserError
-from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import embedding
 from distill_jax.recipe.layers import with_layers
 from distill_jax.teaching.vectors import VectorStore, checked
@@ -31,7 +30,6 @@ def run(folder: Path, collection: str, **more) -> dict:
         "DOC_LENGTH": 20,
         "MAX_TEST_QUERIES": 8,
         "STUDENT_OPTIONS": "{}",
-        "DISTILL_STEPS": 30,
         "TRAIN_STEPS": 30,
         "EVAL_PERIOD": 10,
         **more,
@@ -53,52 +51,6 @@ def teacher(tmp_path_factory, toy) -> np.ndarray:
     vectors = np.random.default_rng(0).normal(size=(len(lines), 24))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors.astype(np.float32)
-
-
-def test_a_student_comes_nearer_to_its_teacher(tmp_path, toy, teacher):
-    np.save(tmp_path / "vectors.npy", teacher)
-    run(
-        tmp_path / "job",
-        toy,
-        VECTORS="@embedding.VectorFile()",
-        VECTOR_FILE=tmp_path / "vectors.npy",
-        TEXTS="('documents',)",
-        STUDENT_OPTIONS="{'projection': 24}",
-        LEARNING_RATE=3e-3,
-        MEASURE=None,
-    )
-    student = Pretrained.read(tmp_path / "job/student")
-    assert student.spec.width == 24
-    assert student.spec.query_length == 12
-    texts = [
-        json.loads(line)["text"]
-        for line in Path(toy.removeprefix("beir:"), "corpus.jsonl")
-        .read_text()
-        .splitlines()
-    ]
-    start = Pretrained.read(tmp_path / "job/initial")
-    near = [
-        np.linalg.norm(embedded(model, texts) - teacher, axis=1).mean()
-        for model in (start, student)
-    ]
-    assert near[1] < 0.8 * near[0]
-
-
-def embedded(model: Pretrained, texts: list[str]) -> np.ndarray:
-    import tempfile
-
-    from distill_jax.collections.collection import Queries
-    from distill_jax.inference.forward import encode_all
-    from distill_jax.models.templates import side_template
-    from distill_jax.text.templates import Features
-    from distill_jax.text.token_store import TokenStore
-
-    queries = Queries([str(i) for i in range(len(texts))], texts)
-    with tempfile.TemporaryDirectory() as folder:
-        store = TokenStore.build(texts, model.tokenizer, Path(folder))
-        template = side_template(model.spec, "doc", model.tokenizer)
-        features = Features(template, model.tokenizer, text=store)
-        return encode_all(model, "doc", features, np.arange(len(queries)))
 
 
 def test_an_encoder_s_vectors_are_kept_by_text(tmp_path, toy):
