@@ -19,6 +19,8 @@ _HOMES = {
     "evaluate": "evaluation.measures",
     "load": "predictor",
     "load_collection": "collections.schemes",
+    "plan": "api",
+    "run": "api",
 }
 _ROOMS = ("losses", "retrieval")
 __all__ = sorted([*_HOMES, *_ROOMS, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]

@@ -115,6 +115,30 @@ class Predictor:
         """Document vectors, in the form that ``encode_queries`` has."""
         return self._encode("doc", texts)
 
+    # The names that sentence-transformers users know.
+    encode_query = encode_queries
+    encode_document = encode = encode_docs
+    predict = score
+
+    def similarity(self, queries: Any, docs: Any) -> np.ndarray:
+        """Scores float32[n, m] of what ``encode_queries`` and ``encode_docs`` gave.
+
+        The dot product; for ColBERT the sum, over query tokens, of the greatest one.
+        """
+        if self.kind == "colbert":
+            scores = [[(q @ d.T).max(1).sum() for d in docs] for q in queries]
+            return np.asarray(scores, np.float32).reshape(len(queries), len(docs))
+        found = queries @ docs.T
+        return np.asarray(found.toarray() if hasattr(found, "toarray") else found)
+
+    def search(self, queries: Sequence[str], index: Any, k: int = 10) -> Any:
+        """The first ``k`` documents of an index for each query, as a ``Run``.
+
+        Args:
+            index: built by ``distill_jax.retrieval`` of what ``encode_docs`` gave.
+        """
+        return index.search(self.encode_queries(queries), k=k)
+
     def save(self, directory: str | Path) -> None:
         """Writes the model in our own form; ``export.write`` writes the others."""
         self.pretrained.save(directory)
