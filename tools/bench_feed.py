@@ -20,7 +20,7 @@ from distill_jax.inputs.feed import Feed
 from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.losses import Listwise, softmax_cross_entropy
 from distill_jax.recipe.candidates import BM25, Asked
-from distill_jax.recipe.examples import Judged
+from distill_jax.recipe.examples import FromQrels
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.training import make_featurizer
 from distill_jax.runtime.sharding import make_mesh
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         model=None,
         directory=folder,
     )
-    lists = Judged(size=options.list_size)(asked, BM25()(asked))
+    lists = FromQrels(size=options.list_size)(asked, BM25()(asked))
     featurizer = make_featurizer(model, asked, (64, 128, 192, 256, 512))
     print(f"{len(lists):,} lists of {options.list_size}, batches of {options.batch}")
 

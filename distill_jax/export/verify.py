@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from distill_jax import weights
-from distill_jax.export import elsewhere, targets
+from distill_jax.export import foreign_scorers, subprocess_scorer
 from distill_jax.inference.texts import score_tuples
 from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained
@@ -95,12 +95,14 @@ def verified(
     skipped = None
     if library:
         scorer: Callable | None
-        name, scorer = targets.scorer(pretrained, folder, format)
+        name, scorer = foreign_scorers.scorer(pretrained, folder, format)
         if scorer is None:
             skipped = name
         else:
-            if elsewhere.needed():
-                theirs = elsewhere.scores(pretrained, Path(folder), format, tuples)
+            if subprocess_scorer.needed():
+                theirs = subprocess_scorer.scores(
+                    pretrained, Path(folder), format, tuples
+                )
             else:
                 theirs = scorer(tuples)
             theirs = np.asarray(theirs, np.float32)

@@ -173,7 +173,7 @@ class Feed:
             )
 
 
-def once(
+def validation_batches(
     lists: Lists,
     featurizer: Callable[[dict[str, Any], slice], Any],
     batch_size: int,

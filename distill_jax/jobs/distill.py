@@ -25,7 +25,7 @@ from distill_jax.jobs.plan import plan
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe.candidates import BM25, Asked, Source
 from distill_jax.recipe.models import Models
-from distill_jax.recipe.stage import Stage, Trip, run_stage
+from distill_jax.recipe.stage import Stage, StageResult, run_stage
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.training import Stopped
 from distill_jax.runs.run import Run
@@ -168,15 +168,15 @@ class Distill:
         """Sizes, steps, shapes, memory and cost, without training."""
         return plan(self)
 
-    def _rounds(self, student, setting, models, table, first) -> Trip:
-        best: Trip | None = None
+    def _rounds(self, student, setting, models, table, first) -> StageResult:
+        best: StageResult | None = None
         best_value, best_row = -float("inf"), "after"
         if self.keep_base and self._judges_dev(setting):
             best_value, best_row = (
                 self._dev_value(student, setting, models, 0),
                 "before",
             )
-            best = Trip(
+            best = StageResult(
                 name="before",
                 directory=Path(self.directory),
                 student=student,

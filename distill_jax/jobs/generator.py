@@ -211,7 +211,7 @@ class TrainGenerator:
     def _made(self, student, setting, unseen, rows, sampling, folder) -> dict[str, Any]:
         from distill_jax.synthesis import t5
         from distill_jax.synthesis.crop import crop
-        from distill_jax.synthesis.made import Made
+        from distill_jax.synthesis.made import SyntheticQueries
 
         docs = setting.collection
         with Counter("generating", len(rows), "documents") as counter:
@@ -229,7 +229,7 @@ class TrainGenerator:
         return {
             "cropped": crop(docs, rows, seed=self.seed),
             "generated": generated,
-            "human": Made.of(human, docs.ids),
+            "human": SyntheticQueries.of(human, docs.ids),
         }
 
     def _ranks(self, made: dict[str, Any], setting: Setting) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from distill_jax.workspace.context import Setting, Split, open_setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Desk:
+class DataJob:
     """What the jobs below share.
 
     Attributes:
@@ -92,7 +92,7 @@ def _loader(setting: Setting):
 class Mine:
     """Candidates of every query of a split, as a TREC run."""
 
-    desk: Desk
+    desk: DataJob
     candidates: Source
 
     def __call__(self, *, config: str = "", command: str = "") -> int:
@@ -119,7 +119,7 @@ class Label:
         tfds: also write the labels as a TensorFlow Datasets folder.
     """
 
-    desk: Desk
+    desk: DataJob
     candidates: Source
     teacher: Teacher
     pairwise: PairTeacher | None = None
@@ -156,7 +156,7 @@ class Label:
 class Synthesize:
     """Queries made from documents, as a BEIR folder that any job can train on."""
 
-    desk: Desk
+    desk: DataJob
     queries: Any
 
     def __call__(self, *, config: str = "", command: str = "") -> int:
@@ -215,7 +215,7 @@ def _publish(desk, setting, asked, command, *, run, labels=None, pairs=None) -> 
     print(f"report: {page}")
 
 
-def _planned(desk: Desk, *parts: Any) -> int:
+def _planned(desk: DataJob, *parts: Any) -> int:
     """What a data job would do, in counts."""
     from distill_jax.workspace.describe import describe
 

@@ -37,7 +37,7 @@ class Table:
         job, setting: what is reported on.
         runs: the ranking of each system.
         values: ``{system: {measure: {query: value}}}``.
-        trips: (round, ``Trip``) of each stage that was run.
+        trips: (round, ``StageResult``) of each stage that was run.
     """
 
     job: Any

@@ -20,7 +20,7 @@ from distill_jax.lists.lists import Lists, empty_lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.templates import side_template
 from distill_jax.recipe.candidates import Asked
-from distill_jax.recipe.stage import Trip
+from distill_jax.recipe.stage import StageResult
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.training import Training, train
 from distill_jax.text.templates import Features
@@ -165,7 +165,7 @@ class EmbeddingStage:
         setting: Setting,
         directory: Path,
         model: Callable[[str], Pretrained],
-    ) -> Trip:
+    ) -> StageResult:
         """The teacher's vectors, then training; resumes wherever it was interrupted."""
         texts = self.texts_of(setting)
         asked = Asked(
@@ -197,7 +197,7 @@ class EmbeddingStage:
         trained = trained.replace(spec=spec)
         if not self.keep_projection:
             trained = without_projection(trained)
-        return Trip(
+        return StageResult(
             name=self.name,
             directory=directory,
             student=trained,

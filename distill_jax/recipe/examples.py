@@ -37,7 +37,7 @@ class Examples(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judged:
+class FromQrels:
     """Judged positives against hard negatives from a window of ranks.
 
     Attributes:
@@ -122,7 +122,7 @@ class JudgedPairs:
         pairs: of a list; each is turned round by a draw that belongs to the query.
     """
 
-    judged: Judged
+    judged: FromQrels
     pairs: Size = 3
 
     def __call__(self, asked: Asked, run: Run) -> Lists:
@@ -133,7 +133,7 @@ class JudgedPairs:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Taught:
+class FromTeacher:
     """A teacher's labels over the candidates, and a pairwise teacher's on top.
 
     Attributes:

@@ -20,7 +20,7 @@ from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.labels.readers import read_labels
 from distill_jax.recipe.candidates import Asked
-from distill_jax.recipe.examples import Taught
+from distill_jax.recipe.examples import FromTeacher
 from distill_jax.runs.run import Run
 from distill_jax.workspace.behind import of_path
 from distill_jax.workspace.console import say
@@ -38,8 +38,8 @@ class LabelFile:
         permutations: RankGPT's second file.
         kind: of runs and tables: "rank" or "score".
         pairs: a folder or file of pair labels; None takes those beside the labels.
-        first_stage: the run that was labelled, for ``Taught.depth``, which counts its
-            ranks. None takes ``run.trec`` beside the labels of a label job.
+        first_stage: the run that was labelled, for ``FromTeacher.depth``, which counts
+            its ranks. None takes ``run.trec`` beside the labels of a label job.
     """
 
     path: UserPath
@@ -163,7 +163,7 @@ class Labelled:
         Raises:
             UserError: they learn from judgements, or want what the labels lack.
         """
-        if not isinstance(examples, Taught):
+        if not isinstance(examples, FromTeacher):
             raise UserError(
                 f"examples.{type(examples).__name__} learns from judgements",
                 "take LABELS out, or use a recipe that learns from a teacher",

@@ -12,7 +12,7 @@ from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import write_json
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import checkpoints
-from distill_jax.recipe.stage import Trip
+from distill_jax.recipe.stage import StageResult
 from distill_jax.recipe.students import Student, load_model
 from distill_jax.workspace.behind import of_path
 from distill_jax.workspace.cached_step import part
@@ -27,7 +27,7 @@ class Models:
     def __init__(self, job: Any, setting: Setting):
         self.job = job
         self.setting = setting
-        self.trained: dict[str, Trip] = {}
+        self.trained: dict[str, StageResult] = {}
         self.loaded: dict[str, Pretrained] = {}
 
     def initial(self) -> Pretrained:

@@ -29,7 +29,7 @@ class Titles:
 
     def make(self, asked: Asked, rows: np.ndarray, folder: Path) -> Any:
         from distill_jax.synthesis.crop import sampled
-        from distill_jax.synthesis.made import Made
+        from distill_jax.synthesis.made import SyntheticQueries
 
         del folder
         collection, seed = asked.setting.collection, asked.setting.seed
@@ -38,7 +38,7 @@ class Titles:
         titles = [(int(row), collection.title(int(row)).strip()) for row in rows]
         long = [(row, text) for row, text in titles if words(text) >= self.min_words]
         dropped = collections.Counter({"title: too short": len(titles) - len(long)})
-        return Made.of(
+        return SyntheticQueries.of(
             [(row, "title", 0, text) for row, text in long], collection.ids, dropped
         )
 

@@ -227,7 +227,7 @@ class Synthetic:
     def _make(self, asked: Asked, folder: Path) -> dict:
         from distill_jax.lists.dedup import near_duplicates
         from distill_jax.synthesis.filter import Funnel
-        from distill_jax.synthesis.made import Made
+        from distill_jax.synthesis.made import SyntheticQueries
         from distill_jax.synthesis.survey import survey
 
         setting = asked.setting
@@ -245,7 +245,7 @@ class Synthetic:
                     "with them learns to match strings (SciFact nDCG@10 0.629 -> 0.573 "
                     "when it was measured). Name LLM_BASE_URL and LLM_MODEL"
                 )
-        made = Made.join(
+        made = SyntheticQueries.join(
             [maker.make(asked, found.rows, folder) for maker in self._asking()]
         )
         funnel = Funnel(made).without_duplicates()

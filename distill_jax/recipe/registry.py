@@ -19,7 +19,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "distill_jax.jobs.export": ("Export",),
     "distill_jax.jobs.generator": ("TrainGenerator",),
     "distill_jax.jobs.labelling": (
-        "Desk",
+        "DataJob",
         "Label",
         "Mine",
         "Synthesize",
@@ -67,10 +67,10 @@ PARTS: dict[str, tuple[str, ...]] = {
         "VectorFile",
     ),
     "distill_jax.recipe.examples": (
-        "Judged",
+        "FromQrels",
         "JudgedPairs",
         "Mixed",
-        "Taught",
+        "FromTeacher",
     ),
     "distill_jax.recipe.feedback": ("Feedback",),
     "distill_jax.recipe.labelled": ("LabelFile",),

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from distill_jax.evaluation.measures import evaluate
-from distill_jax.inputs.feed import Featurizer, once
+from distill_jax.inputs.feed import Featurizer, validation_batches
 from distill_jax.io.draws import split_by_hash
 from distill_jax.io.errors import UserError
 from distill_jax.lists.lists import Lists
@@ -124,7 +124,7 @@ def evaluation(
         run = validation(
             student.graphdef(),
             training.objective,
-            lambda: once(
+            lambda: validation_batches(
                 dev,
                 featurizer,
                 training.batch_size,

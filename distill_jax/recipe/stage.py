@@ -12,7 +12,7 @@ from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import labelled
 from distill_jax.recipe.candidates import BM25, Asked, Filter, Source
-from distill_jax.recipe.examples import Examples, Taught
+from distill_jax.recipe.examples import Examples, FromTeacher
 from distill_jax.recipe.queries import QuerySource
 from distill_jax.recipe.queries import Training as TrainingQueries
 from distill_jax.recipe.students import Student
@@ -51,7 +51,9 @@ class Stage:
     labels: UserPath | labelled.LabelFile | None = None
 
     def __post_init__(self) -> None:
-        nobody = isinstance(self.examples, Taught) and self.examples.teacher is None
+        nobody = (
+            isinstance(self.examples, FromTeacher) and self.examples.teacher is None
+        )
         if nobody and self.labels is None:
             raise UserError(
                 f"stage {self.name} has no teacher: the recipe needs LLM_BASE_URL and "
@@ -62,7 +64,7 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Trip:
+class StageResult:
     """What a stage ended with."""
 
     name: str
@@ -79,7 +81,7 @@ def run_stage(
     directory: Path,
     model: Callable[[str], Pretrained],
     round_number: int = 1,
-) -> Trip:
+) -> StageResult:
     """Makes what is not made yet, and trains; resumes wherever it was interrupted.
 
     A stage of another kind has a ``run`` of its own, with the same arguments.
@@ -112,7 +114,7 @@ def run_stage(
     lists, facts = _lists(stage, asked, run)
     made = {"candidates": made, "lists": facts}
     trained, fit = train(stage.training, lists, student, asked)
-    return Trip(
+    return StageResult(
         name=stage.name, directory=directory, student=trained, fit=fit, made=made
     )
 

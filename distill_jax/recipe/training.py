@@ -64,7 +64,7 @@ class Objective(Protocol):
 
 def _known_stream(name: str) -> str:
     kind, colon, task = name.partition(":")
-    if kind not in ("arrays", "seqio") or bool(colon) != bool(task):
+    if bool(colon) != bool(task) or kind not in (("seqio",) if task else STREAMS):
         raise UserError(f"no stream {name!r}", "arrays, seqio or seqio:NAME")
     return name
 
@@ -72,6 +72,7 @@ def _known_stream(name: str) -> str:
 Measure: TypeAlias = Annotated[str, Check(_known_measure)]
 Stream: TypeAlias = Annotated[str, Check(_known_stream)]
 TRAINED = ("both", "query")
+STREAMS = ("arrays", "seqio")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -228,7 +228,7 @@ def _state() -> Any:
 
 
 @contextlib.contextmanager
-def loss_told() -> Iterator[None]:
+def translate_lost_process() -> Iterator[None]:
     """Turns what the runtime says about a dead process into what to do."""
     import jax
 

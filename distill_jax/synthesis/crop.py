@@ -12,7 +12,7 @@ import numpy as np
 
 from distill_jax.collections.collection import Collection
 from distill_jax.synthesis import seeds
-from distill_jax.synthesis.made import Made
+from distill_jax.synthesis.made import SyntheticQueries
 from distill_jax.synthesis.sentences import sentences, words
 from distill_jax.synthesis.survey import LONG
 
@@ -26,7 +26,7 @@ def crop(
     max_words: int = 64,
     sample: int | None = None,
     seed: int = 0,
-) -> Made:
+) -> SyntheticQueries:
     """At most ``per_doc`` different sentences of each document, chosen by its id.
 
     Args:
@@ -61,7 +61,7 @@ def crop(
         chosen = random.permutation(len(choices))[:per_doc]
         for number, place in enumerate(chosen.tolist()):
             records.append((row, "crop", number, choices[place]))
-    return Made.of(records, collection.ids, dropped)
+    return SyntheticQueries.of(records, collection.ids, dropped)
 
 
 def sampled(

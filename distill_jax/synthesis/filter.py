@@ -21,7 +21,7 @@ from distill_jax.collections.collection import Queries
 from distill_jax.io.errors import UserError
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.runs.run import Run
-from distill_jax.synthesis.made import Made
+from distill_jax.synthesis.made import SyntheticQueries
 
 
 class Funnel:
@@ -32,7 +32,7 @@ class Funnel:
         steps: (name, dropped, kept) of each step, the first one the making itself.
     """
 
-    def __init__(self, made: Made):
+    def __init__(self, made: SyntheticQueries):
         self.made = made
         lost = sum(made.dropped.values())
         self.steps: list[tuple[str, int, int]] = [("made", lost, len(made))]
@@ -145,7 +145,7 @@ def plain(text: str) -> str:
     return " ".join("".join(kept).split())
 
 
-def source_ranks(made: Made, run: Run) -> np.ndarray:
+def source_ranks(made: SyntheticQueries, run: Run) -> np.ndarray:
     """int64[Q]: the rank of each query's document in a run, 0 where it is absent."""
     there = set(run.query_ids)
     missing = [query_id for query_id in made.ids if query_id not in there]
@@ -167,7 +167,7 @@ def _own(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
     return np.where(own.any(1), np.nan_to_num(found, nan=0.0).sum(1), np.nan)
 
 
-def _rows_here(made: Made, lists: Run | TeacherLabels) -> np.ndarray:
+def _rows_here(made: SyntheticQueries, lists: Run | TeacherLabels) -> np.ndarray:
     """The lists' rows as rows of ``made.doc_ids``, -1 pads."""
     if lists.doc_ids is made.doc_ids:
         return lists.rows

@@ -13,7 +13,7 @@ import numpy as np
 from distill_jax.collections.collection import Collection
 from distill_jax.synthesis import kinds as query_kinds
 from distill_jax.synthesis import replies, seeds, shards
-from distill_jax.synthesis.made import Made
+from distill_jax.synthesis.made import SyntheticQueries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def generate(
     model: str = "",
     shard_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
-) -> Made:
+) -> SyntheticQueries:
     """``samples`` queries of each kind for each document.
 
     Args:

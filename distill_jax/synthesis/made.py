@@ -17,7 +17,7 @@ from distill_jax.synthesis import seeds
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Made:
+class SyntheticQueries:
     """Q queries made from documents.
 
     Attributes:
@@ -42,7 +42,7 @@ class Made:
         records: Iterable[tuple[int, str, int, str]],
         doc_ids: Sequence[str],
         dropped: Mapping[str, int] | None = None,
-    ) -> Made:
+    ) -> SyntheticQueries:
         """From (document row, kind, sample number, text)."""
         records = list(records)
         return cls(
@@ -55,7 +55,7 @@ class Made:
         )
 
     @classmethod
-    def join(cls, parts: Sequence[Made]) -> Made:
+    def join(cls, parts: Sequence[SyntheticQueries]) -> SyntheticQueries:
         """All queries of several ways of making them, over one collection."""
         dropped: dict[str, int] = {}
         for part in parts:
@@ -87,7 +87,7 @@ class Made:
             }
         )
 
-    def select(self, keep: Any) -> Made:
+    def select(self, keep: Any) -> SyntheticQueries:
         """The queries where ``keep`` bool[Q] is True."""
         at = np.flatnonzero(np.asarray(keep)).tolist()
         return dataclasses.replace(

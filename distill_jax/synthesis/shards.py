@@ -19,7 +19,7 @@ import numpy as np
 from distill_jax.collections.collection import Collection
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import atomic_write, digest, read_json, read_jsonl, write_json
-from distill_jax.synthesis.made import Made
+from distill_jax.synthesis.made import SyntheticQueries
 
 Record = tuple[int, str, int, str]
 """Document row, kind, sample number, query."""
@@ -37,7 +37,7 @@ def run(
     manifest: Mapping[str, Any],
     shard_size: int = 1024,
     progress: Callable[[int, int], None] | None = None,
-) -> Made:
+) -> SyntheticQueries:
     """Makes the queries of ``rows``, or reads those that an earlier call made.
 
     Args:
@@ -73,7 +73,7 @@ def run(
         dropped.update(lost)
         if progress is not None:
             progress(start + len(part), len(rows))
-    return Made.of(records, collection.ids, dropped)
+    return SyntheticQueries.of(records, collection.ids, dropped)
 
 
 def _claim(folder, manifest, collection, rows, shard_size) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from distill_jax.collections.collection import Collection
 from distill_jax.models.templates import side_template
 from distill_jax.synthesis import replies, seeds, shards
-from distill_jax.synthesis.made import Made
+from distill_jax.synthesis.made import SyntheticQueries
 from distill_jax.text.buckets import buckets_up_to, plan
 from distill_jax.text.templates import Features, Template
 from distill_jax.text.token_store import TokenStore
@@ -44,7 +44,7 @@ def generate(
     shard_size: int = 1024,
     decode: Callable[..., Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Made:
+) -> SyntheticQueries:
     """``samples`` different queries of each document, at most.
 
     A query depends on the generator, the document, its id, the sample's number and the

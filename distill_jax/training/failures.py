@@ -12,13 +12,13 @@ import numpy as np
 
 from distill_jax.io.errors import UserError
 from distill_jax.runtime.compiled import is_out_of_memory
-from distill_jax.training.prefetch import Fed
+from distill_jax.training.prefetch import HostBatch
 
 _log = logging.getLogger(__name__)
 
 
 def not_finite(
-    fed: Fed,
+    fed: HostBatch,
     numbers: dict[str, float],
     directory: Path,
     query_names: Callable[[np.ndarray], list[str]] | None,
@@ -69,7 +69,7 @@ def evaluation_out_of_memory(step: int) -> OutOfMemory:
 
 
 @contextlib.contextmanager
-def memory_told(made: Callable[[], OutOfMemory]) -> Iterator[None]:
+def translate_out_of_memory(made: Callable[[], OutOfMemory]) -> Iterator[None]:
     """Turns an exhausted device into what to change."""
     try:
         yield

@@ -29,14 +29,14 @@ from distill_jax.io.errors import UserError
 from distill_jax.runtime import sharding
 from distill_jax.runtime.compile_cache import use_compile_cache
 from distill_jax.runtime.interrupt import Interrupt, Interrupted
-from distill_jax.runtime.processes import loss_told
+from distill_jax.runtime.processes import translate_lost_process
 from distill_jax.training import failures
 from distill_jax.training import state as states
 from distill_jax.training.checkpoints import Checkpoints
-from distill_jax.training.failures import OutOfMemory, memory_told
+from distill_jax.training.failures import OutOfMemory, translate_out_of_memory
 from distill_jax.training.meters import Goodput
 from distill_jax.training.options import Evaluate, FitOptions, FitResult
-from distill_jax.training.prefetch import Fed, Prefetch
+from distill_jax.training.prefetch import HostBatch, Prefetch
 from distill_jax.training.programs import Programs
 from distill_jax.training.progress import Progress
 from distill_jax.training.resume import resume_or_start, same_feed
@@ -81,7 +81,7 @@ class Fit(FitOptions):
             at_once: int | None = None
             while True:
                 try:
-                    with loss_told(), contextlib.ExitStack() as files:
+                    with translate_lost_process(), contextlib.ExitStack() as files:
                         run = TrainingRun(
                             self, interrupt, files, params, evaluate, at_once
                         )
@@ -167,7 +167,7 @@ class TrainingRun:
         options = self.options
         # The batch before the next one proves that the feed is the same as before.
         known = self.step - 1 if self.step and self.notes.batch else self.step
-        pending: tuple[Any, Fed] | None = None
+        pending: tuple[Any, HostBatch] | None = None
         if options.eval_first and not self.step and self.evaluate is not None:
             # A signal that cuts it short stops the run at its next boundary.
             with contextlib.suppress(Interrupted):
@@ -211,7 +211,7 @@ class TrainingRun:
                     if self.boundary():
                         return self.notes.finished
 
-    def dispatch(self, fed: Fed, programs: Programs) -> Any:
+    def dispatch(self, fed: HostBatch, programs: Programs) -> Any:
         """Starts a step; returns its numbers, which the devices still compute."""
         if fed not in programs:
             began = time.perf_counter()
@@ -224,18 +224,18 @@ class TrainingRun:
         with (
             jax.transfer_guard("disallow"),
             self.goodput.spent_on("step"),
-            memory_told(functools.partial(programs.out_of_memory, fed)),
+            translate_out_of_memory(functools.partial(programs.out_of_memory, fed)),
         ):
             self.state, numbers = programs(self.state, fed)
         self.step += 1
         return numbers
 
-    def settle(self, numbers: Any, fed: Fed) -> None:
+    def settle(self, numbers: Any, fed: HostBatch) -> None:
         """Fetches a step's numbers, stops at what is not finite, and logs."""
         assert self.programs is not None
         options, notes, step = self.options, self.notes, fed.step + 1
         explain = functools.partial(self.programs.out_of_memory, fed)
-        with self.goodput.spent_on("step"), memory_told(explain):
+        with self.goodput.spent_on("step"), translate_out_of_memory(explain):
             found = {k: float(v) for k, v in jax.device_get(numbers).items()}
         if not found.pop("finite"):
             raise failures.not_finite(fed, found, self.directory, options.query_names)
@@ -297,7 +297,7 @@ class TrainingRun:
         options = self.options
         assert self.evaluate is not None
         began = time.perf_counter()
-        fits = memory_told(
+        fits = translate_out_of_memory(
             functools.partial(failures.evaluation_out_of_memory, self.step)
         )
         with self.interrupt.may_cut(), self.goodput.spent_on("eval"), fits:

@@ -17,7 +17,7 @@ from distill_jax.runtime.sharding import shard_batch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Fed:
+class HostBatch:
     """One batch on its way: the host's copy, the devices' copy, and its facts.
 
     Attributes:
@@ -71,7 +71,7 @@ class Prefetch:
             except queue.Empty:
                 continue
 
-    def __iter__(self) -> Iterator[Fed]:
+    def __iter__(self) -> Iterator[HostBatch]:
         while True:
             item = self._queue.get()
             if isinstance(item, BaseException):
@@ -99,7 +99,7 @@ class Prefetch:
                 continue
         return False
 
-    def _fed(self, step: int, host: Any) -> Fed:
+    def _fed(self, step: int, host: Any) -> HostBatch:
         leaves = jax.tree.leaves(host)
         tokens = sum(
             int(np.count_nonzero(leaf != self._pad_id))
@@ -107,7 +107,7 @@ class Prefetch:
             if (leaf := getattr(host, name, None)) is not None
         )
         device = shard_batch(host, self._mesh)
-        return Fed(
+        return HostBatch(
             step=step,
             host=host,
             device=device,

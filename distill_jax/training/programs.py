@@ -30,7 +30,7 @@ from distill_jax.training.memory import (
     sums_over_queries,
 )
 from distill_jax.training.options import FitOptions
-from distill_jax.training.prefetch import Fed
+from distill_jax.training.prefetch import HostBatch
 from distill_jax.training.state import TrainState
 from distill_jax.training.step import lower_step
 
@@ -68,14 +68,14 @@ class Programs:
     def __len__(self) -> int:
         return len(self._compiled)
 
-    def __contains__(self, fed: Fed) -> bool:
+    def __contains__(self, fed: HostBatch) -> bool:
         return fed.shape in self._compiled
 
-    def __call__(self, state: TrainState, fed: Fed) -> tuple[TrainState, Any]:
+    def __call__(self, state: TrainState, fed: HostBatch) -> tuple[TrainState, Any]:
         """Runs the step of a batch whose shape was compiled."""
         return self._compiled[fed.shape](state, fed.device)
 
-    def compile(self, state: TrainState, fed: Fed) -> None:
+    def compile(self, state: TrainState, fed: HostBatch) -> None:
         """Compiles the step for a batch's shape, in pieces that fit on each device.
 
         Raises:
@@ -107,7 +107,7 @@ class Programs:
                 "start"
             )
 
-    def first(self, fed: Fed) -> int | None:
+    def first(self, fed: HostBatch) -> int | None:
         """Queries at once that are tried first; None for all."""
         options, rows = self.options, fed.queries
         set_ = options.chunk if options.micro_batch is None else options.micro_batch
@@ -117,7 +117,7 @@ class Programs:
             return self._cached(fed)
         return _least(set_, self.at_once)
 
-    def _cached(self, fed: Fed) -> int | None:
+    def _cached(self, fed: HostBatch) -> int | None:
         """Queries at once whose activations stay in a CPU's cache; None for all.
 
         With a whole batch a CPU waits for its memory: in micro-batches of up to 2,048
@@ -136,7 +136,7 @@ class Programs:
         """The next number of queries at a time to try, or None."""
         return fewer(rows, at_once, self.mesh)
 
-    def out_of_memory(self, fed: Fed) -> OutOfMemory:
+    def out_of_memory(self, fed: HostBatch) -> OutOfMemory:
         """What is told, and tried next, when a step does not fit."""
         rows = fed.queries
         form, memory = self._tried[fed.shape]
@@ -155,7 +155,7 @@ class Programs:
             at_once=smaller,
         )
 
-    def _lower(self, state: TrainState, fed: Fed, form: Form) -> Any:
+    def _lower(self, state: TrainState, fed: HostBatch, form: Form) -> Any:
         options, at_once = self.options, form.at_once
         whole = at_once is None or at_once >= fed.queries
         micro = self._micro_batches(fed)
@@ -171,14 +171,14 @@ class Programs:
             remat=form.remat,
         )
 
-    def _micro_batches(self, fed: Fed) -> bool:
+    def _micro_batches(self, fed: HostBatch) -> bool:
         """Whether pieces are micro-batches; else they are GradCache chunks."""
         options = self.options
         if options.chunk is not None or options.micro_batch is not None:
             return options.micro_batch is not None
         return sums_over_queries(self._objective, fed.device)
 
-    def _flags(self, fed: Fed, form: Form) -> str:
+    def _flags(self, fed: HostBatch, form: Form) -> str:
         return form.flags(self._micro_batches(fed), self.mesh)
 
 

@@ -74,7 +74,8 @@ def test_exactly_the_declared_parts_can_be_named(tmp_path):
         "from distill_jax.io import files\nSEED = {@files.write_json(): 1}\n",
         "from distill_jax.io import files\nSEED = ({'a': [@files.write_json()]},)\n",
         "from distill_jax.io import files\nscope/files.write_json.path = 'x'\n",
-        "from distill_jax.export import elsewhere\nSEED = @elsewhere.answer()\n",
+        "from distill_jax.export import subprocess_scorer\n"
+        "SEED = @subprocess_scorer.answer()\n",
         "from distill_jax.workspace import cached_step\n"
         "SEED = @cached_step.move_aside()\n",
         "from distill_jax.recipe import registry\nSEED = @registry.is_part()\n",

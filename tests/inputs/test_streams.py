@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from distill_jax.inputs import streams
-from distill_jax.inputs.feed import Feed, once
+from distill_jax.inputs.feed import Feed, validation_batches
 from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.io.errors import UserError
 from distill_jax.lists.lists import FIELDS, Lists
@@ -164,7 +164,7 @@ def test_hosts_read_every_held_out_list_once(batch_size, devices, sizes):
 
     def shares(host: int, hosts: int) -> list[dict]:
         options = {"multiple_of": devices, "host": host, "hosts": hosts}
-        return list(once(lists, fields, batch_size, **options))
+        return list(validation_batches(lists, fields, batch_size, **options))
 
     whole = shares(0, 1)
     assert [len(batch["query_rows"]) for batch in whole] == sizes

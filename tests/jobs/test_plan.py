@@ -51,16 +51,18 @@ def test_judged_lists_are_counted_exactly(setting):
     found, judged = plan.asked_queries(queries.Training(), setting)
     assert len(found) == 3
     for most, lists in ((1, 2), (2, 3), (None, 4)):
-        source = examples.Judged(size=5, per_query=most)
+        source = examples.FromQrels(size=5, per_query=most)
         assert plan.lists_of(source, found, judged) == (lists, 5, 0)
-    both = examples.Mixed(sources=(examples.Judged(size=5), examples.Judged(size=7)))
+    both = examples.Mixed(
+        sources=(examples.FromQrels(size=5), examples.FromQrels(size=7))
+    )
     assert plan.lists_of(both, found, judged) == (8, 7, 0)
 
 
 def test_pairs_are_bounded_by_the_list(setting):
     found, judged = plan.asked_queries(queries.Training(), setting)
     pairwise = teachers.PairModel(checkpoint="x", pairs=50)
-    taught = examples.Taught(teacher=teachers.Scores(), pairwise=pairwise, size=4)
+    taught = examples.FromTeacher(teacher=teachers.Scores(), pairwise=pairwise, size=4)
     assert plan.lists_of(taught, found, judged) == (3, 4, 12)
 
 
@@ -128,7 +130,7 @@ def test_a_checkpoint_that_is_not_here_is_said(setting, capsys, monkeypatch):
         collection="x",
         student=student,
         rounds=2,
-        stages=(Stage(examples=examples.Judged(size=4), training=TRAINING),),
+        stages=(Stage(examples=examples.FromQrels(size=4), training=TRAINING),),
     )
     monkeypatch.setattr(Distill, "setting", lambda self: setting)
     assert job.plan() == 0
@@ -149,9 +151,9 @@ def test_teachers_say_what_they_would_be_asked(setting):
         (teachers.Model(checkpoint="x"), ["teacher    at most 30 pairs to score"]),
         (teachers.Scores(), []),
     ):
-        stage = Stage(examples=examples.Taught(teacher=teacher), training=TRAINING)
+        stage = Stage(examples=examples.FromTeacher(teacher=teacher), training=TRAINING)
         assert plan.teacher_lines(stage, setting, asked) == told
-    taught = examples.Taught(teacher=teachers.Scores(), pairwise=pairwise)
+    taught = examples.FromTeacher(teacher=teachers.Scores(), pairwise=pairwise)
     stage = Stage(examples=taught, training=TRAINING)
     (line,) = plan.teacher_lines(stage, setting, asked)
     assert "30 pairs of documents" in line

@@ -15,7 +15,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.recipe.candidates import Asked
-from distill_jax.recipe.examples import Taught
+from distill_jax.recipe.examples import FromTeacher
 from distill_jax.recipe.labelled import LabelFile
 from distill_jax.recipe.stage import Stage, without_unread_pairs
 from distill_jax.recipe.training import Training
@@ -75,7 +75,7 @@ FORMS = {
 
 def lists_of(file: LabelFile, asked: Asked, **options):
     found = file.open(asked)
-    examples = found.taught(Taught(teacher=None, judgements=False, **options))
+    examples = found.taught(FromTeacher(teacher=None, judgements=False, **options))
     asked = dataclasses.replace(
         asked, setting=found.setting, queries=found.split.queries
     )
@@ -167,7 +167,7 @@ def stage(on: str) -> Stage:
         losses.Term("kl", losses.kl_divergence)
     )  # fmt: skip
     return Stage(
-        examples=Taught(teacher=object(), pairwise=object()),
+        examples=FromTeacher(teacher=object(), pairwise=object()),
         training=Training(objective=losses.Mixture((term,))),
     )
 
@@ -180,6 +180,6 @@ def test_pairs_that_no_term_reads_are_not_paid_for():
 def test_a_stage_without_a_teacher_asks_for_an_llm_or_labels():
     training = Training(objective=losses.Listwise(losses.ranknet))
     with pytest.raises(UserError, match="LLM_BASE_URL") as raised:
-        Stage(examples=Taught(teacher=None), training=training)
+        Stage(examples=FromTeacher(teacher=None), training=training)
     assert "LABELS" in str(raised.value)
-    Stage(examples=Taught(teacher=None), training=training, labels="x")
+    Stage(examples=FromTeacher(teacher=None), training=training, labels="x")

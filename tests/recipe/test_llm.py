@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from distill_jax.io.errors import Unfinished, UserError
-from distill_jax.jobs.labelling import Desk, Label
+from distill_jax.jobs.labelling import DataJob, Label
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.main import main
 from distill_jax.recipe import llm
@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
 def job(server, folder, directory, teacher=None, **client):
     asked = Client(base_url=server.base_url, model="m", max_attempts=2, **client)
     teacher = teacher or llm.Listwise(client=asked, depth=6, window=4, step=2)
-    desk = Desk(directory=str(directory), collection=f"beir:{folder}")
+    desk = DataJob(directory=str(directory), collection=f"beir:{folder}")
     return Label(desk=desk, candidates=BM25(depth=8), teacher=teacher)
 
 

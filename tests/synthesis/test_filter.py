@@ -12,13 +12,13 @@ from distill_jax.io.errors import UserError
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.runs.run import Run
 from distill_jax.synthesis.filter import Funnel, plain, source_ranks
-from distill_jax.synthesis.made import Made
+from distill_jax.synthesis.made import SyntheticQueries
 
 DOCS = ["a", "b", "c", "d"]
 
 
 def made_of(*records, dropped=None):
-    return Made.of(records, DOCS, dropped)
+    return SyntheticQueries.of(records, DOCS, dropped)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_the_funnel_accounts_for_every_query(made):
 def test_parts_are_joined():
     part = made_of((0, "x", 0, "p"), dropped={"empty": 1})
     other = made_of((1, "y", 0, "q"), dropped={"empty": 2, "failed": 1})
-    joined = Made.join([part, other])
+    joined = SyntheticQueries.join([part, other])
     assert joined.ids == ["a|x|0", "b|y|0"]
     assert joined.dropped == {"empty": 3, "failed": 1}
     assert joined.sources.tolist() == [0, 1]

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.export import targets
+from distill_jax.export import foreign_scorers
 from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.specs import from_json, to_json
@@ -25,8 +25,8 @@ from distill_jax.text.tokenizer import Tokenizer
 
 _CHILD = """
 import sys
-from distill_jax.export import elsewhere
-elsewhere.answer(sys.argv[1])
+from distill_jax.export import subprocess_scorer
+subprocess_scorer.answer(sys.argv[1])
 """
 
 
@@ -38,7 +38,7 @@ def needed() -> bool:
 def scores(
     pretrained: Any, folder: Path, format: str, tuples: Sequence[tuple[str, ...]]
 ) -> np.ndarray:
-    """What ``targets.scorer`` of these would say, by a process of its own.
+    """What ``foreign_scorers.scorer`` of these would say, by a process of its own.
 
     Raises:
         UserError: it ended without an answer.
@@ -79,6 +79,8 @@ def answer(place: str) -> None:
         tokenizer=Tokenizer.load(Path(place, "tokenizer")),
     )
     tuples = [tuple(texts) for texts in request["tuples"]]
-    _, score = targets.scorer(pretrained, Path(request["folder"]), request["format"])
+    _, score = foreign_scorers.scorer(
+        pretrained, Path(request["folder"]), request["format"]
+    )
     assert score is not None
     np.save(Path(place, "scores.npy"), np.asarray(score(tuples)))
