@@ -394,3 +394,22 @@ def test_select_keeps_rows_in_order():
     assert part.full_texts() == ["z 3", "x 1"]
     queries = Queries(["a", "b"], ["1", "2"], answers=[["x"], ["y"]]).select([1])
     assert queries.answers == [["y"]]
+
+
+def test_a_few_ids_of_millions_are_not_met_in_a_pass_over_all(monkeypatch):
+    """Judged lists ask for a few ids of each query: each pass took 0.7 s."""
+    from distill_jax.collections import collection as module
+
+    ids = [f"d{i}" for i in np.random.default_rng(0).permutation(3000)]
+    docs = Collection(ids, ["text"] * len(ids))
+    wanted = ["d7", "nowhere", "d2999", "d0", "é"]
+    expected = [ids.index(i) if i in ids else -1 for i in wanted]
+    monkeypatch.setattr(module, "_DICT_ROWS", 100)
+    passes = []
+    monkeypatch.setattr(
+        Collection, "rows_of_arrow", lambda self, ids: passes.append(len(ids))
+    )
+    assert docs.rows(wanted).tolist() == expected
+    assert not passes
+    docs.rows(ids * 4)
+    assert passes == [12000]
