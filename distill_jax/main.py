@@ -11,6 +11,12 @@ import time
 import traceback
 from pathlib import Path
 
+from distill_jax.runtime import signals
+
+if __name__ == "__main__":
+    # Before the imports that take seconds, so that Ctrl-C is heard in them too.
+    signals.listen()
+
 from distill_jax.cli import help, papers, recipes
 from distill_jax.cli.config import build_job, configured_job, recipe_help
 from distill_jax.cli.failures import internal_error
@@ -61,8 +67,8 @@ def main(argv: list[str]) -> int:
         print(error, file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 128 + signal.SIGINT
+        signals.say()
+        return 128 + (signals.heard() or signal.SIGINT)
     except BrokenPipeError:
         # The reader of --list or --help has seen enough.
         sys.stdout = None
@@ -133,7 +139,8 @@ def console() -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show an id ends no job.
             stream.reconfigure(errors="backslashreplace")
-    return main(sys.argv[1:])
+    with signals.working():
+        return main(sys.argv[1:])
 
 
 if __name__ == "__main__":

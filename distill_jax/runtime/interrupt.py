@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from distill_jax.runtime import signals
+
 
 class Interrupted(BaseException):
     """Raised inside work that may be cut short anywhere, such as an evaluation."""
@@ -26,8 +28,12 @@ class Interrupt:
         self.signal: int | None = None
         self._may_raise = False
         self._before: dict[int, Any] = {}
+        self._saving = signals.saving()
 
     def __enter__(self) -> Interrupt:
+        self._saving.__enter__()
+        # One that came before the first step.
+        self.signal = signals.heard()
         alone = jax.process_count() == 1
         if alone and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -35,6 +41,7 @@ class Interrupt:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._saving.__exit__(None, None, None)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from distill_jax.runtime import signals
+
 _STARTED = time.monotonic()
 
 
@@ -67,6 +69,7 @@ class Counter:
         self.bar.close()
 
     def __call__(self, done: int, total: int | None = None) -> None:
+        signals.check()
         self.bar.update(done - self.done)
         self.done = done
         now = time.monotonic()
