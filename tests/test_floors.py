@@ -40,6 +40,7 @@ FLOORS = {
     "cli": 6,
     "main": 7,
     "api": 8,
+    "__main__": 8,
 }
 NUMPY_ONLY = {room for room, floor in FLOORS.items() if floor < 1}
 # Who may import what is kept in one place, also inside functions.

@@ -102,6 +102,9 @@ class Evaluate:
                 *setting.collection.notices,
             ],
         }
+        lacking = self._on_common(found, systems, setting)
+        if lacking:
+            data["verdict"] = ". ".join(filter(None, [data.get("verdict"), lacking]))
         qrels = setting.judged.qrels
         if len(qrels):
             data["ties"] = {
@@ -177,6 +180,29 @@ class Evaluate:
         ranked = set(run.query_ids)
         return {m: {q: v for q, v in per.items() if q in ranked}
                 for m, per in values.items()}  # fmt: skip
+
+    def _on_common(
+        self, runs: dict[str, Run], systems: dict[str, Any], setting: Setting
+    ) -> str:
+        """Where runs lack queries: how many, and the means over those that all rank."""
+        asked = set(setting.judged.qrels) or set(setting.judged.queries.ids)
+        ranked = {name: asked & set(run.query_ids) for name, run in runs.items()}
+        lacking = {name: len(asked) - len(ids) for name, ids in ranked.items()}
+        told = [f"{name} lacks {count}" for name, count in lacking.items() if count]
+        if not told:
+            return ""
+        common = set.intersection(*ranked.values())
+        measure = self.measures[0]
+        means = [
+            f"{name} {np.mean([values[measure][query] for query in common]):.4f}"
+            for name, values in systems.items()
+            if common and common <= values.get(measure, {}).keys()
+        ]
+        fate = "count 0" if self.count_missing else "are left out"
+        return (
+            f"Of {len(asked)} queries {', '.join(told)}, which {fate}; on the "
+            f"{len(common)} that all rank, {measure}: {', '.join(means) or 'unknown'}"
+        )
 
     def _unmatched(self, runs: dict[str, Run], setting: Setting) -> list[str]:
         """Queries that only a run has, or only the split: counted, with an example."""
