@@ -45,7 +45,7 @@ IGNORED = (
     r"vocab_\w+\..*",
     r"(generator|discriminator)_.*",
     r"bert_discriminator.*",
-    r".*rotary_emb\.inv_freq",
+    r".*inv_freq",
     r"qa_outputs\..*",
 )
 
