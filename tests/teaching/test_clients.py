@@ -213,6 +213,21 @@ def test_the_budget_of_tokens_counts_what_is_reserved(tmp_path):
         assert counts["calls"] > 4
 
 
+@pytest.mark.parametrize("behave", ["hang", "truncated"])
+def test_a_call_that_fails_after_it_was_sent_is_charged(tmp_path, behave):
+    one = chat.estimated_tokens(requests(1)[0].messages) + 20
+    fields = {"timeout": 0.3 if behave == "hang" else 10.0}
+    with FakeLLM(behave) as llm:
+        fields |= {"price_in": 0.0, "price_out": 1.0, "budget_tokens": one}
+        session = open_session(llm, tmp_path, **fields)
+        with pytest.raises(Unfinished, match="budget of tokens"):
+            session.complete_all(requests(1))
+        counts = adds_up(session)
+        assert counts["calls"] == 1
+        assert counts["prompt_tokens"] + counts["completion_tokens"] == one
+        assert counts["cost"] == pytest.approx(20 / 1e6)
+
+
 def test_the_budget_of_money(tmp_path):
     with FakeLLM() as llm:
         session = open_session(
