@@ -50,7 +50,8 @@ def test_every_name_takes_a_value_or_refuses_it_in_two_lines(value):
         job, told = attempt(*flags)
         if job is None:
             assert len(told.splitlines()) <= 2
-            assert name in told, (name, value, told)
+            # A stage without a teacher names the flags that give it one.
+            assert name in told or "--gin.LABELS" in told, (name, value, told)
         else:
             assert callable(job.plan)
             assert not list(wrong_numbers(job)), (name, value)
@@ -202,10 +203,10 @@ def test_what_nothing_reads_is_refused(tmp_path, text, told):
 
 
 def test_a_flag_that_nothing_reads_is_refused():
-    argv = ["--gin_file=specialize.gin", "--gin.COLLECTION=pydocs:json"]
-    assert "LLM_MODEL" in refused(*argv, "--gin.LLM_MODEL=gpt")
-    makers = "--gin.MAKERS=(@queries.Cropped(), @queries.Written())"
-    assert build(*argv, makers, "--gin.LLM_MODEL=gpt")
+    argv = ["--gin_file=synthesize.gin"]
+    assert "GENERATOR" in refused(*argv, "--gin.GENERATOR=runs/other")
+    makers = "--gin.MAKERS=(@queries.Generated(),)"
+    assert build(*argv, makers, "--gin.GENERATOR=runs/other")
 
 
 def test_a_file_for_several_recipes_says_so(tmp_path):
