@@ -85,7 +85,6 @@ def test_a_prompt_that_runs_into_the_text_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "file", "values", "match"),
     [
-        ("dual_mean", TOP, {"truncate_dim": 8}, "truncate_dim is 8"),
         ("dual_mean", TOP, {"similarity_fn_name": "manhattan"}, "dot and cosine"),
         ("splade", TOP, {"similarity_fn_name": "cosine"}, "only 'dot'"),
         ("splade", TOP, {"max_active_dims": 64}, "max_active_dims"),
