@@ -7,8 +7,7 @@
    step before are fetched: the devices never wait for the host.
 4. ``TrainingRun.boundary`` evaluates, then saves. Before it the numbers of *every* step
    are fetched, so that nothing that is not finite is kept. Do not reorder these.
-
-The step itself is ``step.train_step``, which is pure.
+   The step itself is ``step.train_step``, which is pure.
 """
 
 from __future__ import annotations
