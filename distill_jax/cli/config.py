@@ -92,9 +92,14 @@ def read_config(flags: Flags) -> bindings.Bindings:
 
 def recipe_help(flags: Flags) -> str:
     """The header and the names of the recipes of the command line."""
+    first = recipes.find(flags.gin_files[0], flags.search_paths)
+    return help.recipe_help(first, all_statements(flags))
+
+
+def all_statements(flags: Flags) -> list:
+    """Every statement of the recipes of the command line; gin is told nothing."""
     paths, roots = _search(flags)
-    parsed = [s for path in paths for s in statements(path, roots, flags)]
-    return help.recipe_help(paths[0], parsed)
+    return [s for path in paths for s in statements(path, roots, flags)]
 
 
 def _search(flags: Flags) -> tuple[list[Path], list[Path]]:

@@ -50,8 +50,7 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         ),
         "EXPORT": Name(
             "Format of MODEL_DIR/export, read back and compared before it is kept.",
-            "auto, None, sentence_transformers, cross_encoder, pylate, splade, "
-            "hugging_face, t5x",
+            "auto, None, sentence_transformers, transformers, pylate, t5x",
         ),
         "EXPORT_DIR": Name("Folder that the export is written to.", "a path"),
         "FORMAT": Name("Format of the export; None is the model's own.", "as EXPORT"),
@@ -210,7 +209,7 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             f"{_COUNT}, None",
         ),
         "PAIR_CACHE": Name("Folder of judged pairs, shared by jobs.", "a path, None"),
-        "LLM_CACHE": Name("Folder of replies, shared by jobs.", "a path, None"),
+        "LLM_CACHE": Name("File of replies, shared by jobs.", "a path, None"),
         "TEACHER_DOC_LENGTH": Name(
             "Tokens that the teacher reads of a document.", _COUNT
         ),
