@@ -6,11 +6,17 @@ import ast
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from distill_jax.cli import names, recipes
+from distill_jax.collections.collection import Collection, Queries
+from distill_jax.losses import Term
 from distill_jax.recipe import registry
+from distill_jax.runs.run import Run
 from tools import make_reference
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,3 +135,34 @@ def test_a_papers_page_has_its_differences_and_its_ablations(paper):
 def test_the_reference_is_made_from_the_registry():
     message = "python tools/make_reference.py"
     assert texts(DOCS / "reference.md") == make_reference.page(), message
+
+
+def module(page: str, title: str) -> dict[str, Any]:
+    """What a file that a page shows defines."""
+    text = texts(DOCS / page)
+    found = re.search(rf'title="{title}"\n(.*?)```', text, re.DOTALL)
+    assert found is not None
+    defined: dict[str, Any] = {"__name__": title.removesuffix(".py")}
+    exec(compile(found[1], title, "exec"), defined)
+    return defined
+
+
+def test_the_loss_of_the_docs_is_a_mean_over_what_counts():
+    loss = module("howto/own-loss.md", "my_losses.py")["squared_gap"]
+    scores, labels = np.array([[1.0, 4.0, 9.0]]), np.array([[0.0, 2.0, np.nan]])
+    where = np.array([[True, True, False]])
+    assert float(loss(scores, labels, where=where)) == pytest.approx((1 + 4) / 2)
+    Term("own", loss)  # has the signature of a loss on lists
+
+
+def test_the_teacher_of_the_docs_labels_every_candidate():
+    teacher = module("howto/own-teacher.md", "my_teachers.py")["WordOverlap"]()
+    collection = Collection(["a", "b"], ["close the socket", "iterate over lines"])
+    queries = Queries(["q"], ["Close a socket"])
+    asked = SimpleNamespace(
+        setting=SimpleNamespace(collection=collection), queries=queries
+    )
+    run = Run.from_lists(["q"], [[("b", 2.0), ("a", 1.0)]], collection.ids)
+    labels = teacher(asked, run)
+    found = dict(labels.lists()["q"])
+    assert found == {"a": pytest.approx(2 / 3), "b": 0.0}

@@ -190,7 +190,10 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "Tokens read of a query in training.", f"{_COUNT}, None"
         ),
         "TRAINED_DOC_LENGTH": Name("Tokens read of a document in training.", _COUNT),
-        "DTYPE": Name("Precision of the computation.", "float32, bfloat16, int8, auto"),
+        "DTYPE": Name(
+            "Precision of matrix products; None is bfloat16 on an accelerator.",
+            "float32, bfloat16, None",
+        ),
         "DROPOUT": Name("Dropout; None is the checkpoint's own.", f"{_SHARE}, None"),
         "ATTENTION_DROPOUT": Name("Dropout of attention weights.", f"{_SHARE}, None"),
     },
