@@ -240,7 +240,7 @@ class Distill:
         self, table: reporting.Table, when: str, student: Pretrained, models: Models
     ) -> None:
         setting = table.setting
-        if not self.beside and student.spec.kind in ranking.ENCODERS:
+        if not self.beside:
             table.add_fused(when)
         for name, source in self.beside.items():
             asked = self._asked(setting.judged.queries, student, setting, models)

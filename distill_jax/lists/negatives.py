@@ -8,7 +8,6 @@ positive is kept for the report.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from distill_jax.io.draws import generator
 from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import digest
 from distill_jax.runs.run import Run
+from distill_jax.text.equality import text_key
 
 REASONS = (
     "known positive",
@@ -28,7 +28,6 @@ REASONS = (
     "relative margin",
     "suspected by the teacher",
 )
-_words = re.compile(r"\w+").findall
 
 SAMPLINGS = ("top", "random", "log_random", "stratified")
 
@@ -328,7 +327,9 @@ class _Texts:
         ]
         if queries is not None:
             for place, query_id in enumerate(self._run.query_ids):
-                code = self._codes.get(_key(queries.text(queries.row(query_id))))
+                code = self._codes.get(
+                    digest(text_key(queries.text(queries.row(query_id))))
+                )
                 if code is not None:
                     sets[place] = np.append(sets[place], code)
         return _member(self._codes_of_cells, sets)
@@ -349,9 +350,4 @@ class _Texts:
             if self._collection.ids is not self._run.doc_ids
             else row
         )
-        return self._codes.setdefault(_key(text), len(self._codes))
-
-
-def _key(text: str) -> str:
-    # Digits stay, unlike in ``ir.dedup``: "version 1" is no copy of "version 2".
-    return digest(" ".join(_words(text.casefold())) or text)
+        return self._codes.setdefault(digest(text_key(text)), len(self._codes))

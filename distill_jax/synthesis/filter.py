@@ -11,7 +11,6 @@ Source: Tamber et al. 2025 (round trip within 20, then first by the teacher, the
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.runs.run import Run
 from distill_jax.synthesis.made import SyntheticQueries
+from distill_jax.text.equality import text_key
 
 
 class Funnel:
@@ -49,7 +49,7 @@ class Funnel:
         seen: set[str] = set()
         where = []
         for text in self.made.texts:
-            form = plain(text)
+            form = text_key(text)
             where.append(form not in seen)
             seen.add(form)
         return self.keep("asked before", where)
@@ -57,8 +57,8 @@ class Funnel:
     def without(self, held_out: Queries | Iterable[str], name: str = "") -> Funnel:
         """Drops queries that are also among held-out ones (contamination)."""
         texts = held_out.texts if isinstance(held_out, Queries) else held_out
-        forms = {plain(text) for text in texts}
-        where = [plain(text) not in forms for text in self.made.texts]
+        forms = {text_key(text) for text in texts}
+        where = [text_key(text) not in forms for text in self.made.texts]
         return self.keep(f"among held-out queries{f' ({name})' if name else ''}", where)
 
     def round_trip(self, run: Run, depth: int = 20) -> Funnel:
@@ -133,16 +133,6 @@ class Funnel:
         scores = mine.training_labels()
         own = self.made.sources[:, None] == _rows_here(self.made, mine)
         return scores, own & ~np.isnan(scores)
-
-
-def plain(text: str) -> str:
-    """A query as duplicates are told: lower case, without punctuation, single blanks.
-
-    Numbers and accents stay: they tell questions apart.
-    """
-    text = unicodedata.normalize("NFKC", text).casefold()
-    kept = (c if unicodedata.category(c)[0] not in "PS" else " " for c in text)
-    return " ".join("".join(kept).split())
 
 
 def source_ranks(made: SyntheticQueries, run: Run) -> np.ndarray:

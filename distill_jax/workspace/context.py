@@ -16,6 +16,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.templates import side_template
+from distill_jax.text.equality import text_key
 from distill_jax.text.templates import Features
 from distill_jax.text.token_store import TokenStore
 from distill_jax.text.tokenizer import Tokenizer
@@ -221,8 +222,8 @@ def without_leaks(
 ) -> tuple[Split | None, str | None]:
     """Training queries without those whose text a held-out split asks too.
 
-    A query that is trained on makes every figure about it a lie. Letter case and
-    spacing do not make another text.
+    A query that is trained on cannot be measured on. Letter case, punctuation and
+    spacing do not make another text (``text_key``).
 
     Returns:
         What is left, and a sentence about what is not; None where nothing was removed.
@@ -242,8 +243,8 @@ def without_leaks(
                 f"{len(both)} {name} queries are also in training, e.g. {both[0]!r}",
                 "remove them from the training judgements",
             )
-        asked |= {_plain(text) for text in split.queries.texts}
-    same = np.asarray([_plain(text) in asked for text in train.queries.texts], bool)
+        asked |= {text_key(text) for text in split.queries.texts}
+    same = np.asarray([text_key(text) in asked for text in train.queries.texts], bool)
     if not same.any():
         return train, None
     if same.all():
@@ -257,7 +258,3 @@ def without_leaks(
         f"e.g. {example!r}: left out"
     )
     return train.take(~same), notice
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())

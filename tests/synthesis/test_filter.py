@@ -11,8 +11,9 @@ from distill_jax.collections.collection import Queries
 from distill_jax.io.errors import UserError
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.runs.run import Run
-from distill_jax.synthesis.filter import Funnel, plain, source_ranks
+from distill_jax.synthesis.filter import Funnel, source_ranks
 from distill_jax.synthesis.made import SyntheticQueries
+from distill_jax.text.equality import text_key
 
 DOCS = ["a", "b", "c", "d"]
 
@@ -50,8 +51,8 @@ def test_duplicates_and_held_out_queries(made):
         ("asked before", 1, 4),
         ("among held-out queries (test)", 1, 3),
     ]
-    assert plain("  Ｗhat's  up, Doc? ") == "what s up doc"
-    assert plain("C 1") != plain("C 2")
+    assert text_key("  Ｗhat's  up, Doc? ") == "what s up doc"
+    assert text_key("C 1") != text_key("C 2")
 
 
 @pytest.mark.parametrize("doc_ids", [DOCS, ["d", "c", "b", "a", "other"]])
