@@ -319,6 +319,11 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "LOG_PERIOD": Name(
             "Steps that one record of metrics.jsonl is the mean of.", _COUNT
         ),
+        "LOGGERS": Name(
+            "Where numbers are shown while training runs; None is TensorBoard where it "
+            "is installed.",
+            "a list of tensorboard, wandb, mlflow, trackio; None",
+        ),
         "COMPILE_CACHE": Name(
             "Folder of compiled programs, which later runs reuse.", "a path, None"
         ),

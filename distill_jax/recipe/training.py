@@ -47,6 +47,7 @@ _FREE = (
     "keep",
     "log_period",
     "compile_cache",
+    "loggers",
 )
 
 
@@ -101,6 +102,8 @@ class Training:
         patience: evaluations without a better one after which training stops.
         dev_share: share of the lists held out for "loss": by the document that a query
             was made from, or by its id.
+        loggers: where the numbers are shown while training runs, by name; None is
+            TensorBoard where it is installed.
         log_period: steps that one record of ``metrics.jsonl`` is the mean of.
         compile_cache: folder of compiled programs, which later runs reuse.
         stream: "arrays", "seqio", or "seqio:NAME" of a registered task or mixture.
@@ -141,6 +144,7 @@ class Training:
     keep: Size = 1
     log_period: Size = 1
     compile_cache: UserPath | None = None
+    loggers: tuple[str, ...] | None = None
     stream: Stream = "arrays"
     query_length: Size | None = None
     doc_length: Size | None = None
@@ -350,6 +354,7 @@ def _fit(
         keep=training.keep,
         log_period=training.log_period,
         compile_cache=training.compile_cache,
+        loggers=training.loggers,
         eval_period=selection.period(training, len(lists), steps) if evaluate else None,
         eval_first=training.measure_first and evaluate is not None,
         best_measure=training.measure if evaluate else None,
