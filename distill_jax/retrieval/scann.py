@@ -227,6 +227,8 @@ class Scann:
     ) -> Run:
         """The k docs of greatest similarity that the search comes across.
 
+        Where the leaves that ``width`` opens hold fewer than k, more are opened.
+
         Raises:
             UserError: see ``vectors.check_queries``.
         """
@@ -239,16 +241,26 @@ class Scann:
             queries = normalise(queries)
         width = width or self.default
         reorder = None if width.reorder is None else max(width.reorder, 2 * k)
-        found, scores = self.searcher.search_batched_parallel(
-            queries,
-            final_num_neighbors=k,
-            pre_reorder_num_neighbors=reorder and min(reorder, len(self.doc_ids)),
-            leaves_to_search=width.leaves,
-            batch_size=max(1, min(256, -(-len(queries) // self.threads))),
-        )
-        # Places that the opened leaves could not fill hold nan.
-        rows = np.where(np.isnan(scores), -1, found.astype(np.int64)).astype(np.int32)
-        return Run(query_ids, rows, np.where(rows < 0, -np.inf, scores), self.doc_ids)
+        rows = np.full((len(queries), k), -1, np.int32)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        leaves, short = width.leaves, np.arange(len(queries))
+        while len(short):
+            found, near = self.searcher.search_batched_parallel(
+                queries[short],
+                final_num_neighbors=k,
+                pre_reorder_num_neighbors=reorder and min(reorder, len(self.doc_ids)),
+                leaves_to_search=leaves,
+                batch_size=max(1, min(256, -(-len(short) // self.threads))),
+            )
+            # Places that the opened leaves could not fill hold nan.
+            empty = np.isnan(near)
+            rows[short] = np.where(empty, -1, found.astype(np.int64))
+            scores[short] = np.where(empty, -np.inf, near)
+            # A width is chosen for recall; it is no wish for fewer than k documents.
+            every = leaves is None or leaves >= self.report["leaves"]
+            short = short[:0] if every else short[empty.any(1)]
+            leaves = leaves and min(2 * leaves, self.report["leaves"])
+        return Run(query_ids, rows, scores, self.doc_ids)
 
     def save(self, directory: str | Path) -> None:
         """Writes the index as a folder that may be moved."""

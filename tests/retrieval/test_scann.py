@@ -279,3 +279,13 @@ def test_scann_works_whatever_tensorflow_is_there(code, tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_more_leaves_are_opened_where_k_is_larger_than_what_they_hold():
+    docs = clustered(600, seed=3, width=9, clusters=10)
+    index = Scann.build(docs, leaves=10)
+    narrow = Width(leaves=1, reorder=None)
+    for k in (10, 300, 500, 600):
+        run = index.search(docs[:5], k, width=narrow)
+        assert ((run.rows >= 0).sum(1) == k).all()
+        assert all(len(set(rows)) == k for rows in run.rows.tolist())
