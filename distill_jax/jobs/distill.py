@@ -57,7 +57,8 @@ class Distill:
         second_stage: another source that rerankers are measured over as well, before
             and after; None for none.
         stop_measure: rounds end when this measure on dev no longer grows by
-            ``min_gain``; the best round is what is kept. None keeps the last.
+            ``min_gain``; the best round is what is kept. The last one is where this is
+            None or no dev query is judged.
         keep_base: what the job started from is kept where no round is better by
             ``stop_measure``.
         beside: sources by name, each measured with the student before and after: a
@@ -184,6 +185,12 @@ class Distill:
                 made={},
             )
             table.best_round = 0
+        if self.stop_measure and self.rounds > 1 and not self._judges_dev(setting):
+            sentence = (
+                "no dev query is judged: all rounds are run, the last round is kept"
+            )
+            say(sentence)
+            table.notices.append(sentence)
         for number in range(1, self.rounds + 1):
             trip = None
             for stage in self.stages:
@@ -228,13 +235,8 @@ class Distill:
         table.notices.append(sentence)
 
     def _judges_dev(self, setting: Setting) -> bool:
-        """Whether dev judgements choose among rounds.
-
-        Where a recipe would keep the base, a collection without them is no mistake.
-        """
-        if self.stop_measure is None:
-            return False
-        return not self.keep_base or setting.dev_is_judged
+        """Whether dev judgements choose among rounds."""
+        return self.stop_measure is not None and setting.dev_is_judged
 
     def _add_beside(
         self, table: reporting.Table, when: str, student: Pretrained, models: Models
@@ -373,11 +375,7 @@ class Distill:
         """The stop measure on dev queries."""
         if not self._judges_dev(setting):
             return 0.0
-        if setting.dev is None:
-            raise UserError(
-                "the stop rule needs dev judgements, and the collection has none",
-                "set stop_measure = None: every round is run and the last is kept",
-            )
+        assert setting.dev is not None
         dev: Split = setting.dev
         first = self._source()(self._asked(dev.queries, student, setting, models))
         run = ranking.rank(

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("compiles_fast")
 SMALL = [
     "--gin_file=quickstart.gin", "--gin_file=small.gin", "--gin.MESH=data=1",
     "--gin.EXPORT=None", "--gin.VOCABULARY_SIZE=300", "--gin.QUERY_LENGTH=12",
-    "--gin.DOC_LENGTH=20", "--gin.STOP_MEASURE=None", "--gin.TRAIN_STEPS=2",
+    "--gin.DOC_LENGTH=20", "--gin.ROUNDS=2", "--gin.TRAIN_STEPS=2",
 ]  # fmt: skip
 
 
@@ -31,6 +31,9 @@ def test_unjudged_queries_train_and_the_report_says_not_measured(tmp_path, capsy
     assert lines[-1] == "VERDICT: NOT_MEASURED"
     assert any(line.startswith("Not measured: no judgements") for line in lines)
     report = json.loads((out / "report.json").read_text())
+    # Nothing judges the rounds, though the recipe has a rule that stops them.
+    assert report["provenance"]["best round"] == 2
+    assert any("the last round is kept" in notice for notice in report["notices"])
     # The teacher's order is the fused candidates'; before training is one of its parts.
     assert report["measures"]["before"]["overlap@10 with before"] == 1.0
     assert 0 < report["measures"]["teacher"]["overlap@10 with first stage"] <= 1.0
