@@ -258,7 +258,11 @@ class Scann:
             scores[short] = np.where(empty, -np.inf, near)
             # A width is chosen for recall; it is no wish for fewer than k documents.
             every = leaves is None or leaves >= self.report["leaves"]
-            short = short[:0] if every else short[empty.any(1)]
+            if every and reorder == len(self.doc_ids):
+                break
+            short = short[empty.any(1)]
+            # An index that reorders gives no more than it reorders, if not told to.
+            reorder = len(self.doc_ids) if every else reorder
             leaves = leaves and min(2 * leaves, self.report["leaves"])
         return Run(query_ids, rows, scores, self.doc_ids)
 
