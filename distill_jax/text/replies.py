@@ -33,7 +33,7 @@ _CLOSED = (
 )
 _MARKS = re.compile(rf"(?P<closed>{_CLOSED})|(?P<opened>{_OPENED})", re.IGNORECASE)
 # Harmony, where the server leaves out the marks and keeps the channels' names.
-_BARE = re.compile(r"analysis(?:[A-Z]|.*assistantfinal)", re.DOTALL)
+_BARE = re.compile(r"\Aanalysis(?:[A-Z]|.*assistantfinal)", re.DOTALL)
 
 
 class Reply(str):
