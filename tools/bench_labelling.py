@@ -73,7 +73,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     docs, queries, _ = load_collection(options.collection, split="test")
     queries = queries.select(np.arange(min(options.queries, len(queries))))
     candidates = BM25.build(docs).search(queries, options.depth)
-    model = reranker(options, docs.full_texts())
+    model = reranker(options, list(docs.full_texts()))
     # Only what is asked about is tokenised, as on the other side.
     docs = docs.select(np.unique(candidates.rows[candidates.where]))
     candidates = candidates.on(docs)

@@ -24,7 +24,6 @@ from distill_jax.io.values import (
     Mismatch,
     Named,
     Text,
-    annotations,
     read,
     refuse,
     untyped,
@@ -67,7 +66,7 @@ class Bindings:
         wrong: dict[str, UserError] = {}
         uses: dict[str, list[tuple[Key, str, Any]]] = {}
         for key, parameters in _parameters():
-            kinds = annotations(_wrapped(key))
+            kinds = argument_types(_wrapped(key))
             for parameter, bound in parameters.items():
                 name, value = _resolved(bound)
                 label = name or "/".join(filter(None, (key[0], _short(key, parameter))))
@@ -103,7 +102,7 @@ class Bindings:
         """A reference to a class fits where an object of that class is due."""
         if not isinstance(found, gin_config.ConfigurableReference):
             return
-        made = found.configurable.wrapped
+        made = _configurable(found).wrapped
         kinds = [k for k in _flat(kind) if inspect.isclass(k)]
         if not kinds or not inspect.isclass(made) or Any in kinds or object in kinds:
             return
@@ -119,7 +118,7 @@ class Bindings:
         says what it was given: a digest of the job holds both.
         """
         for key, parameters in _parameters():
-            kinds = annotations(_wrapped(key))
+            kinds = argument_types(_wrapped(key))
             for parameter, bound in list(parameters.items()):
                 named = _flat(kinds.get(parameter, Any), Named)
                 used: set[Key] = set()
@@ -131,11 +130,11 @@ class Bindings:
     def _with_functions(self, bound: Any, named: list[Named], used: set[Key]) -> Any:
         _, value = _resolved(bound)
         if isinstance(value, gin_config.ConfigurableReference):
-            function = value.configurable.wrapped
+            function = _configurable(value).wrapped
             if value.evaluate or not inspect.isfunction(function):
                 return bound
             scope = "/".join(value.scopes)
-            return self._bound_function((scope, value.configurable.selector), used)
+            return self._bound_function((scope, _configurable(value).selector), used)
         if isinstance(value, str) and named:
             module = importlib.import_module(named[0].module)
             function = getattr(module, value)
@@ -246,7 +245,7 @@ def _short(key: Key, parameter: str) -> str:
 def _is_macro(value: Any) -> bool:
     return (
         isinstance(value, gin_config.ConfigurableReference)
-        and value.configurable.wrapped is gin_config.macro
+        and _configurable(value).wrapped is gin_config.macro
     )
 
 
@@ -345,3 +344,8 @@ def _together(errors: list[UserError]) -> UserError:
         "; ".join(error.what for error in errors)[:900],
         "set each of them again, in the gin file or by --gin.NAME=...",
     )
+
+
+def _configurable(reference: gin_config.ConfigurableReference) -> Any:
+    """What a reference names; gin fills it in as it parses."""
+    return reference.configurable

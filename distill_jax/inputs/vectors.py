@@ -39,7 +39,8 @@ class VectorFeaturizer:
 
     def __call__(self, rows: dict[str, Any], mine: slice = slice(None)) -> VectorBatch:
         tokens, targets = self._queries.queries(rows, mine)
-        at = np.maximum(targets.doc_rows, 0)
+        assert targets.doc_rows is not None  # lists have rows
+        at = np.maximum(np.asarray(targets.doc_rows), 0)
         if self._table is None:
             vectors: Any = np.asarray(self._vectors[at.ravel()], np.float32)
             vectors = vectors.reshape(*at.shape, -1)

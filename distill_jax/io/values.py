@@ -304,7 +304,7 @@ def _object(value: Any, kind: Any) -> Any:
     return value
 
 
-def annotations(function: Any) -> dict[str, Any]:
+def argument_types(function: Any) -> dict[str, Any]:
     """Annotations of a class's fields or a function's parameters; {} where one of them
     names what cannot be resolved."""
     try:

@@ -386,10 +386,9 @@ class Distill:
             depth=self.depth,
             directory=Path(self.directory) / "vectors",
         )
-        values = evaluate_queries(run, dev.qrels, [self.stop_measure])
-        mean = sum(values[self.stop_measure].values()) / max(
-            len(values[self.stop_measure]), 1
-        )
+        measure = str(self.stop_measure)
+        values = evaluate_queries(run, dev.qrels, [measure])[measure]
+        mean = sum(values.values()) / max(len(values), 1)
         name = f"round {number}" if number else "before"
         say(f"{name}: dev {self.stop_measure} {mean:.4f}")
         return mean

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.values import Mismatch, annotations, read, shown
+from distill_jax.io.values import Mismatch, argument_types, read, shown
 
 FORMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "list": (("scores", "labels"), ("where",)),
@@ -49,7 +49,7 @@ def check(
             f"term {name!r}: {called} does not take what it is called with ({error})",
             f"a loss on {on!r} is called as {called}({form})",
         ) from error
-    kinds = annotations(inspect.unwrap(getattr(loss, "func", loss)))
+    kinds = argument_types(inspect.unwrap(getattr(loss, "func", loss)))
     found = {}
     for option, value in options.items():
         try:

@@ -352,7 +352,8 @@ class EncoderLayer(nnx.Module):
         y = self.attention(
             normal, context=context, bias=bias, mask=mask, key=keys[0], rotary=rotary
         )
-        y = self.attention_post_norm(y) if self.attention_post_norm else y
+        post_norm: Any = self.attention_post_norm
+        y = y if post_norm is None else post_norm(y)
         x = x + dropout(y, self.rate, keys[1])
         x = x if pre else self.attention_norm(x)
         y = self.feed_forward(self.output_norm(x) if pre else x)
@@ -427,10 +428,10 @@ class BertEncoder(nnx.Module):
 
         def call(layer, x, key, at, last=None):
             seen, rotary = self.seen(at, mask), self.rotary(at, length)
-            how = {"positions": last, "bias": bias, "rotary": rotary}
+            how: dict[str, Any] = {"positions": last, "bias": bias, "rotary": rotary}
             return layer(x, seen, key, **how)
 
-        how = {"dtype": sizes.dtype, "remat": sizes.remat}
+        how: dict[str, Any] = {"dtype": sizes.dtype, "remat": sizes.remat}
         layers = [self.layers[0 if sizes.shared else i] for i in range(sizes.layers)]
         upto = sizes.layers - (positions is not None)
         # Layers of one form follow each other through one compiled body.

@@ -7,6 +7,8 @@ Compute runs in the spec's dtype; norms, softmax and scores are float32 always.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -80,7 +82,7 @@ class T5Encoder(nnx.Module):
             return layer(x, bias, mask, key, positions=positions)
 
         upto = len(self.layers) - (positions is not None)
-        how = {"dtype": self.spec.dtype, "remat": self.spec.remat}
+        how: dict[str, Any] = {"dtype": self.spec.dtype, "remat": self.spec.remat}
         x = through(self.layers[:upto], whole, x, keys, **how)
         x = through(self.layers[upto:], leading, x, keys[upto:], **how)
         return dropout(self.final_norm(x), rate, keys[-2], broadcast=TOKENS)
@@ -125,7 +127,7 @@ class T5Decoder(nnx.Module):
         def call(layer, x, key):
             return layer(x, encoded, bias, causal, mask, key)
 
-        how = {"dtype": self.spec.dtype, "remat": self.spec.remat}
+        how: dict[str, Any] = {"dtype": self.spec.dtype, "remat": self.spec.remat}
         x = through(self.layers, call, rows(x), keys, **how)
         x = self.final_norm(x)
         return dropout(x, self.spec.dropout, keys[-2], broadcast=TOKENS)
@@ -154,7 +156,7 @@ class T5Decoder(nnx.Module):
         def call(layer, x, key):
             return layer.first_step(x, encoded, mask, key)
 
-        how = {"dtype": self.spec.dtype, "remat": self.spec.remat}
+        how: dict[str, Any] = {"dtype": self.spec.dtype, "remat": self.spec.remat}
         x = through(self.layers, call, x, keys, **how)
         return dropout(self.final_norm(x), rate, keys[-2])
 

@@ -138,7 +138,11 @@ def published() -> tuple[dict[str, Any], ...]:
     """What is known of published models, by patterns of their names on the hub."""
     import json
 
-    text = resources.files(__package__).joinpath("published.json").read_text("utf-8")
+    text = (
+        resources.files("distill_jax.recipe")
+        .joinpath("published.json")
+        .read_text("utf-8")
+    )
     return tuple(json.loads(text))
 
 

@@ -165,6 +165,8 @@ class FromTeacher:
 
     def __call__(self, asked: Asked, run: Run) -> Lists:
         setting = asked.setting
+        if self.teacher is None:
+            raise UserError("nothing labels the candidates", "set TEACHER or LABELS")
         labels = self.teacher(asked, run)
         if self.depth is not None:
             labels = _shallow(labels, run.top(self.depth), setting.collection)

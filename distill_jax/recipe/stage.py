@@ -127,7 +127,8 @@ def without_unread_pairs(stage: Stage) -> Stage:
     if getattr(stage.examples, "pairwise", None) is None:
         return stage
     return dataclasses.replace(
-        stage, examples=dataclasses.replace(stage.examples, pairwise=None)
+        stage,
+        examples=dataclasses.replace(stage.examples, pairwise=None),  # type: ignore
     )
 
 

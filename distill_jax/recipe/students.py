@@ -99,7 +99,7 @@ class Student:
         overrides |= self.options
         if self.checkpoint:
             found = checkpoints.named(self.checkpoint, kind=self.kind, **overrides)
-            found = dataclasses.replace(found, path=resolve(found.path))
+            found = dataclasses.replace(found, path=resolve(str(found.path)))
             model = checkpoints.load(found, seed=seed, trained=True)
         else:
             model = self._from_scratch(texts, seed, overrides)

@@ -182,11 +182,12 @@ class Training:
                 peak=self.learning_rate, warmup=warmup, steps=steps
             ),
         }
-        if self.epochs:
+        epochs = self.epochs
+        if epochs:
             schedules["epochs_to_floor"] = lambda: optimizers.epochs_to_floor(
                 peak=self.learning_rate,
-                steps_per_epoch=max(1, round(steps / self.epochs)),
-                epochs=math.ceil(self.epochs),
+                steps_per_epoch=max(1, round(steps / epochs)),
+                epochs=math.ceil(epochs),
             )
         if self.schedule not in schedules:
             raise UserError(

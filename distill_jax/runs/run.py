@@ -182,7 +182,7 @@ class Run:
         """
         lists = read_run(path, collection)
         try:
-            run = cls(*lists)
+            run = cls(*lists)  # type: ignore[arg-type]
         except UserError as error:
             raise UserError(f"{path}: {error.what}", error.todo) from None
         return run if limit is None else run.top(limit)
@@ -259,7 +259,8 @@ class Run:
             return np.broadcast_to(1.0 / (k + ranks), run.rows.shape)
 
         lists = [run.as_lists() for run in runs]
-        fused = cls(*merge(lists, [gains(run) for run in runs], weights))
+        merged = merge(lists, [gains(run) for run in runs], weights)
+        fused = cls(*merged)  # type: ignore[arg-type]
         return fused if depth is None else fused.top(depth)
 
     @classmethod
@@ -293,5 +294,6 @@ class Run:
             # Lacking a document then means adding nothing.
             parts.append(values - floor[:, None])
             floors.append(dict(zip(run.query_ids, floor.tolist())))
-        combined = cls(*merge(lists, parts, weights, floors))
+        merged = merge(lists, parts, weights, floors)
+        combined = cls(*merged)  # type: ignore[arg-type]
         return combined if depth is None else combined.top(depth)

@@ -5,6 +5,7 @@ Each logger is made by name (``LOGGERS``); its library is imported when it is op
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 import sys
@@ -41,7 +42,10 @@ class TensorBoard:
         sys.modules.setdefault(
             "tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf")
         )
-        from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2
+        event_pb2, summary_pb2, tensor_pb2 = (
+            importlib.import_module(f"tensorboard.compat.proto.{name}_pb2")
+            for name in ("event", "summary", "tensor")
+        )
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = event_pb2.Event, summary_pb2

@@ -251,7 +251,9 @@ def byte_level_backend(path: Path, config: dict) -> Any:
             flags["lstrip"] = record.get("lstrip", role == "mask")
             known = config.setdefault("added_tokens_decoder", {})
             known.setdefault(str(number), flags)
-    first, last = (backend.token_to_id(roles[role]) for role in ("cls", "sep"))
+    first, last = (
+        int(backend.token_to_id(roles[role]) or 0) for role in ("cls", "sep")
+    )
     backend.post_processor = processors.RobertaProcessing(
         ("</s>", last), ("<s>", first), True, space
     )

@@ -217,7 +217,8 @@ class Features:
         room = total - self._literal_tokens
         if len(found) == 1:
             return [np.minimum(found[0], room)]
-        return list(longest_first(*found, room))
+        one, other = found
+        return list(longest_first(one, other, room))
 
     def _rows(self, rows: Mapping[str, Any]) -> list[np.ndarray]:
         fields = self.template.fields

@@ -197,7 +197,7 @@ class TrainingRun:
                 if fed.step < self.step:
                     # Only the first process's checksum is in the checkpoint.
                     if jax.process_index() == 0:
-                        same_feed(fed.digest, self.notes.batch, fed.step)
+                        same_feed(fed.digest, str(self.notes.batch), fed.step)
                     continue
                 numbers = self.dispatch(fed, programs)
                 if pending is not None:

@@ -97,7 +97,7 @@ def stated(
         for name, value in note.get("fields", {}).items()
     }
     kind = note.get("kind")
-    names = set(_ONLY_NOTED.get(kind, ()))
+    names = set(_ONLY_NOTED.get(kind or "", ()))
     if folder.form == "hugging_face":
         # One transformers class: nothing else says how it is used.
         names |= {"head", *_LENGTHS, *_OF_A_BARE_ENCODER}
@@ -178,7 +178,7 @@ def _snapshot(name: str, revision: str, patterns: list[str]) -> Path:
         raise UserError(
             f"hf:{name} needs huggingface_hub", "pip install 'distill_jax[hub]'"
         ) from error
-    more = {"revision": revision} if revision else {}
+    more: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         found = snapshot_download(
             name, allow_patterns=patterns, ignore_patterns=_HUB_IGNORED, **more

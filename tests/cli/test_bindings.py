@@ -12,7 +12,7 @@ from distill_jax import losses, main
 from distill_jax.cli import config
 from distill_jax.cli.flags import parse_flags
 from distill_jax.io.errors import UserError
-from distill_jax.io.values import Named, annotations
+from distill_jax.io.values import Named, argument_types
 from distill_jax.recipe.registry import PARTS
 from tests.test_gin_configs import FOLDER, RECIPES, build, given, names
 
@@ -233,7 +233,7 @@ def test_annotations_of_every_part_can_be_read():
             part = getattr(importlib.import_module(module), name)
             if dataclasses.is_dataclass(part):
                 fields = {field.name for field in dataclasses.fields(part)}
-                assert fields <= {*annotations(part)}, name
+                assert fields <= {*argument_types(part)}, name
 
 
 def test_an_unforeseen_error_is_two_lines_and_a_file(monkeypatch, capsys):
