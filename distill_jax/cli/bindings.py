@@ -24,6 +24,7 @@ from distill_jax.io.values import (
     Mismatch,
     Named,
     Text,
+    argument_types,
     read,
     refuse,
     untyped,

@@ -194,8 +194,10 @@ def test_lightning_irs_cross_encoder_keeps_its_head(tmp_path):
     model = distill_jax.load(folder)
     spec = model.pretrained.spec
     assert (model.kind, spec.head, model.pretrained.fresh) == ("reranker", "linear", ())
-    # The tokenizer of this folder says 59 tokens, fewer than there are positions.
-    assert (spec.query_length, spec.doc_length) == (12, 59 - 12 - 3)
+    # The tokenizer of this folder says 59 tokens, fewer than there are positions: what
+    # the folder states of query and document is cut to that together.
+    assert (spec.query_length, spec.doc_length) == (12, 512)
+    assert spec.template.total == 59
     backbone = exported("electra_cross")
     theirs = transformers.ElectraModel.from_pretrained(backbone).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(backbone)
