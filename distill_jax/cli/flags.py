@@ -76,6 +76,13 @@ class _Parser(argparse.ArgumentParser):
         match = re.match(r"argument (\S+): expected one argument", message)
         if match:
             raise UserError(f"{match[1]} has no value", f"write {match[1]}=VALUE")
+        match = re.match(r"argument (\S+): invalid choice: '(.*?)' \((.*)\)", message)
+        if match:
+            names = re.findall(
+                r"'?(\w+)'?(?:,|$)", match[3].removeprefix("choose from ")
+            )
+            said = f"{match[1]}={match[2]}{near(match[2], names)}"
+            raise UserError(said, f"write {' or '.join(names)}")
         todo = f"{_COMMAND} --help shows the flags"
         raise UserError(f"command line: {message}", todo)
 
@@ -170,7 +177,10 @@ def _refuse(word: str, known: Sequence[str]) -> NoReturn:
 
 
 def _share(value: str) -> float:
-    share = float(value)
+    try:
+        share = float(value)
+    except ValueError:
+        share = -1.0
     if not 0 <= share <= 1:
         raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
     return share

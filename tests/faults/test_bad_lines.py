@@ -252,8 +252,8 @@ def test_the_flag_from_end_to_end(damaged, tmp_path, capsys):
     ("flag", "told"),
     [
         ("--on-bad-line=skp", '(did you mean "skip"?)'),
-        ("--bad-line-rate=5", "is no share"),
-        ("--bad-line-rate=x", "is no share"),
+        ("--bad-line-rate=5", "is not between 0 and 1"),
+        ("--bad-line-rate=x", "is not between 0 and 1"),
         ("--on-bad-lines=skip", '(did you mean "--on-bad-line"?)'),
     ],
 )

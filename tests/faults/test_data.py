@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_jax import weights
+from distill_jax.collections import builder
 from distill_jax.collections.schemes import load_collection
 from distill_jax.inputs.streams import SeqioStream
 from distill_jax.io.bad_lines import tolerated
@@ -128,7 +129,8 @@ def test_a_held_out_query_in_training_ends_the_job(tmp_path, split):
 def test_the_training_split_itself_may_be_measured(tmp_path):
     spec = beir(tmp_path / "set", {"a": "one", "b": "two"}, train={"a": "d1"})
     setting = open_setting(tmp_path, spec, test_split="train", dev_share=0.0)
-    assert setting.judged.queries.ids == ["a"]
+    # The other query was never judged: it is ranked, and not measured.
+    assert setting.judged.qrels.query_ids == ("a",)
 
 
 def test_a_dev_split_that_is_tested_on_chooses_no_model(tmp_path):
@@ -293,7 +295,7 @@ def test_a_cut_file_is_no_bad_line(tmp_path):
 def test_a_changed_file_gets_a_cache_of_its_own(tmp_path, monkeypatch):
     """Same path, same size; the old one stays whole until the new one is."""
     monkeypatch.setenv("DISTILL_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(building, "LARGE_BYTES", 0)
+    monkeypatch.setattr(builder, "LARGE_BYTES", 0)
     spec = beir(tmp_path / "set", {"q": "one"}, test={"q": "d1"})
     first = load_collection(spec)[0]
     kept = set((tmp_path / "cache/collections").iterdir())
@@ -305,7 +307,7 @@ def test_a_changed_file_gets_a_cache_of_its_own(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(building, "_write_large", killed)
+        patch.setattr(builder, "_write_large", killed)
         with pytest.raises(KeyboardInterrupt):
             load_collection(spec)
     assert set((tmp_path / "cache/collections").iterdir()) == kept
@@ -316,7 +318,7 @@ def test_a_changed_file_gets_a_cache_of_its_own(tmp_path, monkeypatch):
 
 def test_a_cache_of_another_version_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("DISTILL_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(building, "LARGE_BYTES", 0)
+    monkeypatch.setattr(builder, "LARGE_BYTES", 0)
     spec = beir(tmp_path / "set", {"q": "one"}, test={"q": "d1"})
     load_collection(spec)
     (record,) = (tmp_path / "cache/collections").glob("*/collection.json")

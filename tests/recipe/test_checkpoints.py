@@ -12,6 +12,7 @@ import pytest
 
 from distill_jax import main
 from distill_jax.cli import recipes
+from distill_jax.cli.flags import parse_flags
 from distill_jax.inference.texts import score_tuples
 from distill_jax.io.errors import UserError
 from distill_jax.recipe import checkpoints
@@ -35,6 +36,11 @@ EXPECTED: dict[str, tuple[str, dict]] = {
          "query_length": 64, "doc_length": 440},
     ),
     "castorini/monot5-base-msmarco": (
+        "t5",
+        {"kind": "reranker", "head": "difference", "prompt": MONOT5,
+         "word_ids": TRUE_FALSE, "query_length": 64, "doc_length": 436},
+    ),
+    "castorini/monot5-3b-msmarco": (
         "t5",
         {"kind": "reranker", "head": "difference", "prompt": MONOT5,
          "word_ids": TRUE_FALSE, "query_length": 64, "doc_length": 436},
@@ -69,6 +75,16 @@ EXPECTED: dict[str, tuple[str, dict]] = {
         {"kind": "dual_encoder", "pooling": "cls", "normalise": False,
          "similarity": "dot"},
     ),
+    "facebook/dragon-plus-query-encoder": (
+        "bert",
+        {"kind": "dual_encoder", "pooling": "cls", "normalise": False,
+         "similarity": "dot"},
+    ),
+    "Snowflake/snowflake-arctic-embed-m-v1.5": (
+        "st-cls",
+        {"kind": "dual_encoder", "pooling": "cls", "normalise": True,
+         "query_prefix": BGE, "doc_prefix": ""},
+    ),
     "BAAI/bge-base-en-v1.5": (
         "st-cls",
         {"kind": "dual_encoder", "pooling": "cls", "normalise": True,
@@ -88,7 +104,11 @@ EXPECTED: dict[str, tuple[str, dict]] = {
     ),
 }  # fmt: skip
 # Base models: what they become is the recipe's to say.
-BASES = {"google/electra-base-discriminator", "google-bert/bert-base-uncased"}
+BASES = {
+    "google/electra-base-discriminator",
+    "google-bert/bert-base-uncased",
+    "microsoft/MiniLM-L12-H384-uncased",
+}
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +300,7 @@ def test_two_towers_are_one_retriever(hub, tmp_path):
 
 
 def job(*argv: str):
-    return main.build_job(recipes.parse_flags(argv))
+    return main.build_job(parse_flags(argv))
 
 
 @pytest.mark.parametrize("recipe", ["evaluate", "label", "mine", "export_hf"])
