@@ -142,8 +142,8 @@ def explained(flags: Flags):
 def _with_flag(what: str, flags: Flags) -> str:
     """A part's own complaint, with the flag whose value it is about."""
     for name, text in flags.bindings:
-        shown = (repr(text), f" is {text}:")
-        if text and name not in what and any(form in what for form in shown):
+        shown = (repr(text), f" is {text}:") if text else (repr(text),)
+        if name not in what and any(form in what for form in shown):
             return f"{name}: {what}"
     return what
 
