@@ -357,7 +357,8 @@ class EncoderLayer(nnx.Module):
         x = x + dropout(y, self.rate, keys[1])
         x = x if pre else self.attention_norm(x)
         y = self.feed_forward(self.output_norm(x) if pre else x)
-        y = self.output_post_norm(y) if self.output_post_norm else y
+        out_norm: Any = self.output_post_norm
+        y = y if out_norm is None else out_norm(y)
         x = x + dropout(y, self.rate, keys[2])
         return x if pre else self.output_norm(x)
 
