@@ -134,7 +134,7 @@ def test_questions_without_a_reply_count_nothing_and_the_status_tells(
     folder, tmp_path, capsys
 ):
     def behave(number, body):
-        return "bad_request" if "iliad" in str(body) else "good"
+        return "no_choices" if "iliad" in str(body) else "good"
 
     with FakeLLM(behave) as server:
         flags = behind(server, RUNS=repr((f"{folder}/good.trec",)))
