@@ -355,7 +355,8 @@ class EncoderLayer(nnx.Module):
         post_norm: Any = self.attention_post_norm
         y = y if post_norm is None else post_norm(y)
         x = x + dropout(y, self.rate, keys[1])
-        x = x if pre else self.attention_norm(x)
+        norm: Any = self.attention_norm  # pre-norm layers may have none
+        x = x if pre else norm(x)
         y = self.feed_forward(self.output_norm(x) if pre else x)
         out_norm: Any = self.output_post_norm
         y = y if out_norm is None else out_norm(y)
