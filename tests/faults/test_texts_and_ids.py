@@ -198,6 +198,9 @@ def test_no_text_becomes_a_program():
         for path in sorted(root.rglob("*.py"))
         if (found := calls(path.read_text("utf-8")))
     }
+    # Its reader of pickles looks nothing up but tensors: tests/weights/test_pickles.py.
+    reader = str(root / "weights/pickles.py")
+    assert offences.pop(reader) == ["pickle"]
     assert not offences
     assert calls("subprocess.run(x, shell=True); eval(y)") == ["shell", "eval"]
     assert calls("np.load(x, allow_pickle=False); re.compile(y)") == []
