@@ -174,5 +174,5 @@ def test_damaged_and_old_folders(tokenizer, tmp_path):
     folder = next(tmp_path.iterdir())
     with open(folder / "vectors.bin", "r+b") as file:
         file.truncate(100)
-    with pytest.raises(UserError, match="shorter"):
+    with pytest.raises(UserError, match="damaged"):
         embeddings.embed_docs(pretrained, features, tmp_path)
