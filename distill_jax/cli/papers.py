@@ -34,7 +34,7 @@ def value_at(job: Any, path: str) -> Any:
     """What stands at ``stages.NAME.training.batch_size`` of a job, JSON-able.
 
     Parts are attributes, keys of dictionaries, and of tuples the ``name`` or the number
-    of an item. Classes and functions are told by their names.
+    of an item. Classes and functions are shown by their names.
     """
     found = job
     for part in path.split("."):

@@ -51,7 +51,7 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
 
 
 def docs(where: str) -> Collection:
-    """The documents of a table; its form is told by the end of its name.
+    """The documents of a table; the end of its name says its form.
 
     Raises:
         UserError: no such file, a column that it does not have, no column of texts, a

@@ -61,7 +61,7 @@ class Tolerance:
             raise UserError(
                 f"{path}: {len(rejected):,} of {lines:,} lines cannot be read, more "
                 f"than {self.most:.4g} of them; the first: {first}",
-                f"they are in {self.rejects}; --bad-line-rate=SHARE bears more",
+                f"they are in {self.rejects}; --bad-line-rate=SHARE allows more",
             )
 
     def notices(self) -> list[str]:

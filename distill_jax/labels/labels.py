@@ -1,7 +1,7 @@
 """What teachers say about lists of docs, with where it came from.
 
-A label is worth money: it is stored raw (logits, never squashed), in float32, with a
-birth certificate (``provenance``), and a failure is stored as a failure. How the
+A label is worth money: it is stored raw (logits, never squashed), in float32, with its
+provenance, and a failure is stored as a failure. How the
 files look is in ``store``; foreign formats are in ``readers``.
 """
 
@@ -35,7 +35,7 @@ class TeacherLabels:
       doc_ids: what rows index, normally a collection's ids (shared, not copied).
       kind: "score" (higher is better) or "rank" (lower is better).
       failed: bool[Q], the lists for which the teacher gave nothing that can be used.
-      provenance: the birth certificate, JSON-able.
+      provenance: who labelled what, from which candidates; JSON-able.
     """
 
     query_ids: tuple[str, ...]

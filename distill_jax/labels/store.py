@@ -43,8 +43,8 @@ class LabelWriter:
 
     Args:
       directory: the folder; made on the first write.
-      provenance: the birth certificate of what will be written. Shards that are there
-        already must have the same (but for dates, costs and counts).
+      provenance: of what will be written. Shards that are there already
+        must have the same (but for dates, costs and counts).
       retry_failed: failed queries do not count as done; a later success takes the
         place of the stored failure.
       writes: False where another process writes the shards: nothing is put on the

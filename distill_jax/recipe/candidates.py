@@ -23,7 +23,7 @@ from distill_jax.workspace.context import Setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a source is asked: by whom, for which queries, and where it may keep files.
+    """The context that every source is called with: queries, student, output folder.
 
     Attributes:
         qrels: what is known of the queries; None where nothing is.

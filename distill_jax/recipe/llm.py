@@ -143,7 +143,7 @@ class Reader:
     Attributes:
         client: ``teaching.clients.Client`` or ``LocalModel``.
         top_k: documents that are read.
-        most_failed: the share of questions without a reply that is borne; their answers
+        most_failed: the largest share of questions without a reply; their answers
             count as wrong.
     """
 
@@ -181,7 +181,7 @@ class Reader:
             raise UserError(
                 f"{len(failed)} of {len(said)} questions have no reply "
                 f"({counts['failures']})",
-                f"most_failed = {self.most_failed} is the share that is borne",
+                f"most_failed = {self.most_failed} is the largest share that is allowed",
             )
         given = {query_id: text for query_id, text in said.items() if text}
         values = answers.evaluate_answers(given, expected)

@@ -1,6 +1,6 @@
 """Teachers as a recipe names them: called with (asked, run) for labels.
 
-Each keeps its labels as a part of the stage, with a birth certificate, so that a change
+Each keeps its labels as a part of the stage, with its provenance, so that a change
 of the student's training labels nothing again.
 """
 

@@ -118,7 +118,7 @@ class Training:
         trained: "both" towers, or the "query" tower of a dual encoder: documents keep
             their vectors (and an index its bytes), which are gathered on the device.
         may_change: names of these settings that may differ from the training that
-            MODEL_DIR holds: it is gone on with all the same.
+            MODEL_DIR holds: that training is resumed all the same.
     """
 
     objective: Objective
@@ -262,7 +262,7 @@ def train(
 def _refuse_other_settings(
     directory: Path, inputs: dict, settings: dict, may_change: tuple[str, ...]
 ) -> None:
-    """A run is not gone on with, nor taken for done, under other settings.
+    """Refuses to resume or reuse a training whose settings differ.
 
     Unless each of those that differ is named in ``may_change``.
     """

@@ -167,17 +167,6 @@ def _numbers(inside: str) -> list[float] | None:
     return [float(part) for part in parts]
 
 
-def rankgpt_parse(reply: str, count: int) -> tuple[int, ...]:
-    """As RankGPT reads replies: any digits are identifiers, and nothing ever fails.
-
-    Only to measure against: numbers of a numbered list win over the identifiers, and a
-    refusal becomes the first stage's order.
-    """
-    numbers = [int(n) - 1 for n in re.sub(r"[^0-9]", " ", reply).split()]
-    kept = dict.fromkeys(n for n in numbers if 0 <= n < count)
-    return (*kept, *(place for place in range(count) if place not in kept))
-
-
 def _answer(reply: str | None) -> tuple[str, str]:
     """What comes after the thinking, without marks of its form; or a reason."""
     text, failure = replies.answer(reply, plain=True)

@@ -97,7 +97,7 @@ def _record(directory: Path) -> dict | None:
         return None
     return read_record(
         path,
-        f"delete {path}: the part is gone on with, or made again",
+        f"delete {path}: the same command resumes it, or makes it again",
         inputs=dict,
         complete=bool,
         made=dict,

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from distill_jax.io.cache import cache_dir
 from distill_jax.io.errors import UserError
+from distill_jax.workspace import packages
 
 OK, NOTE, FAILED = "ok", "note", "FAILED"
 _CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
@@ -67,6 +68,7 @@ def findings() -> Iterator[Finding]:
     """All checks, the slow ones last."""
     yield _versions()
     yield from _extras()
+    yield from _pairs()
     yield _cache()
     yield _disk()
     yield _hub()
@@ -94,6 +96,15 @@ def _extras() -> Iterator[Finding]:
             yield Finding(OK, what)
         else:
             yield Finding(NOTE, f"{what}: not installed", f"pip install {packages}")
+
+
+def _pairs() -> Iterator[Finding]:
+    """Packages that do not fit together, by their own requirements."""
+    found = packages.problems()
+    for error in found:
+        yield Finding(FAILED, error.what, error.todo or "")
+    if not found:
+        yield Finding(OK, "the packages fit together")
 
 
 def _cache() -> Finding:

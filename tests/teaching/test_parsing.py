@@ -10,16 +10,8 @@ from distill_jax.teaching.parsing import (
     mean_order,
     parse_ranking,
     parse_scores,
-    rankgpt_parse,
 )
 from distill_jax.teaching.windows import chunks, kendall_tau, windows
-
-
-def test_rankgpts_own_parser_is_known(cases):
-    found = cases["rankgpt_parse"]
-    given_, expected = found["inputs"], found["expected"]["order_0based"]
-    for reply, n, order in zip(given_["responses"], given_["n"], expected):
-        assert list(rankgpt_parse(reply, n)) == order
 
 
 def test_ours_differs_from_rankgpts_where_it_is_wrong(cases):
