@@ -181,7 +181,7 @@ class Reader:
             raise UserError(
                 f"{len(failed)} of {len(said)} questions have no reply "
                 f"({counts['failures']})",
-                f"most_failed = {self.most_failed} is the largest share that is allowed",
+                f"most_failed = {self.most_failed} is the largest share allowed",
             )
         given = {query_id: text for query_id, text in said.items() if text}
         values = answers.evaluate_answers(given, expected)

@@ -91,11 +91,11 @@ def _versions() -> Finding:
 
 
 def _extras() -> Iterator[Finding]:
-    for what, module, packages in _EXTRAS:
+    for what, module, wanted in _EXTRAS:
         if importlib.util.find_spec(module) is not None:
             yield Finding(OK, what)
         else:
-            yield Finding(NOTE, f"{what}: not installed", f"pip install {packages}")
+            yield Finding(NOTE, f"{what}: not installed", f"pip install {wanted}")
 
 
 def _pairs() -> Iterator[Finding]:
