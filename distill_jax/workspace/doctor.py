@@ -60,7 +60,8 @@ def run() -> int:
         print(f"{finding.state:7}{finding.what}", flush=True)
         if finding.todo:
             print(f"       -> {finding.todo}", flush=True)
-    print(f"{failed} checks failed" if failed else "all that a job needs is here")
+    counted = f"{failed} check{'s' * (failed != 1)} failed"
+    print(counted if failed else "all that a job needs is here")
     return 2 if failed else 0
 
 

@@ -14,7 +14,7 @@ def test_a_broken_pair_of_packages_fails_with_its_remedy(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "FAILED a needs b<2, and b 3 is installed"
     assert lines[1].endswith("pip install 'b<2'")
-    assert lines[2] == "1 checks failed"
+    assert lines[2] == "1 check failed"
 
 
 def test_packages_that_fit_are_no_failure(monkeypatch):
