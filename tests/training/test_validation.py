@@ -83,7 +83,7 @@ def test_a_batch_is_represented_in_pieces(monkeypatch, represented, name, size):
         tokens = batch.query_tokens.size + batch.doc_tokens.size
         monkeypatch.setattr(
             "distill_jax.training.validation.default_tokens_per_batch",
-            lambda: tokens * 5 // 16,
+            lambda mesh: tokens * 5 // 16,
         )
     pieces = validation(graphdef, objective, lambda: iter([batch]), MESH, at_once=size)(
         params
