@@ -100,6 +100,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "distill_jax.recipe.stage": ("Stage",),
     "distill_jax.recipe.students": ("Student",),
+    "distill_jax.recipe.strengths": ("BradleyTerry",),
     "distill_jax.recipe.teachers": (
         "Ensemble",
         "LabelFile",
