@@ -62,6 +62,9 @@ def test_nothing_to_find_is_one_clear_error(tmp_path, capsys, docs, told):
 def test_no_training_queries_is_told_before_anything_is_made(tmp_path, capsys):
     collection = world(tmp_path / "c", ["red fish", "blue fish"])
     (tmp_path / "c" / "qrels" / "train.tsv").unlink()
+    # A query that nobody judged would be one to train on: only the tested one is left.
+    queries = tmp_path / "c" / "queries.jsonl"
+    queries.write_text(queries.read_text().splitlines()[1] + "\n")
     code = run("quickstart", collection, tmp_path / "m", "--gin_file=small.gin")
     assert code == 2
     err = capsys.readouterr().err
