@@ -8,8 +8,9 @@ import pytest
 
 from distill_jax import main
 from distill_jax.jobs.reporting import beside_free, decision
-from distill_jax.jobs.unjudged import overlaps
+from distill_jax.jobs.unjudged import overlaps, with_probes
 from distill_jax.runs.run import Run
+from distill_jax.workspace.context import open_setting
 from tests.jobs.fixtures import write_toy
 
 pytestmark = pytest.mark.usefixtures("compiles_fast")
@@ -41,6 +42,26 @@ def test_unjudged_queries_train_and_the_report_says_not_measured(tmp_path, capsy
     assert {len(example["lists"]) for example in shown} == {2}
     assert all(example["lists"]["after"][0]["text"] for example in shown)
     assert shown[0]["query"] in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("queries", [0, 24])
+def test_what_is_looked_at_is_not_trained_on(tmp_path, queries):
+    folder = write_toy(tmp_path / "faq", train=queries, test=0)
+    for name in ("train", "test"):
+        (folder / f"qrels/{name}.tsv").unlink()
+    setting = open_setting(tmp_path, f"beir:{folder}", need=(), dev_share=0.0)
+    found = with_probes(setting)
+    probes = set(found.judged.queries.ids)
+    assert probes
+    if queries:
+        assert setting.train is not None
+        assert found.train is not None
+        # A fifth of the queries, and the others are what is trained on.
+        assert len(probes) == 4
+        assert {*found.train.queries.ids} == {*setting.train.queries.ids} - probes
+    else:
+        texts = setting.collection.full_texts()
+        assert all(any(t in text for text in texts) for t in found.judged.queries.texts)
 
 
 def test_a_split_of_another_name_is_a_mistake_and_not_an_absence(tmp_path, capsys):

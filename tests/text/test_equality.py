@@ -19,6 +19,7 @@ SAME = [
     ("  Ｗhat's  up, Doc? ", "what s up doc"),
     ("STRASSE!", "straße"),
     ("?", " ? "),
+    ("1 + 1 = 2", "1 1 2"),
 ]
 DIFFERENT = [("version 1", "version 2"), ("?", "!"), ("résumé", "resume"), ("a", "")]
 
