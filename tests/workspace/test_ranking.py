@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from distill_jax.collections.collection import Queries
+from distill_jax.collections.collection import Collection, Queries
 from distill_jax.workspace import ranking
 
 pytestmark = pytest.mark.skipif(
@@ -42,7 +42,7 @@ def test_recall_is_controlled_at_the_depth_of_the_search(
         Queries(["a", "b", "c", "d"], ["", "", "", ""]),
         SimpleNamespace(  # type: ignore[arg-type]
             query_features=lambda *given: None,
-            collection=SimpleNamespace(ids=[f"d{n}" for n in range(300)]),
+            collection=Collection([f"d{n}" for n in range(300)], ["a text"] * 300),
             mesh=None,
         ),
         depth=depth,
