@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from distill_jax import losses
-from distill_jax.export import elsewhere, targets, verify
+from distill_jax.export import foreign_scorers, subprocess_scorer, verify
 from distill_jax.io.cache import cache_dir
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import atomic_write
@@ -171,8 +171,8 @@ def test_scores_that_are_nan_fail_an_exports_verification(tmp_path, monkeypatch)
     def library(pretrained, folder, format):
         return "a library", lambda tuples: np.full(len(tuples), np.nan)
 
-    monkeypatch.setattr(targets, "scorer", library)
-    monkeypatch.setattr(elsewhere, "needed", lambda: False)
+    monkeypatch.setattr(foreign_scorers, "scorer", library)
+    monkeypatch.setattr(subprocess_scorer, "needed", lambda: False)
     monkeypatch.setattr(verify.weights, "load", lambda folder: model)
     with pytest.raises(UserError, match="failed its verification by a library"):
         verify.verified(model, tmp_path, "transformers")
