@@ -6,6 +6,7 @@ with other pooling, projection and normalisation. Vectors and scores are float32
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any, ClassVar
 
@@ -130,8 +131,9 @@ class TwoTowers(nnx.Module):
             self.query_tower = self.build_tower(spec, rngs)
             self.doc_tower = self.build_tower(spec, rngs)
 
+    @abc.abstractmethod
     def build_tower(self, spec: Any, rngs: nnx.Rngs) -> Any:
-        raise NotImplementedError
+        """A module that maps tokens [M, L] to what this kind compares."""
 
     def encode_queries(
         self, tokens: Int[Array, "M L"], *, rngs: nnx.Rngs | None = None

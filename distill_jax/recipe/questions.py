@@ -7,6 +7,7 @@ ones: ROUGE-2, BM25 over the K documents, and documents with an answer first.
 
 from __future__ import annotations
 
+import abc
 import collections
 import dataclasses
 import itertools
@@ -126,7 +127,7 @@ def _limited(split: Split, limit: int | None, asked: Asked) -> Split:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Plain:
+class _Plain(abc.ABC):
     """A teacher that reads texts and loads nothing."""
 
     def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
@@ -160,8 +161,9 @@ class _Plain:
         part(folder, inputs, make, what="labels")
         return TeacherLabels.read(folder, collection=collection)
 
+    @abc.abstractmethod
     def scores(self, asked: Asked, query: str, texts: list[str]) -> np.ndarray:
-        raise NotImplementedError
+        """A score of each text for a question, higher for better: float[n]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

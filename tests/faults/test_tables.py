@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -262,6 +262,26 @@ def test_docs_that_the_collection_lacks_are_counted(tmp_path):
 def test_any_table_is_read_or_refused(tmp_path_factory, parts):
     path = tmp_path_factory.mktemp("any") / "x.tsv"
     path.write_text("".join(parts))
-    for read in (Run.read, Qrels.read, lambda p: read_labels(p, "gpl")):
-        with contextlib.suppress(UserError):
-            read(path)
+    readers = (
+        lambda p: Run.read(p).lists(),
+        lambda p: {
+            query: found.of(query) for found in [Qrels.read(p)] for query in found
+        },
+        lambda p: read_labels(p, "gpl").labels.lists(),
+    )
+    for read in readers:
+        first, again = outcome(read, path), outcome(read, path)
+        assert first == again
+        # What is read has finite numbers only; what is refused says in which file.
+        if first.startswith("{"):
+            assert not re.search(r"(?<!['\w])nan(?!['\w])", first)
+        else:
+            assert str(path) in first
+
+
+def outcome(read, path) -> str:
+    """What is read, as text, or why it is not."""
+    try:
+        return repr(read(path))
+    except UserError as error:
+        return str(error)
