@@ -18,14 +18,8 @@ from distill_jax.collections.collection import Collection, Queries, collection_d
 from distill_jax.io import bad_lines
 from distill_jax.io.cache import cache_dir
 from distill_jax.io.errors import UserError, clip
-from distill_jax.io.files import (
-    digest_texts,
-    file_fingerprint,
-    read_json,
-    staging,
-    sweep,
-    write_json,
-)
+from distill_jax.io.files import digest_texts, staging, sweep
+from distill_jax.io.reading import file_fingerprint, read_json, write_json
 from distill_jax.io.strings import StringTable, StringTableWriter, arrow_strings
 from distill_jax.text.vocabulary import without_surrogates
 

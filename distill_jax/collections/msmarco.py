@@ -11,8 +11,8 @@ from distill_jax.collections.collection import Collection, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.bad_lines import parsed
 from distill_jax.io.errors import UserError, near
-from distill_jax.io.files import read_lines
 from distill_jax.io.named_columns import Columns
+from distill_jax.io.reading import read_lines
 
 
 def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:

@@ -26,7 +26,8 @@ from distill_jax.collections.collection import Collection, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.cache import cache_dir
 from distill_jax.io.errors import UserError, near
-from distill_jax.io.files import digest, read_json, write_json
+from distill_jax.io.files import digest
+from distill_jax.io.reading import read_json, write_json
 
 SPLITS = ("train", "dev", "test")
 MAX_TEST_QUERIES = 300

@@ -18,7 +18,7 @@ from distill_jax.collections.collection import Collection, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.bad_lines import parsed_jsonl
 from distill_jax.io.errors import UserError, near
-from distill_jax.io.files import open_binary
+from distill_jax.io.reading import open_binary
 
 ID_COLUMNS = ("_id", "id", "doc_id", "docid", "docno", "pid", "passage_id")
 TITLE_COLUMNS = ("title", "name", "heading", "question")

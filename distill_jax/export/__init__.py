@@ -20,7 +20,7 @@ from distill_jax.export import (
 )
 from distill_jax.export.folders import MARK, replaced
 from distill_jax.io.errors import UserError, near
-from distill_jax.io.files import write_json
+from distill_jax.io.reading import write_json
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.reranker import CROSS_ENCODER
 from distill_jax.models.t5 import T5Sizes

@@ -20,8 +20,8 @@ from distill_jax.io.files import (
     staging,
     sweep,
     unwritable,
-    write_json,
 )
+from distill_jax.io.reading import write_json
 
 MARK = "verification.json"
 # Of a ColBERT these are read from the folder itself; word ids from the tokenizer.

@@ -10,7 +10,7 @@ import numpy as np
 
 from distill_jax.export.folders import as_numpy, note_of, write_model
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import write_json
+from distill_jax.io.reading import write_json
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.weights import encoders, t5

@@ -9,7 +9,7 @@ from typing import Any
 from distill_jax.export import hugging_face
 from distill_jax.export.folders import as_numpy, note_of, write_model, write_tensors
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import read_json, write_json
+from distill_jax.io.reading import read_json, write_json
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.reranker import CROSS_ENCODER
 from distill_jax.models.t5 import T5Sizes

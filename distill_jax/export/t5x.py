@@ -12,7 +12,8 @@ import numpy as np
 
 from distill_jax.export.folders import as_numpy, note_of
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import atomic_write, write_json
+from distill_jax.io.files import atomic_write
+from distill_jax.io.reading import write_json
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.weights import t5x

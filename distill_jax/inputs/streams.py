@@ -24,8 +24,8 @@ import numpy as np
 
 from distill_jax.io import tfrecord
 from distill_jax.io.errors import UserError, near
-from distill_jax.io.files import read_json, write_json
 from distill_jax.io.quiet import quiet_stderr
+from distill_jax.io.reading import read_json, write_json
 from distill_jax.lists.lists import FIELDS, Lists
 
 Example = dict[str, np.ndarray]

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import atomic_write, decoded, json_object, raw_lines
+from distill_jax.io.files import atomic_write
+from distill_jax.io.reading import decoded, json_object, raw_lines
 
 T = TypeVar("T")
 

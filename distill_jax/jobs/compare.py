@@ -12,7 +12,7 @@ import numpy as np
 
 from distill_jax import report, weights
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import read_json
+from distill_jax.io.reading import read_json
 from distill_jax.io.values import UserPath
 from distill_jax.models.pretrained import Pretrained, flatten
 from distill_jax.recipe.candidates import BM25, Asked

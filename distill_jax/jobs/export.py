@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from distill_jax.io.files import read_json
+from distill_jax.io.reading import read_json
 from distill_jax.io.values import Positive, UserPath
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import checkpoints

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import digest, read_json, write_json
+from distill_jax.io.files import digest
+from distill_jax.io.reading import read_json, write_json
 from distill_jax.io.values import Name, NotNegative, Rate, Seed, Size, UserPath
 from distill_jax.jobs.export import AUTO, Format, exported
 from distill_jax.jobs.names import CollectionName

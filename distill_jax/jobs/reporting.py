@@ -16,7 +16,8 @@ from distill_jax import report
 from distill_jax.evaluation import diagnostics
 from distill_jax.evaluation.measures import evaluate_queries, ties
 from distill_jax.evaluation.significance import compare, p_text
-from distill_jax.io.files import digest, read_json
+from distill_jax.io.files import digest
+from distill_jax.io.reading import read_json
 from distill_jax.jobs import beside, unjudged
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.runs.run import Run

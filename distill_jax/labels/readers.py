@@ -24,7 +24,7 @@ import numpy as np
 from distill_jax.collections.collection import Collection, Queries
 from distill_jax.io.bad_lines import parsed
 from distill_jax.io.errors import UserError, clip, near
-from distill_jax.io.files import read_lines
+from distill_jax.io.reading import read_lines
 from distill_jax.labels import tables
 from distill_jax.labels.labels import Kind, TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels

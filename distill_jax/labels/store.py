@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import read_json, write_json
+from distill_jax.io.reading import read_json, write_json
 from distill_jax.labels.ragged import rectangle, rows_of
 from distill_jax.labels.shards import (
     RELABEL,

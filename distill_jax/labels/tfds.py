@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import atomic_write, write_json
+from distill_jax.io.files import atomic_write
+from distill_jax.io.reading import write_json
 from distill_jax.io.tfrecord import example, write_records
 from distill_jax.labels.labels import TeacherLabels
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import digest, read_json, room_for, write_json
+from distill_jax.io.files import digest, room_for
+from distill_jax.io.reading import read_json, write_json
 
 FIELDS = (
     "query_rows",

@@ -17,7 +17,8 @@ from flax import nnx
 
 from distill_jax.io import sums
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import digest, read_record, write_json, written
+from distill_jax.io.files import digest, written
+from distill_jax.io.reading import read_record, write_json
 from distill_jax.models.specs import from_json, to_json
 from distill_jax.models.t5 import T5, T5Sizes
 from distill_jax.text.tokenizer import Tokenizer

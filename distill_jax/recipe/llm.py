@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from distill_jax.evaluation import answers
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import write_json
+from distill_jax.io.reading import write_json
 from distill_jax.io.values import Name, NotNegative, Range, Share, Size
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.recipe.candidates import Asked

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from distill_jax.io.errors import UserError, near
-from distill_jax.io.files import write_json
+from distill_jax.io.reading import write_json
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import checkpoints
 from distill_jax.recipe.stage import StageResult

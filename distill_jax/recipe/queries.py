@@ -16,7 +16,7 @@ from distill_jax.collections.collection import Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.collections.schemes import load_collection
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import write_json
+from distill_jax.io.reading import write_json
 from distill_jax.io.values import Count, Name, NotNegative, Size
 from distill_jax.recipe import llm
 from distill_jax.recipe.candidates import Asked, Source

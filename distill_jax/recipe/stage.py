@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from distill_jax.io.errors import UserError
 from distill_jax.io.values import Name, UserPath

@@ -16,7 +16,8 @@ from distill_jax.inputs.feed import Featurizer, Feed
 from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.inputs.vectors import VectorFeaturizer
 from distill_jax.io.errors import UserError, near
-from distill_jax.io.files import digest, read_json, write_json
+from distill_jax.io.files import digest
+from distill_jax.io.reading import read_json, write_json
 from distill_jax.io.values import (
     Check,
     Name,

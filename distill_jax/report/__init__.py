@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_jax.io.files import write_json
+from distill_jax.io.reading import write_json
 from distill_jax.report.curves import read_all, read_metrics
 from distill_jax.report.data import compare_systems, examples, funnel
 from distill_jax.report.events import show_report

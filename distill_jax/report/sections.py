@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from distill_jax.evaluation.significance import p_text
 from distill_jax.report import curves, plots
 from distill_jax.report.comparisons import tests_table

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import read_record, write_json
+from distill_jax.io.reading import read_record, write_json
 
 _DTYPES = ("float32", "float16", "bfloat16", "int8", "int32", "int64")
 

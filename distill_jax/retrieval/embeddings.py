@@ -16,7 +16,8 @@ import numpy as np
 from distill_jax.inference.forward import encode_features
 from distill_jax.io import sums
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import digest, read_record, write_json
+from distill_jax.io.files import digest
+from distill_jax.io.reading import read_record, write_json
 from distill_jax.retrieval.columns import Columns, QuantisedVectors, quantise
 from distill_jax.retrieval.token_vectors import TokenVectors
 from distill_jax.runtime.placement import platform

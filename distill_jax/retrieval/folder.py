@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import atomic_write, read_json, write_json
+from distill_jax.io.files import atomic_write
+from distill_jax.io.reading import read_json, write_json
 from distill_jax.io.strings import StringTable
 
 FORMAT = 1

@@ -13,7 +13,8 @@ import numpy as np
 from distill_jax.collections.collection import Collection
 from distill_jax.io.bad_lines import parsed
 from distill_jax.io.errors import UserError, clip
-from distill_jax.io.files import atomic_write, is_gzip, read_lines
+from distill_jax.io.files import atomic_write
+from distill_jax.io.reading import is_gzip, read_lines
 from distill_jax.io.named_columns import Columns, number_of, rank_of
 from distill_jax.io.strings import int_list
 from distill_jax.runs.order import Lists, padded

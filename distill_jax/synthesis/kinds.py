@@ -7,7 +7,8 @@ from pathlib import Path
 
 from distill_jax.collections.collection import Collection
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import digest, read_jsonl
+from distill_jax.io.files import digest
+from distill_jax.io.reading import read_jsonl
 from distill_jax.synthesis import seeds
 from distill_jax.text import prompt_files
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from distill_jax.collections.collection import Collection, Queries
 from distill_jax.collections.qrels import Qrels
-from distill_jax.io.files import atomic_write, write_json
+from distill_jax.io.files import atomic_write
+from distill_jax.io.reading import write_json
 from distill_jax.synthesis import seeds
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import read_json
+from distill_jax.io.reading import read_json
 from distill_jax.text.spiece import SentencePieceModel
 
 SPACE = "\u2581"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.io.errors import UserError, near
-from distill_jax.io.files import read_json
+from distill_jax.io.reading import read_json
 
 
 def shipped(folder: Path) -> list[str]:

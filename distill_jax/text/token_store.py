@@ -12,15 +12,8 @@ import numpy as np
 
 from distill_jax.io import sums
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import (
-    digest,
-    digest_texts,
-    flush_tree,
-    read_record,
-    room_for,
-    staging,
-    write_json,
-)
+from distill_jax.io.files import digest, digest_texts, flush_tree, room_for, staging
+from distill_jax.io.reading import read_record, write_json
 from distill_jax.text.tokenizer import Tokenizer
 
 _CHUNK_TEXTS = 8192

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.io.errors import UserError, near
-from distill_jax.io.files import atomic_write, digest, write_json
+from distill_jax.io.files import atomic_write, digest
+from distill_jax.io.reading import write_json
 from distill_jax.text.pipelines import (
     EXTRA_IDS,
     SPACE,

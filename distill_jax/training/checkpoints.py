@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import read_json
+from distill_jax.io.reading import read_json
 from distill_jax.training.manifest import (
     damage,
     read_sealed,

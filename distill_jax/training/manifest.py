@@ -7,7 +7,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from distill_jax.io.files import atomic_write, write_json
+from distill_jax.io.files import atomic_write
+from distill_jax.io.reading import write_json
 
 _MANIFEST = "manifest.json"
 # Orbax rewrites it while it renames the folder.

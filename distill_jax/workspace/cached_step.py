@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.io import sums
-from distill_jax.io.files import digest, read_record, write_json
+from distill_jax.io.files import digest
+from distill_jax.io.reading import read_record, write_json
 from distill_jax.runtime import processes
 from distill_jax.workspace.console import duration, say
 

@@ -68,12 +68,12 @@ def test_exactly_the_declared_parts_can_be_named(tmp_path):
 @pytest.mark.parametrize(
     "text",
     [
-        "from distill_jax.io import files\nSEED = @files.write_json()\n",
-        "from distill_jax.io import files\nSEED = @files.write_json\n",
-        "from distill_jax.io import files\nfiles.write_json.path = '/tmp/x'\n",
-        "from distill_jax.io import files\nSEED = {@files.write_json(): 1}\n",
-        "from distill_jax.io import files\nSEED = ({'a': [@files.write_json()]},)\n",
-        "from distill_jax.io import files\nscope/files.write_json.path = 'x'\n",
+        "from distill_jax.io import reading\nSEED = @reading.write_json()\n",
+        "from distill_jax.io import reading\nSEED = @reading.write_json\n",
+        "from distill_jax.io import reading\nreading.write_json.path = '/tmp/x'\n",
+        "from distill_jax.io import reading\nSEED = {@reading.write_json(): 1}\n",
+        "from distill_jax.io import reading\nSEED = ({'a': [@reading.write_json()]},)\n",
+        "from distill_jax.io import reading\nscope/reading.write_json.path = 'x'\n",
         "from distill_jax.export import subprocess_scorer\n"
         "SEED = @subprocess_scorer.answer()\n",
         "from distill_jax.workspace import cached_step\n"
@@ -91,7 +91,7 @@ def test_what_is_no_part_is_refused_wherever_it_stands(tmp_path, text):
 
 def test_an_allowed_package_opens_nothing_of_this_one(tmp_path, monkeypatch):
     (tmp_path / "mine_alone.py").write_text(
-        "from distill_jax.io.files import write_json\ndef width():\n    return 3\n"
+        "from distill_jax.io.reading import write_json\ndef width():\n    return 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     allow = "--allow_import=mine_alone"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from distill_jax.collections import builder
 from distill_jax.collections.qrels import Qrels
 from distill_jax.collections.schemes import load_collection
-from distill_jax.io import files
+from distill_jax.io import reading
 from distill_jax.io.bad_lines import parsed_jsonl, tolerated
 from distill_jax.io.errors import UserError
 from distill_jax.main import main
@@ -202,7 +202,7 @@ def test_a_line_of_10_mb_is_a_document_and_an_endless_one_is_not(
     spec = beir(tmp_path / "set", docs(["a", long, "c"]), ["d0", "d2"])
     collection = load_collection(spec)[0]
     assert list(collection.texts) == ["a", long, "c"]
-    monkeypatch.setattr(files, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(reading, "LONGEST_LINE", 1 << 20)
     monkeypatch.setenv("DISTILL_JAX_CACHE", str(tmp_path / "another"))
     with pytest.raises(UserError, match=r"corpus\.jsonl:2: a line of more than 1 MiB"):
         load_collection(spec)

@@ -19,7 +19,7 @@ from distill_jax.collections.schemes import load_collection
 from distill_jax.inputs.streams import SeqioStream
 from distill_jax.io.bad_lines import tolerated
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import read_lines
+from distill_jax.io.reading import read_lines
 from distill_jax.lists.lists import FIELDS, Lists
 from distill_jax.main import main
 from distill_jax.text.tokenizer import Tokenizer

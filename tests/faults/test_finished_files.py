@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distill_jax.io import files, sums
+from distill_jax.io import files, reading, sums
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import read_json, read_record, staging, sweep
+from distill_jax.io.files import staging, sweep
+from distill_jax.io.reading import read_json, read_record
 from distill_jax.teaching.cache import ScoreCache
 from distill_jax.text.token_store import TokenStore
 from distill_jax.training.runfiles import Lock
@@ -181,7 +182,7 @@ def test_what_is_renamed_is_on_the_disk_with_its_folder(tmp_path, monkeypatch):
         real(handle)
 
     monkeypatch.setattr(os, "fsync", spy)
-    files.write_json(tmp_path / "a.json", {})
+    reading.write_json(tmp_path / "a.json", {})
     assert any(Path(path).name.startswith(".a.json.") for path in flushed)
     assert flushed[-1] == str(tmp_path)
 

@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 
 from distill_jax.io.cache import cache_dir
 from distill_jax.io.errors import UserError, near
-from distill_jax.io.files import (
-    atomic_write,
-    digest,
-    digest_texts,
-    read_json,
-    read_jsonl,
-    read_lines,
-    write_json,
-)
+from distill_jax.io.files import atomic_write, digest, digest_texts
+from distill_jax.io.reading import read_json, read_jsonl, read_lines, write_json
 from distill_jax.io.strings import StringTable, StringTableWriter
 
 
