@@ -15,12 +15,14 @@ import sys
 import time
 from typing import Any
 
+from distill_jax.models import encoder_sizes
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from distill_jax import losses
 from distill_jax.inference.forward import default_tokens_per_batch
 from distill_jax.jobs import plan_step
-from distill_jax.models import bert, t5
+from distill_jax.models import t5
 from distill_jax.models.colbert import ColbertSpec
 from distill_jax.models.dual_encoder import DualEncoderSpec
 from distill_jax.models.reranker import RerankerSpec
@@ -53,8 +55,8 @@ class Line:
     objective: Any = LISTS
 
 
-BERT = bert.bert_sizes("base", dtype="bfloat16")
-ELECTRA = bert.bert_sizes("electra-base", dtype="bfloat16")
+BERT = encoder_sizes.bert_sizes("base", dtype="bfloat16")
+ELECTRA = encoder_sizes.bert_sizes("electra-base", dtype="bfloat16")
 CONTRAST = losses.Mixture(
     (losses.Term("contrast", losses.in_batch_contrastive, on="in_batch"),)
 )

@@ -27,8 +27,8 @@ import side_by_side
 from distill_jax.batches import DualBatch, Targets
 from distill_jax.losses import in_batch_contrastive
 from distill_jax.losses.mixture import Mixture, Term
-from distill_jax.models.bert import bert_sizes
 from distill_jax.models.dual_encoder import DualEncoderSpec
+from distill_jax.models.encoder_sizes import bert_sizes
 from distill_jax.models.pretrained import graphdef_of, initial_params
 from distill_jax.runtime.sharding import make_mesh
 from distill_jax.training import optimizers, step

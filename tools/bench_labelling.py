@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from distill_jax.collections.collection import Queries
-from distill_jax.models.bert import bert_sizes
+from distill_jax.models.encoder_sizes import bert_sizes
 from distill_jax.models.pretrained import Pretrained, initial_params
 from distill_jax.models.reranker import RerankerSpec
 from distill_jax.teaching.scorers import label_run

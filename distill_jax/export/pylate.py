@@ -17,7 +17,7 @@ from distill_jax.export.hugging_face import bare
 from distill_jax.export.sentence_transformers import write_dense, write_modules
 from distill_jax.io.errors import UserError
 from distill_jax.io.reading import write_json
-from distill_jax.models.bert import BertSizes
+from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.pretrained import Pretrained
 
 

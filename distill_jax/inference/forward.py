@@ -16,18 +16,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
-from distill_jax.batches import DuoBatch, PairBatch, Targets
+from distill_jax.inference.programs import _applied, _narrowed
 from distill_jax.io.errors import UserError
-from distill_jax.models.pretrained import Pretrained, abstract_params, graphdef_of
+from distill_jax.models.pretrained import Pretrained
 from distill_jax.runtime import placement
 from distill_jax.runtime.compiled import is_out_of_memory
 from distill_jax.runtime.sharding import (
     batch_sharding,
-    param_shardings,
-    path_of,
     shard_params,
 )
 from distill_jax.text.buckets import Batch, buckets_up_to, plan
@@ -321,102 +318,6 @@ def placed(pretrained: Pretrained, mesh: Any = None) -> dict:
         else:
             meshes[mesh] = shard_params(params, mesh)
     return meshes[mesh]
-
-
-@functools.lru_cache(maxsize=64)
-def _applied(spec: Any, what: str, mesh: Any) -> Callable[[dict, Any], Any]:
-    """The jitted forward pass of a spec; jax keeps one compilation per shape."""
-    return jax.jit(_forward(spec, what, mesh))
-
-
-def _forward(spec: Any, what: str, mesh: Any) -> Callable[[dict, Any], Any]:
-    forward = {
-        "pairs": _score_pairs,
-        "duo": _score_duo,
-        "sides": lambda module, tokens: module.score(docs=tokens[1], queries=tokens[0]),
-        "query": lambda module, tokens: module.encode_queries(tokens),
-        "doc": lambda module, tokens: module.encode_docs(tokens),
-    }[what]
-    graphdef = graphdef_of(spec)
-
-    def apply(params, tokens):
-        module = nnx.merge(graphdef, nnx.State(params))
-        with placement.computing_on(mesh):
-            values = forward(module, tokens)
-        return jax.tree.map(
-            lambda x: x.astype(jnp.float32) if jnp.issubdtype(x, jnp.floating) else x,
-            values,
-        )
-
-    return apply
-
-
-def forward_flops(spec: Any, what: str, rows: int, length: int) -> float:
-    """FLOPs of ``lower_forward``'s program on all devices, before it is optimised."""
-    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    with placement.counted():
-        lowered = jax.jit(_forward(spec, what, None)).lower(
-            abstract_params(spec), tokens
-        )
-    return float((lowered.cost_analysis() or {}).get("flops", float("nan")))
-
-
-def lower_forward(spec: Any, what: str, rows: int, length: int, mesh: Any) -> Any:
-    """The program that scores or encodes ``rows`` sequences, to be compiled.
-
-    Args:
-        what: "pairs", "duo", "query" or "doc".
-
-    Returns:
-        ``jax.stages.Lowered`` of ``(params, tokens int32[rows, length]) -> values``.
-    """
-    params = jax.eval_shape(functools.partial(_narrowed, spec), abstract_params(spec))
-    places = param_shardings(params, mesh)
-    params = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=place
-        ),
-        params,
-        places,
-    )
-    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    tokens = jax.ShapeDtypeStruct(
-        tokens.shape, tokens.dtype, sharding=batch_sharding(tokens, mesh)
-    )
-    return _applied(spec, what, mesh).lower(params, tokens)
-
-
-def _narrowed(spec: Any, params: dict) -> dict:
-    """Layers' matrices in the dtype of their products: half of the memory in bfloat16.
-
-    They are cast at each use anyway. Tables and heads stay: scores are read from them
-    in float32.
-    """
-    dtype = getattr(spec.backbone, "dtype", "float32")
-    if dtype == "float32":
-        return params
-
-    def narrow(keys: Any, leaf: Any) -> Any:
-        path = path_of(keys)
-        inside = ".layers." in f".{path}" and path.endswith(".kernel")
-        return leaf.astype(dtype) if inside else leaf
-
-    return jax.tree_util.tree_map_with_path(narrow, params)
-
-
-def _no_targets(count: int) -> Targets:
-    ones = jnp.ones((count, 1), bool)
-    return Targets(labels=jnp.zeros((count, 1), jnp.float32), where=ones)
-
-
-def _score_pairs(module: Any, tokens: Int[Array, "M L"]) -> Float[Array, "M"]:
-    batch = PairBatch(tokens=tokens[:, None], targets=_no_targets(len(tokens)))
-    return module(batch)[:, 0]
-
-
-def _score_duo(module: Any, tokens: Int[Array, "M L"]) -> Float[Array, "M"]:
-    batch = DuoBatch(tokens=tokens[:, None], targets=_no_targets(len(tokens)))
-    return module(batch)[:, 0]
 
 
 def _collect(kind: str, values: Any, where: np.ndarray) -> Any:

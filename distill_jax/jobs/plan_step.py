@@ -16,10 +16,12 @@ from flax import nnx
 
 from distill_jax import weights
 from distill_jax.batches import DualBatch, DuoBatch, PairBatch, Targets, VectorBatch
-from distill_jax.inference.forward import default_tokens_per_batch, lower_forward
-from distill_jax.inference.forward import forward_flops as scoring_flops
+from distill_jax.inference.forward import default_tokens_per_batch
+from distill_jax.inference.programs import forward_flops as scoring_flops
+from distill_jax.inference.programs import lower_forward
 from distill_jax.io.errors import UserError
 from distill_jax.jobs.plan_machine import Cost, cost_of, estimated
+from distill_jax.models import encoder_sizes
 from distill_jax.models.pretrained import abstract_params, graphdef_of
 from distill_jax.recipe import checkpoints
 from distill_jax.recipe.students import Student
@@ -146,10 +148,10 @@ def _on_this_machine(name: str) -> Path:
 
 def _from_scratch(student: Student) -> Any:
     """With the vocabulary's size instead of the vocabulary."""
-    from distill_jax.models import bert, t5
+    from distill_jax.models import t5
 
     family, _, size = student.backbone.partition(":")
-    makers = {"t5": t5.sizes, "bert": bert.bert_sizes}
+    makers = {"t5": t5.sizes, "bert": encoder_sizes.bert_sizes}
     if family not in makers:
         raise UserError(
             f"no backbone {student.backbone!r}", "write t5:SIZE or bert:SIZE"

@@ -10,7 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from distill_jax.models.attention import dropout, dropout_key
-from distill_jax.models.bert import ACTIVATIONS, BertSizes, linear, norm_of
+from distill_jax.models.bert import ACTIVATIONS, linear, norm_of
+from distill_jax.models.encoder_sizes import BertSizes
 
 
 class BertClassifier(nnx.Module):

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from distill_jax.batches import DualBatch
 from distill_jax.io.errors import UserError
-from distill_jax.models.bert import BertSizes
+from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.encoder_spec import EncoderSpec, build_encoder, pad_id
 from distill_jax.ops.masked import token_mask
 from distill_jax.ops.similarity import maxsim_cross, maxsim_lists, normalise

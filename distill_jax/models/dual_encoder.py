@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from distill_jax.batches import DualBatch, VectorBatch
-from distill_jax.models.bert import check_choice
+from distill_jax.models.encoder_sizes import check_choice
 from distill_jax.models.encoder_spec import EncoderSpec, build_encoder, pad_id
 from distill_jax.models.pooling import POOLS
 from distill_jax.ops.masked import token_mask

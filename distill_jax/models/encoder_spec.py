@@ -7,7 +7,8 @@ from typing import Any
 
 from flax import nnx
 
-from distill_jax.models.bert import BertEncoder, BertSizes
+from distill_jax.models.bert import BertEncoder
+from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.t5 import T5Encoder, T5Sizes
 
 

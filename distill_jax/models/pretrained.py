@@ -19,6 +19,8 @@ from distill_jax.io import sums
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest, written
 from distill_jax.io.reading import read_record, write_json
+from distill_jax.models.bert import BertEncoder
+from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.specs import from_json, to_json
 from distill_jax.models.t5 import T5, T5Sizes
 from distill_jax.text.tokenizer import Tokenizer
@@ -153,8 +155,12 @@ def _loaded(path: Path, todo: str) -> dict[str, Any]:
 
 
 def build(spec: Any, rngs: nnx.Rngs) -> nnx.Module:
-    """The module of a student's spec, or a bare T5 of its sizes."""
-    return T5(spec, rngs=rngs) if isinstance(spec, T5Sizes) else spec.build(rngs)
+    """The module of a student's spec, or a bare encoder of its sizes."""
+    if isinstance(spec, T5Sizes):
+        return T5(spec, rngs=rngs)
+    if isinstance(spec, BertSizes):
+        return BertEncoder(spec, rngs=rngs)
+    return spec.build(rngs)
 
 
 @functools.lru_cache(maxsize=64)

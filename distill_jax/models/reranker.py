@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int
 from distill_jax.batches import PairBatch
 from distill_jax.io.errors import UserError, near
 from distill_jax.models import bert_heads
-from distill_jax.models.bert import check_choice
+from distill_jax.models.bert import BertEncoder
+from distill_jax.models.encoder_sizes import check_choice
 from distill_jax.models.pooling import POOLS
 from distill_jax.models.t5 import T5, T5Sizes
 from distill_jax.ops.masked import token_mask
@@ -203,7 +204,7 @@ class Reranker(nnx.Module):
         if isinstance(spec.backbone, T5Sizes):
             self.backbone = T5(spec.backbone, rngs=rngs)
         else:
-            self.backbone = spec.backbone.build(rngs)
+            self.backbone = BertEncoder(spec.backbone, rngs=rngs)
         head: Any = None
         if isinstance(spec.backbone, T5Sizes) and spec.head == "linear":
             head = nnx.Linear(

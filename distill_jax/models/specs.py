@@ -11,7 +11,7 @@ from typing import Any
 
 _MODULES = {
     "T5Sizes": "t5",
-    "BertSizes": "bert",
+    "BertSizes": "encoder_sizes",
     "RerankerSpec": "reranker",
     "DuoSpec": "duo",
     "DualEncoderSpec": "dual_encoder",

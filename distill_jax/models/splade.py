@@ -15,9 +15,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from distill_jax.io.errors import UserError
-from distill_jax.models.bert import BertEncoder, BertSizes, check_choice
+from distill_jax.models.bert import BertEncoder
 from distill_jax.models.bert_heads import VocabularyHead
 from distill_jax.models.dual_encoder import TwoTowers
+from distill_jax.models.encoder_sizes import BertSizes, check_choice
 from distill_jax.models.encoder_spec import EncoderSpec
 from distill_jax.ops.masked import fill, token_mask
 

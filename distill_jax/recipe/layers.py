@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill_jax.io.errors import UserError
-from distill_jax.models.bert import BertSizes
+from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.pretrained import Pretrained
 
 

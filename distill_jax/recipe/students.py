@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from distill_jax.io.errors import UserError
 from distill_jax.io.values import Check, Count, ModelName, Range, Rate, Size
+from distill_jax.models import encoder_sizes
 from distill_jax.models.pretrained import Pretrained, initial_params
 from distill_jax.recipe import checkpoints
 from distill_jax.recipe.checkpoints import Kind, Model
@@ -24,10 +25,10 @@ def sizes_of(backbone: str, **changes: Any) -> Any:
     Raises:
         UserError: no such family or size.
     """
-    from distill_jax.models import bert, t5
+    from distill_jax.models import t5
 
     family, _, size = backbone.partition(":")
-    makers = {"t5": t5.sizes, "bert": bert.bert_sizes}
+    makers = {"t5": t5.sizes, "bert": encoder_sizes.bert_sizes}
     if family not in makers:
         raise UserError(f"no backbone {backbone!r}", "write t5:SIZE or bert:SIZE")
     return makers[family](size, **changes)

@@ -16,8 +16,9 @@ import numpy as np
 from flax import nnx
 
 from distill_jax.io.errors import UserError, near
-from distill_jax.models.bert import BertEncoder, BertSizes
+from distill_jax.models.bert import BertEncoder
 from distill_jax.models.bert_heads import CLASSIFIERS, VocabularyHead
+from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.pretrained import flatten, unflatten
 from distill_jax.weights import families, rotary_families, tables
 from distill_jax.weights.families import Family

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.models.bert import BertSizes
+from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.weights.tables import TRANSPOSED, Change, Rule
 
 ACTIVATIONS = {

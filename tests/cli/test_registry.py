@@ -72,7 +72,7 @@ def test_exactly_the_declared_parts_can_be_named(tmp_path):
         "from distill_jax.io import reading\nSEED = @reading.write_json\n",
         "from distill_jax.io import reading\nreading.write_json.path = '/tmp/x'\n",
         "from distill_jax.io import reading\nSEED = {@reading.write_json(): 1}\n",
-        "from distill_jax.io import reading\nSEED = ({'a': [@reading.write_json()]},)\n",
+        "from distill_jax.io import reading\nSEED = ({1: [@reading.write_json()]},)\n",
         "from distill_jax.io import reading\nscope/reading.write_json.path = 'x'\n",
         "from distill_jax.export import subprocess_scorer\n"
         "SEED = @subprocess_scorer.answer()\n",

@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from distill_jax.models.bert import BertSizes
 from distill_jax.models.colbert import ColbertSpec
 from distill_jax.models.dual_encoder import DualEncoderSpec
 from distill_jax.models.duo import DuoSpec
+from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.generator import GeneratorSpec
 from distill_jax.models.pretrained import Pretrained, abstract_params
 from distill_jax.models.reranker import RerankerSpec

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from distill_jax.inference import forward
+from distill_jax.inference import forward, programs
 from distill_jax.io.errors import UserError
 from distill_jax.models.templates import side_template
 from distill_jax.runtime.sharding import make_mesh
@@ -87,7 +87,7 @@ def test_each_row_is_encoded_once(name, side):
 def test_the_next_batch_is_dispatched_before_the_last_is_fetched(monkeypatch):
     model = student("dual_mean")
     events = []
-    apply = forward._applied(model.spec, "doc", None)
+    apply = programs._applied(model.spec, "doc", None)
 
     def noted(params, tokens):
         events.append("dispatch")
@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_computed_in_parts(monkeypatch, caplog):
     model = student("dual_mean")
     features, rows = side_features(model, "doc"), np.arange(10)
     whole = forward.encode_all(model, "doc", features, rows)
-    apply, room = forward._applied(model.spec, "doc", None), 3
+    apply, room = programs._applied(model.spec, "doc", None), 3
 
     def small(params, tokens):
         if len(tokens) > room:

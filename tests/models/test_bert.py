@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from distill_jax.io.errors import UserError
-from distill_jax.models import bert, bert_heads
+from distill_jax.models import bert, bert_heads, encoder_sizes
 from distill_jax.weights import encoders as hf
 from distill_jax.weights.safe import open_folder
 
@@ -194,7 +194,7 @@ def test_other_models_are_refused(change):
         hf.sizes_of(config, {})
 
 
-SIZES = bert.BertSizes(
+SIZES = encoder_sizes.BertSizes(
     vocab_size=60, d_model=32, d_ff=48, heads=4, layers=3, max_positions=40, sep_id=SEP
 )
 
@@ -271,15 +271,15 @@ def test_too_long_an_input_is_refused_before_tracing():
 
 
 def test_sizes_by_name():
-    sizes = bert.bert_sizes("minilm-l6", dtype="bfloat16")
+    sizes = encoder_sizes.bert_sizes("minilm-l6", dtype="bfloat16")
     assert (sizes.d_model, sizes.layers, sizes.heads) == (384, 6, 12)
-    assert bert.bert_sizes("base") == bert.bert_sizes("bert-base")
+    assert encoder_sizes.bert_sizes("base") == encoder_sizes.bert_sizes("bert-base")
     # 22.3 GF a sequence of 128 and 96.6 of 512: SPEED's table for BERT-base.
-    base = bert.bert_sizes("base")
+    base = encoder_sizes.bert_sizes("base")
     assert round(base.forward_flops(128) / 1e9, 1) == 22.3
     assert round(base.forward_flops(512) / 1e9, 1) == 96.6
     with pytest.raises(UserError, match="bert-base"):
-        bert.bert_sizes("bert-bas")
+        encoder_sizes.bert_sizes("bert-bas")
 
 
 def test_bfloat16_stays_near_float32():

@@ -186,7 +186,7 @@ def test_colbert_masks_never_win_against_negative_similarities():
 
 
 def test_markers_and_punctuation_come_from_the_vocabulary(shared):
-    from distill_jax.models.bert import bert_sizes
+    from distill_jax.models.encoder_sizes import bert_sizes
     from distill_jax.models.t5 import T5Sizes
     from distill_jax.models.templates import side_template
     from distill_jax.text.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from distill_jax.models import bert, t5
-from distill_jax.models.bert import BertSizes
+from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.pretrained import graphdef_of, initial_params
 from distill_jax.models.reranker import RerankerSpec
 from distill_jax.models.stack import SCANNED, through

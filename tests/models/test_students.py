@@ -13,9 +13,9 @@ from flax import nnx
 
 from distill_jax.batches import DualBatch, Targets
 from distill_jax.io.errors import UserError
-from distill_jax.models.bert import BertSizes
 from distill_jax.models.colbert import ColbertSpec
 from distill_jax.models.dual_encoder import DualEncoderSpec
+from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.pretrained import abstract_params, flatten, graphdef_of
 from distill_jax.models.specs import from_json, to_json
 from distill_jax.models.splade import SpladeSpec

@@ -14,8 +14,8 @@ from flax import nnx
 from distill_jax import losses, main
 from distill_jax.batches import DualBatch, Targets, VectorBatch
 from distill_jax.io.errors import UserError
-from distill_jax.models.bert import bert_sizes
 from distill_jax.models.dual_encoder import DualEncoderSpec
+from distill_jax.models.encoder_sizes import bert_sizes
 from distill_jax.models.pretrained import Pretrained, initial_params
 from distill_jax.recipe import averaging, query_side
 from distill_jax.text.tokenizer import Tokenizer

@@ -11,9 +11,10 @@ import pytest
 from distill_jax.collections.collection import Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.errors import UserError
-from distill_jax.jobs.tables import GROUPS, Tables, short, significance, table_of
+from distill_jax.jobs.tables import GROUPS, Tables, short
 from distill_jax.recipe import questions
 from distill_jax.recipe.candidates import BM25, Asked, InRounds, Shared, WithJudged
+from distill_jax.report.grid import significance, table_of
 from distill_jax.runs.run import Run
 from distill_jax.synthesis.crop import sampled
 from distill_jax.workspace.context import Split, open_setting

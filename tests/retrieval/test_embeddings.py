@@ -10,9 +10,9 @@ import pytest
 
 from distill_jax.inference.forward import encode_all
 from distill_jax.io.errors import UserError
-from distill_jax.models.bert import BertSizes
 from distill_jax.models.colbert import ColbertSpec
 from distill_jax.models.dual_encoder import DualEncoderSpec
+from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.pretrained import Pretrained, initial_params
 from distill_jax.models.splade import SpladeSpec
 from distill_jax.models.templates import side_template

@@ -144,7 +144,7 @@ if process >= 0:
 from distill_jax.text.token_store import TokenStore
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.text.templates import Features
-from distill_jax.models.bert import BertSizes
+from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.dual_encoder import DualEncoderSpec
 from distill_jax.models.pretrained import Pretrained, initial_params
 from distill_jax.runtime.sharding import make_mesh

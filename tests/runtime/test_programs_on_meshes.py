@@ -17,10 +17,10 @@ import pytest
 from distill_jax import losses
 from distill_jax.batches import DualBatch, DuoBatch, PairBatch, Targets
 from distill_jax.losses.mixture import Mixture, Term
-from distill_jax.models.bert import BertSizes
 from distill_jax.models.colbert import ColbertSpec
 from distill_jax.models.dual_encoder import DualEncoderSpec
 from distill_jax.models.duo import DuoSpec
+from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.pretrained import abstract_params, graphdef_of
 from distill_jax.models.reranker import RerankerSpec
 from distill_jax.models.splade import SpladeSpec

@@ -12,10 +12,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from distill_jax.io.errors import UserError
-from distill_jax.models.bert import BertSizes
 from distill_jax.models.colbert import ColbertSpec
 from distill_jax.models.dual_encoder import DualEncoderSpec
 from distill_jax.models.duo import DuoSpec
+from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.pretrained import (
     abstract_params,
     flatten,

@@ -9,8 +9,8 @@ import pytest
 from distill_jax import losses
 from distill_jax.batches import DualBatch, Targets
 from distill_jax.losses.mixture import Mixture, Term
-from distill_jax.models.bert import BertSizes
 from distill_jax.models.dual_encoder import DualEncoderSpec
+from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.pretrained import abstract_params, graphdef_of
 from distill_jax.runtime import sharding
 from distill_jax.training import optimizers
