@@ -328,6 +328,11 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "Folder of compiled programs, which later runs reuse.", "a path, None"
         ),
         "CHECKPOINT_PERIOD": Name("Steps between checkpoints.", f"{_COUNT}, None"),
+        "TRAINABLE": Name(
+            "What is trained: regular expressions, searched for in the names of "
+            "parameters (docs/howto/parts-of-a-model.md); None is all of them.",
+            "'layers\\.(10|11)\\.|head', several, None",
+        ),
         "TRAINED": Name(
             "Which towers are trained; documents then keep their vectors.",
             "both, query",

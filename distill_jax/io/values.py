@@ -14,6 +14,7 @@ import inspect
 import math
 import types
 import typing
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -127,7 +128,10 @@ def read(value: Any, kind: Any, is_object: Callable[[Any], bool] | None = None) 
 def untyped(text: str) -> Any:
     """A flag's text where no type is known: a Python literal, else the text."""
     try:
-        return ast.literal_eval(text)
+        with warnings.catch_warnings():
+            # A backslash of a regular expression is none of Python's escapes.
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
 

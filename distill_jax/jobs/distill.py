@@ -118,6 +118,7 @@ class Distill:
             (directory / "config.gin").write_text(config, encoding="utf-8")
         models = Models(self, setting)
         student = models.initial()
+        self._check_trainable(student)
         table = reporting.Table(self, setting, command=command, started=started)
         first = self._first_stage(student, setting, models)
         table.add("first_stage", first)
@@ -159,6 +160,13 @@ class Distill:
             # Judged queries are there: this says which splits there are.
             load_collection(self.collection, self.test_split)
         return unjudged.with_probes(setting)
+
+    def _check_trainable(self, student: Pretrained) -> None:
+        """Before a teacher is asked, and paid."""
+        for stage in self.stages:
+            if not isinstance(stage, Stage) or stage.student is not None:
+                return  # it makes what it trains
+            stage.training.check(student)
 
     def _looks_at_dev(self) -> bool:
         """Whether dev queries choose anything: a round, or a stage's checkpoint."""

@@ -165,7 +165,7 @@ def _from_scratch(student: Student) -> Any:
         changes["decoder_layers"] = 0
     fields = dict(student.options)
     if kind == "reranker" and family != "t5":
-        fields.setdefault("head", "cls_linear")
+        fields.setdefault("head", "linear")
     for name in ("query_length", "doc_length"):
         value = getattr(student, name)
         fields |= {} if value is None else {name: value}
@@ -234,7 +234,7 @@ def step_of(spec: Any, training: Training, shape: Shape, steps: int, mesh: Any) 
     """Compiles the largest step from shapes, in pieces that fit."""
     params, graphdef = abstract_params(spec), graphdef_of(spec)
     batch, optimizer = shape.batch(spec.kind), training.made_optimizer(steps)
-    moments = jax.eval_shape(optimizer.transform.init, params)
+    moments = jax.eval_shape(optimizer.init, params)
     target = targets.current()
     estimate = target is not None and not target.compiles
     limit = None if mesh.size == 0 else limit_of(mesh.devices.flat[0])

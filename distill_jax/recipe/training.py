@@ -34,6 +34,7 @@ from distill_jax.recipe import averaging, query_side, selection
 from distill_jax.recipe.candidates import Asked
 from distill_jax.training import optimizers
 from distill_jax.training.loop import Fit, FitResult
+from distill_jax.training.trainable import Trainable, trainables
 from distill_jax.workspace import ranking
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
@@ -72,6 +73,7 @@ def _known_stream(name: str) -> str:
 
 
 Measure: TypeAlias = Annotated[str, Check(_known_measure)]
+TrainablePatterns: TypeAlias = Annotated[Any, Check(trainables)]
 Stream: TypeAlias = Annotated[str, Check(_known_stream)]
 TRAINED = ("both", "query")
 STREAMS = ("arrays", "seqio")
@@ -118,6 +120,8 @@ class Training:
             equals, so that 0 keeps the start). Without dev judgements, the greatest.
         trained: "both" towers, or the "query" tower of a dual encoder: documents keep
             their vectors (and an index its bytes), which are gathered on the device.
+        trainable: regular expressions of the parameters that are trained; None is all.
+            See ``training.trainable``.
         may_change: names of these settings that may differ from the training that
             MODEL_DIR holds: that training is resumed all the same.
     """
@@ -153,6 +157,7 @@ class Training:
     dev_needed: bool = True
     averages: tuple[Share, ...] = ()
     trained: Literal["both", "query"] = "both"
+    trainable: TrainablePatterns = None
     may_change: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -171,6 +176,22 @@ class Training:
         return max(1, math.ceil(self.epochs * lists / self.batch_size))
 
     def made_optimizer(self, steps: int) -> optimizers.Optimizer:
+        """The optimizer of a training of so many steps, and of what it trains."""
+        return dataclasses.replace(
+            self._optimizer(steps), trainable=Trainable.of(self.trainable)
+        )
+
+    def check(self, student: Pretrained) -> None:
+        """Refuses what cannot be trained of a student, before anything is made for it.
+
+        Raises:
+            UserError: ``trainable`` names none of its parameters.
+        """
+        if self.trained == "query":
+            student = query_side.query_tower(student)
+        Trainable.of(self.trainable).parted(student.params)
+
+    def _optimizer(self, steps: int) -> optimizers.Optimizer:
         warmup = int(self.warmup if self.warmup >= 1 else self.warmup * steps)
         schedules = {
             "constant": lambda: optimizers.constant(

@@ -23,8 +23,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax.io.errors import UserError
 from distill_jax.runtime import placement
+from distill_jax.training.trainable import joined
 
-Gradient = Callable[[Any, Any, Any], tuple[tuple[Any, dict], Any]]
+# (trained parameters, batch, keys, the other parameters) -> ((loss, numbers), gradient)
+Gradient = Callable[..., tuple[tuple[Any, dict], Any]]
+
+
+def student_of(graphdef: Any, params: dict, rest: Any = None) -> Any:
+    """The student's module with these parameters, and those that are not trained."""
+    return nnx.merge(graphdef, nnx.State(joined(params, rest)))
 
 
 def represent(student: Any, batch: Any, keys: Any | None) -> Any:
@@ -44,7 +51,7 @@ def represent(student: Any, batch: Any, keys: Any | None) -> Any:
 def cached_gradient(
     graphdef: Any, loss: Callable, chunk: int, rows: NamedSharding | None = None
 ) -> Gradient:
-    """Makes ``(params, batch, keys) -> ((loss, numbers), gradient)``, chunked.
+    """Makes a ``Gradient``, chunked.
 
     Args:
         graphdef: the static half of the student.
@@ -53,10 +60,10 @@ def cached_gradient(
         rows: how the query axis lies on the mesh.
     """
 
-    def merge(params: Any) -> Any:
-        return nnx.merge(graphdef, nnx.State(params))
+    def gradient(params: Any, batch: Any, keys: Any, rest: Any = None) -> Any:
+        def merge(params: Any) -> Any:
+            return student_of(graphdef, params, rest)
 
-    def gradient(params: Any, batch: Any, keys: Any) -> Any:
         pieces = split((batch, keys), chunk, rows)
         reps = jax.lax.map(lambda piece: represent(merge(params), *piece), pieces)
         floats, others = _part(join(reps, rows))

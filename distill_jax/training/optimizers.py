@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax.io.errors import UserError
+from distill_jax.training.trainable import ALL, Trainable
 
 Schedule = Callable[[Any], Any]
 
@@ -21,10 +22,19 @@ _UNDECAYED = re.compile(r"bias|norm|scale", re.IGNORECASE)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """A gradient transformation, and its learning rate by step for the log."""
+    """A gradient transformation, its learning rate by step for the log, and of what.
+
+    Attributes:
+        trainable: the parameters that it changes; it has moments of these alone.
+    """
 
     transform: optax.GradientTransformation
     schedule: Schedule
+    trainable: Trainable = ALL
+
+    def init(self, params: dict) -> Any:
+        """The moments before the first step, of a student's parameters."""
+        return self.transform.init(self.trainable.parted(params)[0])
 
 
 def adamw(

@@ -39,7 +39,7 @@ def abstract(params: Any, optimizer: Optimizer, mesh: Mesh) -> TrainState:
         params: arrays or ``jax.ShapeDtypeStruct`` leaves.
     """
     params = jax.eval_shape(_masters, params)
-    opt_state = jax.eval_shape(optimizer.transform.init, params)
+    opt_state = jax.eval_shape(optimizer.init, params)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32),
@@ -72,8 +72,8 @@ def shardings(state: TrainState, optimizer: Optimizer, mesh: Mesh) -> TrainState
             optimizer.transform.init,
             place,
             state.opt_state,
-            state.params,
-            places,
+            optimizer.trainable.parted(state.params)[0],
+            optimizer.trainable.parted(places)[0],
             transform_non_params=lambda _: everywhere,
         ),
         key=everywhere,
@@ -94,7 +94,7 @@ def create(params: Any, optimizer: Optimizer, mesh: Mesh, seed: int) -> TrainSta
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=jax.tree.map(jnp.copy, params),
-            opt_state=optimizer.transform.init(params),
+            opt_state=optimizer.init(params),
             key=jax.random.key(seed),
         )
 

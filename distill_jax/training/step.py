@@ -15,9 +15,16 @@ from jaxtyping import Array, Bool, Float
 from distill_jax.batches import batch_size
 from distill_jax.io.errors import UserError
 from distill_jax.runtime import placement, sharding
-from distill_jax.training.gradcache import Gradient, cached_gradient, represent, split
+from distill_jax.training.gradcache import (
+    Gradient,
+    cached_gradient,
+    represent,
+    split,
+    student_of,
+)
 from distill_jax.training.optimizers import Optimizer
 from distill_jax.training.state import TrainState, shardings
+from distill_jax.training.trainable import joined
 
 Numbers = dict[str, Any]
 
@@ -39,23 +46,24 @@ def train_step(
         ``finite``.
     """
     keys = row_keys(state, batch_size(batch)) if dropout else None
-    (loss, (parts, spread)), grads = gradient(state.params, batch, keys)
+    before, rest = optimizer.trainable.parted(state.params)
+    (loss, (parts, spread)), grads = gradient(before, batch, keys, rest)
     norm = optax.tree.norm(grads)
-    updates, opt_state = optimizer.transform.update(
-        grads, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.transform.update(grads, state.opt_state, before)
+    params = optax.apply_updates(before, updates)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     # Moments included: one bad batch must leave no trace in what is trained on.
     step, params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
         (state.step + 1, params, opt_state),
-        (state.step, state.params, state.opt_state),
+        (state.step, before, state.opt_state),
     )
     numbers = {"loss": loss, **parts, "gradient_norm": norm, "finite": finite}
     numbers["learning_rate"] = optimizer.schedule(state.step)
     numbers["score_spread"] = spread[0] / spread[1]
-    new = TrainState(step=step, params=params, opt_state=opt_state, key=state.key)
+    new = TrainState(
+        step=step, params=joined(params, rest), opt_state=opt_state, key=state.key
+    )
     return new, numbers
 
 
@@ -148,8 +156,8 @@ def make_gradient(
 def plain_gradient(graphdef: Any, loss: Callable) -> Gradient:
     """The gradient of a whole batch at once."""
 
-    def of_params(params: Any, batch: Any, keys: Any) -> Any:
-        student = nnx.merge(graphdef, nnx.State(params))
+    def of_params(params: Any, batch: Any, keys: Any, rest: Any = None) -> Any:
+        student = student_of(graphdef, params, rest)
         return loss(student, represent(student, batch, keys), batch)
 
     return jax.value_and_grad(of_params, has_aux=True)
@@ -169,11 +177,11 @@ def accumulated_gradient(
             "use a GradCache chunk instead: it serves every loss",
         )
 
-    def gradient(params: Any, batch: Any, keys: Any) -> Any:
+    def gradient(params: Any, batch: Any, keys: Any, rest: Any = None) -> Any:
         counts = objective.counts(batch)
 
         def of_params(params: Any, batch: Any, keys: Any) -> Any:
-            student = nnx.merge(graphdef, nnx.State(params))
+            student = student_of(graphdef, params, rest)
             rep = represent(student, batch, keys)
             found = objective.partial(student, rep, batch, counts)
             return _with_spread(found, student, rep, batch)
@@ -215,7 +223,7 @@ def uses_dropout(graphdef: Any, params: Any, batch: Any) -> bool:
     """
 
     def run(key: Any, params: Any, batch: Any) -> Any:
-        student = nnx.merge(graphdef, nnx.State(params))
+        student = student_of(graphdef, params)
         return student.represent(batch, rngs=nnx.Rngs(dropout=key))
 
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -47,8 +47,8 @@ def test_a_nan_gradient_under_a_finite_loss_changes_nothing():
     graphdef, params = toy.student()
     good = make_gradient(graphdef, toy.LISTS)
 
-    def spoilt(params, batch, keys):
-        value, grads = good(params, batch, keys)
+    def spoilt(*given):
+        value, grads = good(*given)
         leaves, tree = jax.tree.flatten(grads)
         leaves[-1] = leaves[-1].at[(0,) * leaves[-1].ndim].set(np.nan)
         return value, jax.tree.unflatten(tree, leaves)
