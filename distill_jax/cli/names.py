@@ -299,11 +299,15 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "LEARNING_RATE": Name("Peak learning rate.", "a number above 0"),
         "RANKER_LEARNING_RATE": Name("The same of the first stage.", "above 0"),
         "SCHEDULE": Name(
-            "Course of the learning rate.", "linear, constant, floor, epochs_to_floor"
+            "Course of the learning rate; @schedules.NAME takes bindings.",
+            "linear, constant, floor, epochs_to_floor, @...",
         ),
         "WARMUP": Name("Steps of warm-up, or below 1 their share.", "from 0"),
-        "OPTIMIZER": Name("Optimizer.", "adamw, adafactor"),
-        "WEIGHT_DECAY": Name("Weight decay.", "from 0"),
+        "OPTIMIZER": Name(
+            "Optimizer; @optimizers.NAME or your own takes bindings.",
+            "adamw, adafactor, @...",
+        ),
+        "WEIGHT_DECAY": Name("Weight decay of AdamW.", "from 0"),
         "CLIP": Name("Largest norm of the gradient.", "above 0, None"),
         "MEASURE": Name(
             "What chooses the best checkpoint; None keeps the last.",

@@ -111,12 +111,12 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "distill_jax.recipe.training": ("Training",),
     "distill_jax.teaching.clients": ("Client",),
-    "distill_jax.training.optimizers": (
-        "adafactor",
-        "adamw",
+    "distill_jax.training.optimizers": ("adafactor", "adamw"),
+    "distill_jax.training.schedules": (
         "constant",
+        "epochs_to_floor",
+        "floor",
         "linear",
-        "linear_to_floor",
     ),
 }
 """Names by the module that gives them."""

@@ -30,9 +30,10 @@ from distill_jax.io.values import (
 )
 from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
-from distill_jax.recipe import averaging, query_side, selection
+from distill_jax.recipe import averaging, query_side, selection, updates
 from distill_jax.recipe.candidates import Asked
-from distill_jax.training import optimizers
+from distill_jax.recipe.updates import OptimizerMaker, ScheduleMaker
+from distill_jax.training import optimizers, schedules
 from distill_jax.training.loop import Fit, FitResult
 from distill_jax.training.trainable import Trainable, trainables
 from distill_jax.workspace import ranking
@@ -87,11 +88,11 @@ class Training:
         objective: ``losses.Mixture`` or ``losses.Listwise``.
         steps: updates; or ``epochs`` over the lists when ``steps`` is None.
         batch_size: lists in a global batch (B).
-        learning_rate, schedule, warmup: peak; "linear" (to 0), "constant", "floor"
-            (linear to a tenth) or "epochs_to_floor" (the same after half an epoch of
-            warm-up, 10 steps at least); steps of warm-up, or a share of all steps below
-            1, which the last has for itself.
-        optimizer: "adamw" or "adafactor".
+        learning_rate, warmup: peak; steps of warm-up, or below 1 their share of all.
+        schedule: a function of ``training.schedules``, or one that takes their
+            parameters, and gives the learning rate as a function of the step.
+        optimizer: a function of ``training.optimizers``, or one that takes
+            ``learning_rate`` and gives an optax transformation.
         chunk: queries encoded at once on a device (GradCache); any loss, the same
             gradient.
         micro_batch: queries a pass on a device, for losses that do not cross queries.
@@ -131,9 +132,9 @@ class Training:
     epochs: Positive | None = None
     batch_size: Size = 8
     learning_rate: Positive = 1e-4
-    schedule: Literal["linear", "constant", "floor", "epochs_to_floor"] = "linear"
+    schedule: ScheduleMaker = schedules.linear
     warmup: NotNegative = 0.1
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    optimizer: OptimizerMaker = optimizers.adamw
     weight_decay: NotNegative = 0.01
     clip: Positive | None = 1.0
     chunk: Size | None = None
@@ -177,9 +178,19 @@ class Training:
 
     def made_optimizer(self, steps: int) -> optimizers.Optimizer:
         """The optimizer of a training of so many steps, and of what it trains."""
-        return dataclasses.replace(
-            self._optimizer(steps), trainable=Trainable.of(self.trainable)
+        warmup = int(self.warmup if self.warmup >= 1 else self.warmup * steps)
+        rate = updates.schedule(
+            self.schedule,
+            peak=self.learning_rate,
+            warmup=warmup,
+            steps=steps,
+            steps_per_epoch=max(1, round(steps / self.epochs)) if self.epochs else None,
+            epochs=math.ceil(self.epochs) if self.epochs else None,
         )
+        made = updates.optimizer(
+            self.optimizer, rate, weight_decay=self.weight_decay, clip=self.clip
+        )
+        return dataclasses.replace(made, trainable=Trainable.of(self.trainable))
 
     def check(self, student: Pretrained) -> None:
         """Refuses what cannot be trained of a student, before anything is made for it.
@@ -190,39 +201,6 @@ class Training:
         if self.trained == "query":
             student = query_side.query_tower(student)
         Trainable.of(self.trainable).parted(student.params)
-
-    def _optimizer(self, steps: int) -> optimizers.Optimizer:
-        warmup = int(self.warmup if self.warmup >= 1 else self.warmup * steps)
-        schedules = {
-            "constant": lambda: optimizers.constant(
-                peak=self.learning_rate, warmup=warmup
-            ),
-            "linear": lambda: optimizers.linear(
-                peak=self.learning_rate, warmup=warmup, steps=steps
-            ),
-            "floor": lambda: optimizers.linear_to_floor(
-                peak=self.learning_rate, warmup=warmup, steps=steps
-            ),
-        }
-        epochs = self.epochs
-        if epochs:
-            schedules["epochs_to_floor"] = lambda: optimizers.epochs_to_floor(
-                peak=self.learning_rate,
-                steps_per_epoch=max(1, round(steps / epochs)),
-                epochs=math.ceil(epochs),
-            )
-        if self.schedule not in schedules:
-            raise UserError(
-                f"no schedule {self.schedule!r}", f"one of {', '.join(schedules)}"
-            )
-        schedule = schedules[self.schedule]()
-        if self.optimizer == "adamw":
-            return optimizers.adamw(
-                learning_rate=schedule, weight_decay=self.weight_decay, clip=self.clip
-            )
-        if self.optimizer == "adafactor":
-            return optimizers.adafactor(learning_rate=schedule, clip=self.clip)
-        raise UserError(f"no optimizer {self.optimizer!r}", "adamw or adafactor")
 
 
 class Stopped(Exception):

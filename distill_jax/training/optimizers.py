@@ -1,20 +1,18 @@
-"""Optimisers and learning-rate schedules, each a function that a recipe can bind."""
+"""Optimizers: functions of a learning rate, named or bound in a recipe."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from distill_jax.io.errors import UserError
+from distill_jax.training.schedules import Schedule, constant
 from distill_jax.training.trainable import ALL, Trainable
 
-Schedule = Callable[[Any], Any]
+__all__ = ["adafactor", "adamw"]
 
 # Norms and biases are not decayed: shrinking them is no regularisation.
 _UNDECAYED = re.compile(r"bias|norm|scale", re.IGNORECASE)
@@ -56,7 +54,7 @@ def adamw(
     transform = optax.adamw(
         schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decayed
     )
-    return Optimizer(transform=_clipped(transform, clip), schedule=schedule)
+    return Optimizer(transform=clipped(transform, clip), schedule=schedule)
 
 
 def adafactor(
@@ -65,7 +63,7 @@ def adafactor(
     relative: bool = True,
     decay_rate: float = 0.8,
     clip: float | None = None,
-    weight_decay: float | None = None,
+    weight_decay_rate: float | None = None,
 ) -> Optimizer:
     """Adafactor (Shazeer & Stern 2018), as T5 is fine-tuned: no first moment.
 
@@ -73,66 +71,18 @@ def adafactor(
         learning_rate: a number, or a function of the step.
         relative: scale each update by the root mean square of its parameter.
         clip: greatest global norm before the factored update clipping; None for none.
+        weight_decay_rate: share of a matrix taken off in each step, whatever the
+            learning rate.
     """
     schedule = _schedule(learning_rate)
     transform = optax.adafactor(
         schedule,
         multiply_by_parameter_scale=relative,
         decay_rate=decay_rate,
-        weight_decay_rate=weight_decay,
+        weight_decay_rate=weight_decay_rate,
         weight_decay_mask=decayed,
     )
-    return Optimizer(transform=_clipped(transform, clip), schedule=schedule)
-
-
-def constant(*, peak: float, warmup: int = 0) -> Schedule:
-    """A linear rise from 0 over ``warmup`` steps, then ``peak``."""
-    return lambda step: peak * _rise(step, warmup)
-
-
-def linear(*, peak: float, warmup: int, steps: int) -> Schedule:
-    """A linear rise over ``warmup`` steps, then linearly to 0 at ``steps``.
-
-    The first update has learning rate 0 when there is a warm-up, as in
-    ``transformers.get_linear_schedule_with_warmup``.
-    """
-    return linear_to_floor(peak=peak, warmup=warmup, steps=steps, floor=0.0)
-
-
-def linear_to_floor(
-    *, peak: float, warmup: int, steps: int, floor: float = 0.1
-) -> Schedule:
-    """As ``linear``, but never below ``floor * peak`` after the warm-up.
-
-    The fall is a straight line from 1 at ``warmup`` towards 0 at ``steps``, held at
-    the floor once it gets there.
-    """
-    _positive(steps=steps)
-    if warmup > steps:
-        raise UserError(
-            f"a warm-up of {warmup} steps is longer than the {steps} steps",
-            "lower the warm-up or train for longer",
-        )
-
-    def multiplier(step: Any) -> Any:
-        step = jnp.asarray(step, jnp.float32)
-        fall = (steps - step) / max(1, steps - warmup)
-        return jnp.where(step < warmup, _rise(step, warmup), jnp.maximum(floor, fall))
-
-    return lambda step: peak * multiplier(step)
-
-
-def epochs_to_floor(
-    *, peak: float, steps_per_epoch: int, epochs: int, floor: float = 0.1
-) -> Schedule:
-    """Half an epoch (at least 10 steps) of warm-up, then linear to a floor.
-
-    Source: the schedule of the specialised retrievers (2025), 30 epochs.
-    """
-    _positive(steps_per_epoch=steps_per_epoch, epochs=epochs)
-    warmup = max(10, steps_per_epoch // 2)
-    total = max(steps_per_epoch * epochs, warmup)
-    return linear_to_floor(peak=peak, warmup=warmup, steps=total, floor=floor)
+    return Optimizer(transform=clipped(transform, clip), schedule=schedule)
 
 
 def decayed(params: Any) -> Any:
@@ -145,33 +95,16 @@ def decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(of, params)
 
 
-def _rise(step: Any, warmup: int) -> Any:
-    return (
-        jnp.minimum(1.0, jnp.asarray(step, jnp.float32) / max(1, warmup))
-        if (warmup)
-        else jnp.ones((), jnp.float32)
-    )
-
-
 def _schedule(learning_rate: float | Schedule) -> Schedule:
     if callable(learning_rate):
         return learning_rate
     return constant(peak=learning_rate)
 
 
-def _clipped(
+def clipped(
     transform: optax.GradientTransformation, clip: float | None
 ) -> optax.GradientTransformation:
+    """Of gradients whose global norm is at most ``clip``; None changes nothing."""
     if clip is None:
         return transform
     return optax.chain(optax.clip_by_global_norm(clip), transform)
-
-
-def _positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise UserError(
-                f"{name} is {value}: there are fewer queries than one batch holds, "
-                "or nothing to train",
-                "use a smaller batch or more queries",
-            )

@@ -191,8 +191,8 @@ def test_a_loss_keeps_what_is_bound_to_it():
          "candidates.Fused.depth = 7\n", "candidates.Fused.depth"),
         ("from distill_jax.recipe import candidates\n"
          "other/candidates.BM25.depth = 7\n", "other/candidates.BM25.depth"),
-        ("from distill_jax.training import optimizers\n"
-         "optimizers.constant.warmup = 7\n", "optimizers.constant.warmup"),
+        ("from distill_jax.training import schedules\n"
+         "schedules.constant.warmup = 7\n", "schedules.constant.warmup"),
         ("STEPS = (1,\n", "mine.gin"),
     ],
 )  # fmt: skip

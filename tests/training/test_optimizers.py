@@ -9,12 +9,12 @@ import optax
 import pytest
 
 from distill_jax.io.errors import UserError
-from distill_jax.training import optimizers
+from distill_jax.training import optimizers, schedules
 
 
 def test_linear_schedule(cases):
     case = cases["schedule_linear_warmup"]
-    schedule = optimizers.linear(
+    schedule = schedules.linear(
         peak=1.0, warmup=case["inputs"]["warmup"], steps=case["inputs"]["total"]
     )
     found = [float(schedule(step)) for step in case["inputs"]["steps"]]
@@ -23,7 +23,7 @@ def test_linear_schedule(cases):
 
 def test_schedule_with_a_floor(cases):
     case = cases["schedule_with_a_floor"]
-    schedule = optimizers.epochs_to_floor(
+    schedule = schedules.epochs_to_floor(
         peak=2e-4,
         steps_per_epoch=case["inputs"]["steps_per_epoch"],
         epochs=case["inputs"]["epochs"],
@@ -34,24 +34,24 @@ def test_schedule_with_a_floor(cases):
 
 def test_no_step_in_an_epoch_is_an_error_of_the_user():
     with pytest.raises(UserError, match="steps_per_epoch is 0"):
-        optimizers.epochs_to_floor(peak=1.0, steps_per_epoch=0, epochs=3)
+        schedules.epochs_to_floor(peak=1.0, steps_per_epoch=0, epochs=3)
 
 
 def test_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(UserError, match="warm-up of 20"):
-        optimizers.linear(peak=1.0, warmup=20, steps=10)
+        schedules.linear(peak=1.0, warmup=20, steps=10)
 
 
 def test_constant_is_at_its_peak_from_the_first_step():
-    assert float(optimizers.constant(peak=0.5)(0)) == 0.5
-    assert float(optimizers.constant(peak=0.5, warmup=4)(1)) == 0.125
+    assert float(schedules.constant(peak=0.5)(0)) == 0.5
+    assert float(schedules.constant(peak=0.5, warmup=4)(1)) == 0.125
 
 
 def test_the_gradient_is_clipped_once_after_accumulation(cases):
     case = cases["clip_per_microstep_trap"]
     inputs, expected = case["inputs"], case["expected"]
     gradient = jnp.mean(jnp.array(inputs["micro_grads"]), axis=0)
-    optimizer = optimizers._clipped(optax.identity(), inputs["max_norm"])
+    optimizer = optimizers.clipped(optax.identity(), inputs["max_norm"])
     found, _ = optimizer.update(gradient, optimizer.init(gradient))
     np.testing.assert_allclose(
         found, expected["clip_once_after_accumulation"], atol=1e-5

@@ -17,7 +17,7 @@ from distill_jax import losses
 from distill_jax.io.errors import UserError
 from distill_jax.losses.mixture import Mixture, Term
 from distill_jax.runtime import sharding
-from distill_jax.training import optimizers
+from distill_jax.training import optimizers, schedules
 from distill_jax.training import state as states
 from distill_jax.training.gradcache import join, split
 from distill_jax.training.step import (
@@ -214,7 +214,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
 
 
 def test_numbers_of_a_step():
-    schedule = optimizers.linear(peak=1e-2, warmup=2, steps=10)
+    schedule = schedules.linear(peak=1e-2, warmup=2, steps=10)
     (first, second), (start, after, _) = train(
         sharding.make_mesh(devices=DEVICES[:1]),
         2,
