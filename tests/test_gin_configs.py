@@ -36,6 +36,7 @@ TRAINING = [
     "intermediate_distillation",
     "specialize",
     "quickstart",
+    "splade",
 ]
 ASKS_LLM = ("twolar", "rank_distillm", "intermediate_distillation")
 SINGLE = {

@@ -281,6 +281,14 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             f"{_SHARE}, None",
         ),
         "PAIR_WEIGHT": Name("Weight of the pairwise term.", "from 0"),
+        "QUERY_FLOPS": Name("Weight of the FLOPS of queries.", "from 0"),
+        "DOC_FLOPS": Name("Weight of the FLOPS of documents.", "from 0"),
+        "FLOPS_RAMP": Name(
+            "Updates in which those weights grow as the square of their number, or "
+            "below 1 their share.",
+            "from 0",
+        ),
+        "KL": Name("Terms of a listwise loss: TERMS=%KL.", "terms"),
     },
     "Training": {
         "TRAIN_STEPS": Name("Updates; None counts EPOCHS.", f"{_COUNT}, None"),

@@ -34,8 +34,6 @@ _NOT_STATED = (
     "mask_id",
     "skiplist",
     "wrap",
-    "query_flops",
-    "doc_flops",
 )
 
 

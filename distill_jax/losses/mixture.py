@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from distill_jax.batches import Batch
 from distill_jax.io.errors import UserError
@@ -45,6 +45,8 @@ class Term:
             ``loss=None`` the student's own ``regularise(rep, batch)[name]``.
         options: further keywords of the loss, e.g. ``{"temperature": 0.05}``. Given
             here rather than bound to the function, they are part of the run's record.
+        ramp: updates in which the weight grows as the square of their number, from
+            near 0 (Paria et al. 2020, for FLOPS); below 1 a share of all updates.
     """
 
     name: Name
@@ -52,6 +54,7 @@ class Term:
     weight: NotNegative = 1.0
     on: Literal["list", "pairs", "in_batch", "rep"] = "list"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    ramp: NotNegative = 0.0
 
     def __post_init__(self):
         if self.on not in contract.FORMS:
@@ -87,6 +90,28 @@ class Mixture:
     ) -> tuple[Float[Array, ""], Parts]:
         """The loss of a whole batch."""
         return self._sum(student, rep, batch, {})
+
+    def over(self, steps: int) -> Mixture:
+        """The mixture of a training of ``steps``: ramps are counts of updates."""
+        return self._changed(
+            lambda term: {"ramp": term.ramp * steps if term.ramp < 1 else term.ramp}
+        )
+
+    def at(self, step: Int[Array, ""]) -> Mixture:
+        """The mixture of one update, from 0: weights as far as they have grown."""
+        return self._changed(
+            lambda term: {
+                "weight": term.weight * jnp.minimum((step + 1) / term.ramp, 1.0) ** 2,
+                "ramp": 0.0,
+            }
+        )
+
+    def _changed(self, change: Callable[[Term], dict[str, Any]]) -> Mixture:
+        terms = tuple(
+            dataclasses.replace(term, **change(term)) if term.ramp else term
+            for term in self.terms
+        )
+        return Mixture(terms)
 
     def counts(self, batch: Batch) -> Parts:
         """How many lists, docs or pairs each term averages over; no scores needed.

@@ -38,7 +38,6 @@ class SpladeSpec(EncoderSpec):
         tied: one model for queries and documents.
         pooling: "max" or "sum" over the tokens.
         query_activation, doc_activation: "log1p_relu", "relu", "log1p_log1p_relu".
-        query_flops, doc_flops: weights of the FLOPS regulariser.
         head_activation: of the masked language model's head.
     """
 
@@ -49,8 +48,6 @@ class SpladeSpec(EncoderSpec):
     pooling: str = "max"
     query_activation: str = "log1p_relu"
     doc_activation: str = "log1p_relu"
-    query_flops: float = 0.0
-    doc_flops: float = 0.0
     head_activation: str = "gelu"
 
     def __post_init__(self):
@@ -129,7 +126,7 @@ class Splade(TwoTowers):
     def regularise(
         self, rep: dict[str, Array], batch: Any
     ) -> dict[str, Float[Array, ""]]:
-        """Weighted FLOPS of queries and of documents: to be added to the loss.
+        """FLOPS of queries and of documents, to be weighted and added to the loss.
 
         :math:`\\sum_v (\\operatorname{mean}_i w_{iv})^2`, the expected cost of a sparse
         inner product (Paria et al. 2020); padded documents are left out.
@@ -137,8 +134,8 @@ class Splade(TwoTowers):
         where = batch.targets.where
         docs = rep["d"].reshape(-1, rep["d"].shape[-1])
         return {
-            "flops_queries": self.spec.query_flops * flops(rep["q"], where.any(-1)),
-            "flops_docs": self.spec.doc_flops * flops(docs, where.reshape(-1)),
+            "flops_queries": flops(rep["q"], where.any(-1)),
+            "flops_docs": flops(docs, where.reshape(-1)),
         }
 
 

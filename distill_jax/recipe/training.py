@@ -365,7 +365,10 @@ def _fit(
         may_change=(*_FREE, *training.may_change),
         query_names=lambda rows: [ids[int(row)] for row in rows],
     )
-    result = fit(student.graphdef(), student.params, training.objective, feed, evaluate)
+    objective: Any = training.objective
+    if hasattr(objective, "over"):
+        objective = objective.over(steps)
+    result = fit(student.graphdef(), student.params, objective, feed, evaluate)
     params = jax.tree.map(lambda leaf: np.asarray(_whole(leaf)), result.params)
     if training.averages and not result.interrupted:
         params, facts = averaging.chosen(

@@ -83,22 +83,23 @@ def lower_step(
 
     Args:
         state, batch: arrays, or shapes with their shardings.
+        objective: see ``make_gradient``; with ``at(step)`` it changes as training goes.
         chunk, micro_batch: queries at once, over all devices together.
         remat: what layers recompute at least; see ``T5Sizes``.
 
     Returns:
         ``jax.stages.Lowered`` of ``(state, batch) -> (state, numbers)``.
     """
-    gradient = make_gradient(
-        graphdef,
-        objective,
-        chunk=chunk,
-        micro_batch=micro_batch,
-        rows=NamedSharding(mesh, sharding.BATCH) if mesh.size > 1 else None,
-    )
     dropout = uses_dropout(graphdef, state.params, batch)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Numbers]:
+        gradient = make_gradient(
+            graphdef,
+            objective.at(state.step) if hasattr(objective, "at") else objective,
+            chunk=chunk,
+            micro_batch=micro_batch,
+            rows=NamedSharding(mesh, sharding.BATCH) if mesh.size > 1 else None,
+        )
         with placement.computing_on(mesh, remat):
             return train_step(
                 state,

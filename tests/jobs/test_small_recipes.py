@@ -46,6 +46,7 @@ RECIPES = [
     "specialize+laptop",
     "quickstart",
     "ladder",
+    "splade",
 ]
 
 
@@ -410,6 +411,40 @@ def test_pairdistill_of_colbert_weighs_pairs_by_three(ran):
         pairwise=pairs,
         contrastive=contrast,
         loss=loss,
+    )
+
+
+def flops(weights, where):
+    """The squared mean weight of each term over the texts that are there, summed."""
+    weights = np.asarray(weights, np.float64).reshape(-1, weights.shape[-1])
+    return sum(np.square(weights[np.flatnonzero(where)].mean(0)))
+
+
+def test_splade_learns_margins_and_pays_for_terms_more_and_more(ran):
+    job = ran("splade")
+    batch = jax.tree.map(jax.numpy.asarray, job.stage().batch)
+    student = Pretrained.read(job.directory / "initial").module()
+    rep = student.represent(batch)
+    scores = np.asarray(student.scores(rep, batch), np.float64)
+    margins = []
+    for s, y, w in zip(scores, batch.targets.labels, batch.targets.where):
+        for i in np.flatnonzero(w):
+            margins += [
+                (s[i] - s[j] - (y[i] - y[j])) ** 2
+                for j in np.flatnonzero(w)
+                if y[i] > y[j]
+            ]
+    of_queries = flops(rep["q"], batch.targets.where.any(1))
+    of_docs = flops(rep["d"], batch.targets.where.reshape(-1))
+    assert min(of_queries, of_docs) > 0
+    # FLOPS_RAMP is a third of the four updates, and this is the first.
+    grown = min(1 / (4 * 0.33), 1) ** 2
+    same(
+        job.first_step(),
+        margins=np.mean(margins),
+        flops_queries=of_queries,
+        flops_docs=of_docs,
+        loss=np.mean(margins) + grown * (0.1 * of_queries + 0.08 * of_docs),
     )
 
 

@@ -73,6 +73,24 @@ FOUR = Mixture(
 TWO = Mixture(FOUR.terms[:2])
 
 
+def test_a_ramp_grows_as_the_square_of_the_updates_and_ends(batch, rep):
+    term = Term("size", None, 0.5, on="rep", ramp=0.25)
+    plain = Term("kl", losses.kl_divergence)
+    mixture = Mixture((plain, term)).over(40)
+    kl = losses.kl_divergence(
+        Student().scores(rep, batch), batch.targets.labels, where=batch.targets.where
+    )
+    size = float(np.sum(np.square(rep[0])))
+    for step, share in ((0, 0.01), (4, 0.25), (9, 1.0), (39, 1.0)):
+        loss = jax.jit(lambda step: mixture.at(step)(Student(), rep, batch)[0])(step)
+        assert float(loss) == pytest.approx(float(kl) + share * 0.5 * size, rel=1e-5)
+    # What is measured on held-out lists has the whole weight.
+    assert float(mixture(Student(), rep, batch)[0]) == pytest.approx(
+        float(kl) + 0.5 * size, rel=1e-5
+    )
+    assert Mixture((Term("size", None, on="rep", ramp=7),)).over(40).terms[0].ramp == 7
+
+
 def test_the_sum_is_weighted_and_parts_are_not(batch, rep):
     loss, parts = FOUR(Student(), rep, batch)
     targets = batch.targets

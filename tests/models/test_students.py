@@ -43,7 +43,7 @@ SPECS = {
     "colbert of t5, no expansion": ColbertSpec(
         backbone=T5, dim=8, expand=False, marker_position=0, **MARKS
     ),
-    "splade": SpladeSpec(backbone=BERT, query_flops=0.1, doc_flops=0.2),
+    "splade": SpladeSpec(backbone=BERT),
     "splade apart": SpladeSpec(
         backbone=BERT, tied=False, pooling="sum", query_activation="relu"
     ),
