@@ -1,14 +1,45 @@
-"""The last line of defence: an error that nobody foresaw is two lines and a file."""
+"""What a job that failed ends with: a status, and two lines that say why."""
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 import traceback
 from pathlib import Path
 
+from distill_jax.io.errors import UserError
+from distill_jax.io.files import is_full, unwritable
+from distill_jax.runtime import signals
+
 INTERNAL = 70
 """Exit status of an error of the program's own (``EX_SOFTWARE``)."""
+
+
+def status(error: BaseException, debug: bool = False) -> int:
+    """Says what happened, and returns the exit status.
+
+    Raises:
+        BaseException: the error itself, where nobody foresaw it and ``debug`` is set,
+            or where it is an exit.
+    """
+    if isinstance(error, UserError):
+        print(error, file=sys.stderr)
+        return error.status
+    if isinstance(error, KeyboardInterrupt):
+        signals.say()
+        return 128 + (signals.heard() or signal.SIGINT)
+    if isinstance(error, BrokenPipeError):
+        # The reader of --list or --help has seen enough.
+        sys.stdout = None
+        return 0
+    if isinstance(error, OSError) and is_full(error):
+        # Of files that are written line by line, such as logs.
+        print(unwritable(Path(error.filename or "a file"), error), file=sys.stderr)
+        return 2
+    if isinstance(error, Exception):
+        return internal_error(error, debug)
+    raise error
 
 
 def internal_error(error: BaseException, debug: bool = False) -> int:
