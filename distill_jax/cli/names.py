@@ -54,6 +54,9 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         ),
         "EXPORT_DIR": Name("Folder that the export is written to.", "a path"),
         "FORMAT": Name("Format of the export; None is the model's own.", "as EXPORT"),
+        "EXPORT_DTYPE": Name(
+            "Of the exported weights on disk.", "float32, bfloat16, float16"
+        ),
         "STREAM": Name(
             "What feeds training lists to the trainer: SeqIO reads a task by its name.",
             "arrays, seqio, seqio:NAME",

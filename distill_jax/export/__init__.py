@@ -15,6 +15,7 @@ from distill_jax.export import (
     model_card,
     pylate,
     sentence_transformers,
+    storage,
     t5x,
     verify,
 )
@@ -55,6 +56,8 @@ def write(
     provenance: Mapping[str, Any] | None = None,
     tolerance: float = 1e-4,
     library: bool = True,
+    dtype: str = "float32",
+    shard_bytes: int = storage.SHARD_BYTES,
 ) -> dict[str, Any]:
     """Exports a student, verified.
 
@@ -70,6 +73,9 @@ def write(
             "method": "TWOLAR", "license": "apache-2.0"}``.
         tolerance: greatest absolute difference of scores.
         library: verify with the target library where it is installed.
+        dtype: of the weights on disk, one of ``storage.DTYPES``. What is verified is
+            the model with its weights so rounded, computing in float32.
+        shard_bytes: a model's weights above this size become several files.
 
     Returns:
         what ``verification.json`` holds, and ``directory``.
@@ -85,8 +91,18 @@ def write(
             f"no export format {format!r}{near(format, FORMATS)}",
             f"one of {', '.join(FORMATS)}",
         )
+    if dtype not in storage.DTYPES:
+        raise UserError(
+            f"no dtype {dtype!r} of weights{near(dtype, storage.DTYPES)}",
+            f"one of {', '.join(storage.DTYPES)}",
+        )
+    if dtype != "float32":
+        if format == "t5x":
+            raise UserError("t5x is exported in float32", "leave the dtype out")
+        pretrained = storage.rounded(pretrained, dtype)
     with replaced(directory) as folder:
         FORMATS[format](pretrained, folder)
+        storage.store(folder, dtype, shard_bytes)
         result = verify.verified(
             pretrained, folder, format, samples, tolerance, library
         )

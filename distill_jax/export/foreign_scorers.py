@@ -22,6 +22,8 @@ from distill_jax.models.templates import side_template
 
 Tuples = Sequence[tuple[str, ...]]
 Scorer = Callable[[Tuples], np.ndarray]
+# Weights of 16 bits are compared in float32 too.
+_FLOAT32: dict[str, Any] = {"model_kwargs": {"dtype": "float32"}}
 
 
 def scorer(
@@ -76,7 +78,7 @@ def _cross_encoder(folder: Path) -> Scorer:
     def score(tuples: Tuples) -> np.ndarray:
         from sentence_transformers import CrossEncoder
 
-        model = CrossEncoder(str(folder), device="cpu")
+        model = CrossEncoder(str(folder), device="cpu", **_FLOAT32)
         return model.predict([list(t) for t in tuples], show_progress_bar=False)
 
     return score
@@ -88,7 +90,10 @@ def _sentence_vectors(folder: Path, spec: Any) -> Scorer:
 
         cls = SparseEncoder if spec.kind == "splade" else SentenceTransformer
         sides = list(TOWERS) if (folder / "query_encoder").is_dir() else ["", ""]
-        loaded = {side: cls(str(folder / side), device="cpu") for side in set(sides)}
+        loaded = {
+            side: cls(str(folder / side), device="cpu", **_FLOAT32)
+            for side in set(sides)
+        }
         query_model, doc_model = loaded[sides[0]], loaded[sides[1]]
         vectors = []
         for model, texts, prompt in (
@@ -109,7 +114,7 @@ def _multi_vector(folder: Path) -> Scorer:
     def score(tuples: Tuples) -> np.ndarray:
         from sentence_transformers import MultiVectorEncoder
 
-        model = MultiVectorEncoder(str(folder), device="cpu")
+        model = MultiVectorEncoder(str(folder), device="cpu", **_FLOAT32)
         queries = model.encode_query([t[0] for t in tuples])
         docs = model.encode_document([t[1] for t in tuples])
         return _max_sim(queries, docs)
@@ -120,7 +125,7 @@ def _multi_vector(folder: Path) -> Scorer:
 def _pylate(folder: Path) -> Scorer:
     def score(tuples: Tuples) -> np.ndarray:
         model = importlib.import_module("pylate.models").ColBERT(
-            str(folder), device="cpu"
+            str(folder), device="cpu", **_FLOAT32
         )
         prompts = {"query", "document"} & set(model.prompts or {})
         names = {n: {"prompt_name": n} if n in prompts else {} for n in prompts}
@@ -159,10 +164,10 @@ def _t5(folder: Path, pretrained: Pretrained) -> Scorer:
         with torch.inference_mode():
             if not spec.backbone.decoder_layers:
                 cls = transformers.T5ForTokenClassification
-                model = cls.from_pretrained(folder).eval()
+                model = cls.from_pretrained(folder, dtype="float32").eval()
                 return model(**inputs).logits[:, 0, 0].double().numpy()
             cls = transformers.T5ForConditionalGeneration
-            model = cls.from_pretrained(folder).eval()
+            model = cls.from_pretrained(folder, dtype="float32").eval()
             start = torch.zeros((len(texts), 1), dtype=torch.long)
             logits = model(**inputs, decoder_input_ids=start).logits[:, 0].double()
         words = [w if w.startswith("<") else f"▁{w}" for w in spec.words]
@@ -186,7 +191,7 @@ def _likelihood(folder: Path, pretrained: Pretrained) -> Scorer:
 
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         cls = transformers.T5ForConditionalGeneration
-        model = cls.from_pretrained(folder).eval()
+        model = cls.from_pretrained(folder, dtype="float32").eval()
         sides = []
         for i, side in enumerate(("query", "doc")):
             template = side_template(spec, side, pretrained.tokenizer)
@@ -227,7 +232,7 @@ def _classifier(folder: Path, pretrained: Pretrained) -> Scorer:
         if getattr(spec.backbone, "type_vocab", 0) > 1:
             inputs["token_type_ids"] = types * int(spec.token_types)
         cls = transformers.AutoModelForSequenceClassification
-        model: Any = cls.from_pretrained(folder).eval()
+        model: Any = cls.from_pretrained(folder, dtype="float32").eval()
         with torch.inference_mode():
             return model(**inputs).logits[:, 0].double().numpy()
 
@@ -245,7 +250,7 @@ def _bare_encoder(folder: Path, pretrained: Pretrained) -> Scorer:
         t5 = isinstance(spec.backbone, T5Sizes)
         cls: Any = transformers.T5EncoderModel if t5 else transformers.AutoModel
         cls = transformers.AutoModelForMaskedLM if spec.kind == "splade" else cls
-        model = cls.from_pretrained(folder).eval()
+        model = cls.from_pretrained(folder, dtype="float32").eval()
         vectors = []
         for i, side in enumerate(("query", "doc")):
             template = side_template(spec, side, pretrained.tokenizer)

@@ -30,12 +30,14 @@ class Export:
         directory: where the export goes.
         format: "transformers", "sentence_transformers", "pylate" or "t5x"; None
             chooses by the model.
+        dtype: of the weights on disk.
     """
 
     checkpoint: Model
     directory: UserPath
     format: Format | None = None
     tolerance: Positive = 1e-4
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     def __call__(self, *, config: str = "", command: str = "") -> int:
         del config
@@ -52,6 +54,7 @@ class Export:
             measures=found.get("measures"),
             provenance={"collection": found.get("collection"), "command": command},
             tolerance=self.tolerance,
+            dtype=self.dtype,
         )
         print(f"{result['directory']}: {result['format']}")
         return 0

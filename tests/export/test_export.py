@@ -264,3 +264,63 @@ def test_export_imports_no_torch():
         "sys.exit(bool(bad & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+SIXTEEN_BITS = ("t5_difference", "bert_cross", "dual_dense", "colbert", "splade")
+
+
+@pytest.mark.parametrize("name", SIXTEEN_BITS)
+def test_weights_of_16_bits_are_verified_and_served_as_the_library_likes(
+    name, tmp_path
+):
+    from safetensors import safe_open
+
+    model = student(name)
+    result = export.write(model, tmp_path / "out", dtype="bfloat16")
+    assert len(result["readers"]) == 2  # ours and the library's, both within 1e-4
+    for path in (tmp_path / "out").rglob("*.safetensors"):
+        with safe_open(path, "np") as file:
+            kinds = {file.get_slice(tensor).get_dtype() for tensor in file.keys()}  # noqa: SIM118
+        assert kinds == {"BF16"}
+    again = weights.load(tmp_path / "out")
+    with pytest.raises(AssertionError):  # rounded, so not the same
+        np.testing.assert_array_equal(leaves(again), leaves(model))
+    np.testing.assert_allclose(leaves(again), leaves(model), rtol=2**-8)
+    if result["format"] == "sentence_transformers" and model.spec.kind != "reranker":
+        # With no argument at all, in whatever dtype it then computes.
+        import sentence_transformers as library
+
+        kind = "SparseEncoder" if name == "splade" else "SentenceTransformer"
+        served = getattr(library, kind)(str(tmp_path / "out"), device="cpu")
+        assert len(served.encode(["a cat", "the dog"])) == 2
+
+
+def leaves(model) -> np.ndarray:
+    import jax
+
+    return np.concatenate(
+        [np.asarray(x, np.float32).ravel() for x in jax.tree.leaves(model.params)]
+    )
+
+
+@pytest.mark.parametrize("name", ["t5_difference", "bert_cross", "dual_dense"])
+def test_large_weights_are_several_files_that_the_library_reads(name, tmp_path):
+    model = student(name)
+    result = export.write(model, tmp_path / "out", shard_bytes=20_000)
+    assert len(result["readers"]) == 2
+    folder = next((tmp_path / "out").rglob("model.safetensors.index.json")).parent
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = {path.name for path in folder.glob("model-*.safetensors")}
+    assert set(index["weight_map"].values()) == files
+    assert not (folder / "model.safetensors").exists()
+    assert weights.load(tmp_path / "out").digest == model.digest
+
+
+def test_a_weight_that_float16_cannot_hold_is_refused(tmp_path):
+    model = student("bert_cross")
+    kernel = model.params["head"]
+    kernel = next(iter(kernel.values()))["kernel"]
+    np.asarray(kernel)[...] = 1e30
+    with pytest.raises(UserError, match="too large for float16"):
+        export.write(model, tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
