@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from distill_jax.models import gpu_attention
+from distill_jax.models import disentangled, gpu_attention
 from distill_jax.runtime.placement import platform
 
 # Large enough that exp gives 0, small enough that sums of two stay finite in bfloat16.
@@ -73,7 +73,7 @@ def attend(
     value: Float[Array, "B Lk H D"],
     *,
     scale: float = 1.0,
-    bias: Float[Array, "1 H Lq Lk"] | None = None,
+    bias: Float[Array, "#B H Lq Lk"] | None = None,
     mask: Bool[Array, "B Lk"] | Bool[Array, "B 1 Lq Lk"] | None = None,
     rate: float = 0.0,
     dropout_key: Array | None = None,
@@ -81,7 +81,7 @@ def attend(
     """softmax(scale * query key + bias) value over the keys where ``mask`` is True.
 
     Args:
-        bias: added to the logits, shared by the batch.
+        bias: added to the logits, as they are scaled; may be shared by the batch.
         mask: [B, Lk] hides padded keys, which come last; [B, 1, Lq, Lk] is general
             (causal).
         rate, dropout_key: dropout of the probabilities, one mask for all queries.
@@ -187,10 +187,12 @@ class MultiHeadAttention(nnx.Module):
         mask: Array | None = None,
         key: Array | None = None,
         rotary: tuple[np.ndarray, np.ndarray] | None = None,
+        distances: Float[Array, "R E"] | None = None,
     ) -> Float[Array, "B Lq E"]:
         """Attends from ``x`` to ``context`` (to itself when None).
 
         ``rotary``: cosines and sines [Lk, D] of the positions, see ``rotary_table``.
+        ``distances``: of all positions, see ``disentangled.DistanceRows``.
 
         Where only the first position is read, give ``x[:, :1]`` and the whole sequence
         as ``context``: keys and values for all tokens, everything else for one.
@@ -203,6 +205,9 @@ class MultiHeadAttention(nnx.Module):
             query, keys = self.query_norm(query), self.key_norm(keys)
         if rotary is not None:
             query, keys = rotated(query, rotary), rotated(keys, rotary)
+        if distances is not None:
+            rows = self.split(self.key(distances)), self.split(self.query(distances))
+            bias = self.scale * disentangled.bias(query, keys, *rows)
         if grouped:
             times = self.heads // keys.shape[2]
             keys, values = (jnp.repeat(x, times, axis=2) for x in (keys, values))
@@ -218,7 +223,7 @@ class MultiHeadAttention(nnx.Module):
         )
         return self.out(mixed.reshape(*mixed.shape[:2], -1))
 
-    def split(self, x: Float[Array, "B L HD"]) -> Float[Array, "B L H D"]:
+    def split(self, x: Float[Array, "*B L HD"]) -> Float[Array, "*B L H D"]:
         """The features as heads."""
         return x.reshape(*x.shape[:-1], -1, self.head_dim)
 

@@ -29,6 +29,7 @@ from distill_jax.models.attention import (
     rotary_table,
     split_key,
 )
+from distill_jax.models.disentangled import DistanceRows
 from distill_jax.models.encoder_sizes import ACTIVATIONS, BertSizes
 from distill_jax.models.stack import through
 from distill_jax.models.t5_layers import RMSNorm
@@ -85,7 +86,7 @@ class Embeddings(nnx.Module):
             return nnx.Param(draw(rngs.params(), (rows, sizes.width), jnp.float32))
 
         self.word = table(sizes.vocab_size)
-        has_table = sizes.positions != "rotary"
+        has_table = sizes.positions in ("table", "buckets")
         self.position = table(sizes.max_positions) if has_table else None
         self.token_type = table(sizes.type_vocab) if sizes.type_vocab else None
         self.norm = norm_of(sizes, sizes.width) if sizes.embedding_norm else None
@@ -154,6 +155,7 @@ class EncoderLayer(nnx.Module):
         positions: int | None = None,
         bias: Float[Array, "1 H L L"] | None = None,
         rotary: Any = None,
+        distances: Float[Array, "R D"] | None = None,
     ) -> Float[Array, "M T D"]:
         """``positions``: only the first so many are computed and returned."""
         keys = split_key(key, 3)
@@ -165,7 +167,13 @@ class EncoderLayer(nnx.Module):
             bias = None if bias is None else bias[:, :, :positions]
             mask = mask if mask.ndim == 2 else mask[:, :, :positions]
         y = self.attention(
-            normal, context=context, bias=bias, mask=mask, key=keys[0], rotary=rotary
+            normal,
+            context=context,
+            bias=bias,
+            mask=mask,
+            key=keys[0],
+            rotary=rotary,
+            distances=distances,
         )
         post_norm: Any = self.attention_post_norm
         y = y if post_norm is None else post_norm(y)
@@ -197,6 +205,11 @@ class BertEncoder(nnx.Module):
             self.project = None
         # Assigned once: an attribute that was None cannot become a module.
         self.relative_bias = _relative_bias(sizes, rngs)
+        self.distances = (
+            DistanceRows(sizes, norm_of(sizes), rngs=rngs)
+            if sizes.positions == "disentangled"
+            else None
+        )
         built = 1 if sizes.shared else sizes.layers
         self.layers = nnx.List(
             [EncoderLayer(sizes, first=i == 0, rngs=rngs) for i in range(built)]
@@ -242,11 +255,12 @@ class BertEncoder(nnx.Module):
         if self.project is not None:
             x = self.project(x)
         bias = None if self.relative_bias is None else self.relative_bias(length)
+        places = None if self.distances is None else self.distances(length, sizes.dtype)
 
         def call(layer, x, key, at, last=None):
             seen, rotary = self.seen(at, mask), self.rotary(at, length)
             how: dict[str, Any] = {"positions": last, "bias": bias, "rotary": rotary}
-            return layer(x, seen, key, **how)
+            return layer(x, seen, key, distances=places, **how)
 
         how: dict[str, Any] = {"dtype": sizes.dtype, "remat": sizes.remat}
         layers = [self.layers[0 if sizes.shared else i] for i in range(sizes.layers)]

@@ -17,7 +17,7 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
-POSITIONS = ("table", "rotary", "buckets")
+POSITIONS = ("table", "rotary", "buckets", "disentangled")
 
 # d_model, d_ff, heads, layers, embedding_size
 _SIZES: dict[str, tuple[int, int, int, int, int]] = {
@@ -52,8 +52,8 @@ class BertSizes:
             activations: "none", "matmuls" (keep the matrix products), or "full".
         pad_id, sep_id: tokens that the mask and the token types are derived from.
         family: under whose names the weights are written, see ``weights.families``.
-        positions: "table", "rotary", or "buckets" (a table, and T5's bias of relative
-            distances, one for all layers).
+        positions: "table", "rotary", "buckets" (a table, and T5's bias of relative
+            distances, one for all layers), or "disentangled" (DeBERTa's distances).
         type_vocab: 0 has no token types.
         norm: "layer" or "rms"; ``norm_bias`` is of layer norms.
         place: of the norms: "post" the residual, "pre" the block, or on "both" sides

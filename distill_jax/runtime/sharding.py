@@ -42,7 +42,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r".*\.(ffn\.wo|down)\.kernel", P("model", "fsdp")),
     # Small things are copied.
     (r".*(attention\.out|\.down)\.bias", P()),
-    (r"(.*\.)?relative_bias\.embedding", P()),
+    (r"(.*\.)?(relative_bias\.embedding|distances\.table)", P()),
     (r"(.*\.)?embeddings\.(position|token_type)", P()),
     (r"(.*[._])?norm\.(scale|bias)", P()),
     # Heads and projections, one matrix each.

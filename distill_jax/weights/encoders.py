@@ -20,14 +20,14 @@ from distill_jax.models.bert import BertEncoder
 from distill_jax.models.bert_heads import CLASSIFIERS, VocabularyHead
 from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.pretrained import flatten, unflatten
-from distill_jax.weights import families, rotary_families, tables
+from distill_jax.weights import deberta, families, rotary_families, tables
 from distill_jax.weights.families import Family
 from distill_jax.weights.tables import Rule
 
 HEADS = {**CLASSIFIERS, "mlm": VocabularyHead}
 FAMILIES: dict[str, Family] = {
     name: family
-    for module in (families, rotary_families)
+    for module in (families, rotary_families, deberta)
     for family in vars(module).values()
     if isinstance(family, Family)
     for name in (family.model_type, *family.also)
@@ -292,7 +292,9 @@ def write(
         inner = {f"{family.prefix}{name}": array for name, array in inner.items()}
         # The pooler belongs to the encoder's class.
         outer = {
-            f"{family.prefix}{name}" if name.startswith("pooler") else name: array
+            f"{family.prefix}{name}"
+            if name.startswith("pooler") and not family.outer_pooler
+            else name: array
             for name, array in outer.items()
         }
     return config_of(sizes, head, flat), {**inner, **outer}

@@ -49,6 +49,7 @@ class Family:
         head_activation: the config's name of the masked language model head's
             activation; "" is always the gelu.
         pooler: whether the bare class has a pooler that is written as zeros.
+        outer_pooler: the pooler belongs to the class with a classifier (DeBERTa).
     """
 
     model_type: str
@@ -64,6 +65,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     head_activation: str = ""
     pooler: bool = False
+    outer_pooler: bool = False
 
     @property
     def classifier(self) -> str:

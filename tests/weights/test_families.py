@@ -42,6 +42,11 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+DISTANCES = {
+    **{"relative_attention": True, "share_att_key": True, "type_vocab_size": 0},
+    **{"norm_rel_ebd": "layer_norm", "position_biased_input": False},
+    **{"pos_att_type": ["p2c", "c2p"], "pooler_hidden_size": 16, "pooler_dropout": 0.0},
+}
 # name -> (transformers' stem, config)
 FORMS: dict[str, tuple[str, dict]] = {
     "bert": ("Bert", SMALL),
@@ -61,6 +66,11 @@ FORMS: dict[str, tuple[str, dict]] = {
         },
     ),
     "albert": ("Albert", NARROW),
+    "deberta": ("DebertaV2", {**SMALL, **DISTANCES, "position_buckets": 8}),
+    "deberta-near": (
+        "DebertaV2",
+        {**SMALL, **DISTANCES, "position_buckets": -1, "max_relative_positions": 12},
+    ),
     "modernbert": ("ModernBert", {**SMALL, "local_attention": 8}),
     "modernbert-biases": (
         "ModernBert",
