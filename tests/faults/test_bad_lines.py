@@ -1,4 +1,4 @@
-"""R21: lines that cannot be read stop a job, or are left out; nothing ever shifts."""
+"""Lines that cannot be read stop a job, or are left out; nothing ever shifts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""R6: one flipped byte in any file of a checkpoint, a cut file, a missing one."""
+"""One flipped byte in any file of a checkpoint, a cut file, a missing one."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_of_any_file_costs_one_checkpoint_at_most(run, tmp_path, kind):
-    """R6: either the step is whole (the file does not matter) or the one before is."""
+    """Either the step is whole (the file does not matter) or the one before is."""
     spoil = DAMAGE[kind]
     whole = checkpoints.newest(run / "checkpoints")
     assert whole is not None

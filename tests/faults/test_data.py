@@ -1,4 +1,4 @@
-"""R24 to R29: data that does not fit together, is damaged, leaks or is stale."""
+"""Data that does not fit together, is damaged, leaks or is stale."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def beir(folder: Path, queries: dict[str, str], **splits: dict[str, str]) -> str
     return f"beir:{folder}"
 
 
-# R24: a run and judgements that do not name the same queries and documents
+# A run and judgements that do not name the same queries and documents
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_run_of_unknown_documents_is_refused(judged, tmp_path, capsys):
     assert "other.trec: at least 1 documents are not in" in capsys.readouterr().err
 
 
-# R25: what is held out is not trained on
+# What is held out is not trained on
 
 
 def test_training_queries_with_a_held_out_text_are_left_out(tmp_path, capsys):
@@ -164,7 +164,7 @@ def test_nothing_but_leaks_is_no_training_set(tmp_path):
         open_setting(tmp_path, spec)
 
 
-# R26: the vocabulary that weights were made for
+# The vocabulary that weights were made for
 
 
 def test_another_tokenizer_of_the_same_size_is_refused(tmp_path):
@@ -183,7 +183,7 @@ def test_another_tokenizer_of_the_same_size_is_refused(tmp_path):
         weights.load(str(tmp_path / "model"))
 
 
-# R27: damaged records never make a shorter epoch
+# Damaged records never make a shorter epoch
 
 
 def lists(count: int = 6) -> Lists:
@@ -245,7 +245,7 @@ def test_damaged_lists_are_refused(tmp_path, name, damage):
     assert caught.value.todo == "delete the folder and run the job again"
 
 
-# R28: compressed files
+# Compressed files
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +289,7 @@ def test_a_cut_file_is_no_bad_line(tmp_path):
         load_collection(spec)
 
 
-# R29: what was made from another file is not used
+# What was made from another file is not used
 
 
 def test_a_changed_file_gets_a_cache_of_its_own(tmp_path, monkeypatch):

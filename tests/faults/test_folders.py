@@ -1,4 +1,4 @@
-"""R11, R12, R41, R45: folders in use, unwritable, of others; odd surroundings."""
+"""Folders in use, unwritable, of others; odd surroundings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ with Lock(sys.argv[1], ".job.lock"):
 
 
 def test_a_second_process_on_the_same_folder_ends_at_once(tmp_path, capsys):
-    """R11: whatever the job; a killed holder leaves nothing behind."""
+    """Whatever the job; a killed holder leaves nothing behind."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT
     )
@@ -90,7 +90,7 @@ SURROUNDINGS = {
 
 
 def test_surroundings_change_no_result(tmp_path):
-    """R12: locale, time zone, a home and a cache that cannot be written."""
+    """Locale, time zone, a home and a cache that cannot be written."""
     folder = tmp_path / "straße ıİ"
     (folder / "qrels").mkdir(parents=True)
     texts = ["Istanbul ISTANBUL ıssız", "Straße GROSS", "東京 tower", "plain words"]
@@ -130,7 +130,6 @@ def test_surroundings_change_no_result(tmp_path):
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o722])
 def test_a_cache_that_others_can_write_is_refused(tmp_path, monkeypatch, mode):
-    """R41."""
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(mode)
     monkeypatch.setenv("DISTILL_JAX_CACHE", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""R5: a disk that fills up ends a job with the file's name; nothing is half-written.
+"""A disk that fills up ends a job with the file's name; nothing is half-written.
 
 A limit on the size of files stands for the full disk: writes beyond it fail as those
 to a full disk do (``EFBIG`` for ``ENOSPC``), in every library, at any byte.

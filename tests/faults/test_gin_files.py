@@ -1,4 +1,4 @@
-"""R39: a gin file from a stranger names, includes and expands to nothing foreign."""
+"""A gin file from a stranger names, includes and expands to nothing foreign."""
 
 from __future__ import annotations
 

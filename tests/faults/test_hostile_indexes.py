@@ -1,4 +1,4 @@
-"""R44: an index from elsewhere is refused, or searched within its bounds."""
+"""An index from elsewhere is refused, or searched within its bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""R40: weights from a stranger in T5X's format are refused, or arrays of numbers."""
+"""Weights from a stranger in T5X's format are refused, or arrays of numbers."""
 
 from __future__ import annotations
 

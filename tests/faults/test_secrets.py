@@ -1,4 +1,4 @@
-"""R38: the key is in the header of a request, and nowhere else, whatever happens."""
+"""The key is in the header of a request, and nowhere else, whatever happens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""R48, R49: fewer documents than were asked for; one; none; the same one twice."""
+"""Fewer documents than were asked for; one; none; the same one twice."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_no_training_queries_is_told_before_anything_is_made(tmp_path, capsys):
 
 
 def test_a_document_that_two_queries_share_is_no_negative_of_either():
-    """R49: in a batch, under its own id and under an equal one."""
+    """In a batch, under its own id and under an equal one."""
     similarity = np.zeros((2, 2, 1), np.float32)
     similarity[0, 1, 0] = similarity[1, 0, 0] = 50.0
     labels = np.ones((2, 1), np.float32)

@@ -1,4 +1,4 @@
-"""R43, R53, R14: no network, no accelerator, no TensorFlow; a teacher that says nan."""
+"""No network, no accelerator, no TensorFlow; a teacher that says nan."""
 
 from __future__ import annotations
 
@@ -66,7 +66,6 @@ SMALL = (
 
 
 def test_a_job_asks_nobody_outside(tmp_path):
-    """R43."""
     argv = ("--gin_file=mine.gin", "--gin.COLLECTION=pydocs:json,csv,email")
     code, said = job(tmp_path, *argv)
     assert code == 0, said
@@ -83,7 +82,7 @@ sys.exit(main.main(sys.argv[1:]))
 
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path):
-    """R12: neither what is found nor how long it took hangs on the time of day."""
+    """Neither what is found nor how long it took hangs on the time of day."""
     runs = []
     for seed in ("1", "2"):
         argv = (seed, "--gin_file=mine.gin", "--gin.COLLECTION=pydocs:json,csv,email")
@@ -95,7 +94,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path):
 
 
 def test_deterministic_asks_xla_before_any_device(monkeypatch):
-    """R20: the same bits on a GPU too, also of attention."""
+    """The same bits on a GPU too, also of attention."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
     assert not processes.is_deterministic()
     assert main.main(["--deterministic", "--list"]) == 0
@@ -109,7 +108,7 @@ def test_deterministic_asks_xla_before_any_device(monkeypatch):
 
 @pytest.mark.slow
 def test_a_whole_training_asks_nobody_outside(tmp_path):
-    """R43: no look-up, no telemetry, from the collection to the export."""
+    """No look-up, no telemetry, from the collection to the export."""
     code, said = job(tmp_path, *SMALL, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     assert code == 0, said
     assert (tmp_path / "report.html").is_file()
@@ -124,7 +123,7 @@ def test_the_guard_against_the_network_would_have_seen_it(tmp_path):
 
 
 def test_an_accelerator_that_is_not_there_is_told(tmp_path):
-    """R53: nothing runs on another device than the one that is asked for."""
+    """Nothing runs on another device than the one that is asked for."""
     argv = ("--gin_file=quickstart.gin", "--gin.COLLECTION=pydocs:json,csv")
     code, said = job(tmp_path, *argv, JAX_PLATFORMS="cuda")
     assert code == 2, said
@@ -144,7 +143,7 @@ def test_a_missing_tensorflow_is_told(monkeypatch, tmp_path, missing):
 
 
 def test_a_teacher_that_says_nan_labels_nothing(tmp_path, monkeypatch):
-    """R14: the query is named; no score of it is stored, nor known later."""
+    """The query is named; no score of it is stored, nor known later."""
     model, features, queries, run = world()
     honest = scorers.score_features
 

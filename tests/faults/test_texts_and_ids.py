@@ -1,7 +1,4 @@
-"""Odd texts have scores, odd ids survive every format, and neither leads elsewhere.
-
-R22, R42 and R52.
-"""
+"""Odd texts have scores, odd ids survive every format, and neither leads elsewhere."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def unbroken(tmp_path_factory):
 
 
 def test_killed_again_and_again_it_ends_the_same(unbroken):
-    """R1, R2, R3: SIGTERM twice, SIGKILL, and SIGKILL inside a save."""
+    """SIGTERM twice, SIGKILL, and SIGKILL inside a save."""
     directory = unbroken.parent / "killed"
 
     process = start(directory)
@@ -178,7 +178,7 @@ def test_two_processes_train_as_one_and_resume(unbroken):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_lost_process_ends_the_other_and_both_go_on(unbroken, victim):
-    """R51: within a minute, with what to do; nothing is lost but unsaved steps."""
+    """Within a minute, with what to do; nothing is lost but unsaved steps."""
     directory = unbroken.parent / f"lost{victim}"
     both = start_two(directory, 500, pause=0.1)
     wait_for_step(both[0], directory, 5)
@@ -203,7 +203,7 @@ def test_a_lost_process_ends_the_other_and_both_go_on(unbroken, victim):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_killed_at_random_moments(unbroken, seed):
-    """R1: whatever the moment."""
+    """Whatever the moment."""
     random_ = random.Random(seed)
     directory = unbroken.parent / f"random{seed}"
     for _ in range(4):

@@ -33,7 +33,7 @@ def load_toy():
 
 
 def die_in_save(step: int, when: str) -> None:
-    """R2: SIGKILL before the manifest, or between it and the final name."""
+    """SIGKILL before the manifest, or between it and the final name."""
     write = checkpoints.write_manifest
 
     def killed(folder: Path) -> None:

@@ -217,7 +217,7 @@ def test_other_settings_are_refused(
 def test_settings_that_are_allowed_by_name_are_gone_on_with(
     one_round, toy, tmp_path, capsys
 ):
-    """R46. And what changes nothing that is learnt needs no permission."""
+    """And what changes nothing that is learnt needs no permission."""
     folder = tmp_path / "job"
     shutil.copytree(one_round, folder)
     assert main.main(command(folder, toy, CHECKPOINT_PERIOD=1)) == 0

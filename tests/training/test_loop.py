@@ -92,7 +92,6 @@ def test_two_shapes_are_compiled_once_each(tmp_path, capsys):
 
 
 def test_the_same_command_again_does_nothing(tmp_path, capsys):
-    """R45."""
     first = fit(tmp_path, steps=2)
 
     def forbidden(start):
@@ -125,7 +124,7 @@ def test_records_are_means_over_the_period_also_across_a_resume(tmp_path, unbrok
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog, unbroken):
-    """R6: one flipped byte in the newest; the one before it is used."""
+    """One flipped byte in the newest; the one before it is used."""
     fit(tmp_path, steps=4, keep=2)
     newest = tmp_path / "checkpoints" / "4"
     victim = max(newest.rglob("params/**/d/*"), key=lambda path: path.stat().st_size)
@@ -150,7 +149,7 @@ def test_a_missing_file_is_damage(tmp_path):
 
 
 def test_what_is_not_finite_stops_the_run(tmp_path):
-    """R14: names the step and the queries, keeps the batch, saves no such state."""
+    """Names the step and the queries, keeps the batch, saves no such state."""
 
     def feed(start):
         for step, batch in enumerate(one_shape(start), start):
@@ -177,7 +176,6 @@ def test_what_is_not_finite_stops_the_run(tmp_path):
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
-    """R46."""
     fit(tmp_path, steps=2, config={"rate": 0.1, "lengths": (3, 4), "steps": 2})
     changed = {"rate": 0.2, "lengths": (3, 4), "steps": 4}
     with pytest.raises(UserError, match=r"rate: 0.1 then, 0.2 now"):
@@ -189,7 +187,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
 
 
 def test_another_model_is_refused_before_it_is_made(tmp_path):
-    """R9: the paths and both shapes."""
+    """The paths and both shapes."""
     fit(tmp_path, steps=2)
     _, params = toy.student()
     params["embedding"] = np.zeros((80, 16), np.float32)
@@ -201,7 +199,6 @@ def test_another_model_is_refused_before_it_is_made(tmp_path):
 
 
 def test_a_newer_format_is_refused(tmp_path):
-    """R10."""
     fit(tmp_path, steps=2)
     folder = tmp_path / "checkpoints" / "2"
     path = folder / "meta" / "metadata"
@@ -213,7 +210,6 @@ def test_a_newer_format_is_refused(tmp_path):
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path):
-    """R11."""
     with Lock(tmp_path), pytest.raises(UserError, match="in use by pid"):
         fit(tmp_path)
     assert fit(tmp_path, steps=1).step == 1
@@ -240,7 +236,7 @@ def test_an_error_of_the_feed_reaches_the_caller(tmp_path):
 
 
 def test_a_save_that_fails_surfaces(tmp_path, monkeypatch, unbroken):
-    """R4: at the next step at the latest; the step is never named, and saved again."""
+    """At the next step at the latest; the step is never named, and saved again."""
 
     def full(folder):
         raise OSError(28, "No space left on device")
@@ -255,7 +251,7 @@ def test_a_save_that_fails_surfaces(tmp_path, monkeypatch, unbroken):
 
 
 def test_restored_on_another_mesh(tmp_path, unbroken):
-    """R8: the same bits on 8 devices, 2 x 2 x 2, and one."""
+    """The same bits on 8 devices, 2 x 2 x 2, and one."""
     fit(tmp_path, steps=3)
     saved = read_params(tmp_path / "checkpoints")
     mesh = sharding.make_mesh("data=2,fsdp=2,model=2")
@@ -359,7 +355,6 @@ def test_a_signal_in_an_evaluation_leaves_it_owed(tmp_path, number, unbroken):
 
 
 def test_a_collapsed_student_is_warned_of(tmp_path, caplog):
-    """R50."""
     caplog.set_level(logging.WARNING)
     _, params = toy.student()
     params = jax.tree.map(np.zeros_like, jax.device_get(params))
@@ -383,7 +378,6 @@ def test_a_damaged_line_is_left_out(tmp_path, line):
 
 
 def test_a_compile_cache_that_others_can_write_is_refused(tmp_path):
-    """R41."""
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(0o777)
     with pytest.raises(UserError, match="others can write"):

@@ -102,7 +102,7 @@ def whole(tmp_path_factory):
 def test_a_step_above_the_limit_is_halved_until_it_fits(
     tmp_path, capsys, whole, name, split, flag
 ):
-    """R17: sums over queries in micro-batches, what crosses queries in chunks."""
+    """Sums over queries in micro-batches, what crosses queries in chunks."""
     objective = getattr(toy, name)
     fits = peak(objective, **{split: 2})
     result = fit(tmp_path, objective, memory_limit_bytes=fits)
@@ -114,7 +114,7 @@ def test_a_step_above_the_limit_is_halved_until_it_fits(
 
 
 def test_what_can_not_be_split_is_refused_with_its_bytes(tmp_path):
-    """R17: one query at a time is the least; the limit and the flags are named."""
+    """One query at a time is the least; the limit and the flags are named."""
     with pytest.raises(UserError) as caught:
         fit(tmp_path, memory_limit_bytes=1000, show=False)
     told = str(caught.value)
@@ -129,7 +129,7 @@ def test_what_can_not_be_split_is_refused_with_its_bytes(tmp_path):
 def test_a_device_that_runs_out_of_memory_is_given_less(
     tmp_path, monkeypatch, caplog, whole, at
 ):
-    """R17: the plan fitted and the allocator did not; the state is lost with the step.
+    """The plan fitted and the allocator did not; the state is lost with the step.
 
     At the first step, and at one after a checkpoint.
     """

@@ -193,7 +193,7 @@ def test_adafactor_trains_on_a_mesh_as_on_one_device():
 
 
 def test_a_step_that_is_not_finite_changes_nothing():
-    """R14: neither parameters nor moments nor the step."""
+    """Neither parameters nor moments nor the step."""
 
     def batches(number):
         batch = toy.batch(number)

@@ -127,7 +127,7 @@ def test_fields_are_changed_and_typos_named(tmp_path):
 
 
 def test_a_larger_vocabulary_than_the_table_is_refused(tmp_path):
-    """R26: JAX would clamp the look-ups and say nothing."""
+    """JAX would clamp the look-ups and say nothing."""
     student("dual_mean").save(tmp_path)
     vocab = (tmp_path / "tokenizer" / "vocab.txt").read_text()
     other = tmp_path / "other"

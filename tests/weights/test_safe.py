@@ -1,4 +1,4 @@
-"""Weights from strangers: nothing is believed, executed or read elsewhere (R40)."""
+"""Weights from strangers: nothing is believed, executed or read elsewhere."""
 
 from __future__ import annotations
 
