@@ -20,14 +20,27 @@ from distill_jax.models.bert import BertEncoder
 from distill_jax.models.bert_heads import CLASSIFIERS, VocabularyHead
 from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.pretrained import flatten, unflatten
-from distill_jax.weights import deberta, families, rotary_families, tables
+from distill_jax.weights import (
+    bert_families,
+    compact_families,
+    deberta,
+    decoder_families,
+    rotary_families,
+    tables,
+)
 from distill_jax.weights.families import Family
 from distill_jax.weights.tables import Rule
 
 HEADS = {**CLASSIFIERS, "mlm": VocabularyHead}
 FAMILIES: dict[str, Family] = {
     name: family
-    for module in (families, rotary_families, deberta)
+    for module in (
+        bert_families,
+        compact_families,
+        rotary_families,
+        decoder_families,
+        deberta,
+    )
     for family in vars(module).values()
     if isinstance(family, Family)
     for name in (family.model_type, *family.also)

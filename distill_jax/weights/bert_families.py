@@ -1,0 +1,259 @@
+"""BERT and its kin: ERNIE, ELECTRA, RoBERTa, XLM-R, CamemBERT, MPNet."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from distill_jax.io.errors import UserError
+from distill_jax.models.encoder_sizes import BertSizes
+from distill_jax.weights.families import (
+    EMBEDDINGS,
+    Config,
+    Family,
+    Table,
+    activation,
+    dense,
+    layer,
+    norm,
+    written,
+)
+from distill_jax.weights.tables import TRANSPOSED, Change, Rule
+
+_BERT_LAYER = layer(
+    "encoder.layer.{i}",
+    {
+        "attention.query": "attention.self.query",
+        "attention.key": "attention.self.key",
+        "attention.value": "attention.self.value",
+        "attention.out": "attention.output.dense",
+        "attention_norm": "attention.output.LayerNorm",
+        "up": "intermediate.dense",
+        "down": "output.dense",
+        "output_norm": "output.LayerNorm",
+    },
+)
+_BERT_CLASSIFIER = (
+    *dense("pooler.dense", "head.pooler"),
+    *dense("classifier", "head.classifier"),
+)
+_LINEAR = (Rule("linear.weight", "head.linear.kernel", TRANSPOSED),)
+
+
+def _bert_mlm(name: str, norm_name: str = "transform.LayerNorm") -> Table:
+    return (
+        *dense(f"{name}.transform.dense", "head.project"),
+        *norm(f"{name}.{norm_name}", "head.norm"),
+        Rule(f"{name}.bias", "head.bias", also=(f"{name}.decoder.bias",)),
+    )
+
+
+def _bert_sizes(config: Config) -> dict:
+    positions = config.get("position_embedding_type") or "absolute"
+    if positions != "absolute" or config.get("is_decoder"):
+        raise UserError(
+            f"config.json: position_embedding_type {positions!r}, is_decoder "
+            f"{bool(config.get('is_decoder'))}",
+            "encoders with absolute positions are read",
+        )
+    if config.get("use_task_id"):
+        raise UserError("config.json: use_task_id is true", "that is not read")
+    return {
+        "max_positions": int(config["max_position_embeddings"]),
+        "type_vocab": int(config.get("type_vocab_size", 2)),
+        "activation": activation(config),
+    }
+
+
+def _bert_config(sizes: BertSizes) -> dict:
+    return {
+        "max_position_embeddings": sizes.max_positions,
+        "type_vocab_size": sizes.type_vocab,
+        "hidden_act": written(sizes.activation),
+        "position_embedding_type": "absolute",
+    }
+
+
+BERT = Family(
+    model_type="bert",
+    prefix="bert.",
+    encoder=(*EMBEDDINGS, *_BERT_LAYER),
+    heads={
+        "bert_classifier": _BERT_CLASSIFIER,
+        "linear": _LINEAR,
+        "mlm": _bert_mlm("cls.predictions"),
+    },
+    architectures={
+        None: "BertModel",
+        "bert_classifier": "BertForSequenceClassification",
+        "mlm": "BertForMaskedLM",
+    },
+    sizes_of=_bert_sizes,
+    config_of=_bert_config,
+    tied=("cls.predictions.decoder.weight",),
+    head_activation="hidden_act",
+    pooler=True,
+)
+ERNIE = dataclasses.replace(
+    BERT,
+    model_type="ernie",
+    prefix="ernie.",
+    architectures={
+        None: "ErnieModel",
+        "bert_classifier": "ErnieForSequenceClassification",
+        "mlm": "ErnieForMaskedLM",
+    },
+)
+
+
+def _electra_config(sizes: BertSizes) -> dict:
+    return {
+        **_bert_config(sizes),
+        "embedding_size": sizes.width,
+        "summary_type": "first",
+        "summary_use_proj": True,
+        "summary_activation": "gelu",
+        "summary_last_dropout": sizes.dropout,
+    }
+
+
+ELECTRA = Family(
+    model_type="electra",
+    prefix="electra.",
+    encoder=(*BERT.encoder, *dense("embeddings_project", "encoder.project")),
+    heads={
+        "electra_classifier": (
+            *dense("classifier.dense", "head.dense"),
+            *dense("classifier.out_proj", "head.out_proj"),
+        ),
+        "linear": _LINEAR,
+        "mlm": (
+            *dense("generator_predictions.dense", "head.project"),
+            *norm("generator_predictions.LayerNorm", "head.norm"),
+            Rule("generator_lm_head.bias", "head.bias"),
+        ),
+    },
+    architectures={
+        None: "ElectraModel",
+        "electra_classifier": "ElectraForSequenceClassification",
+        "mlm": "ElectraForMaskedLM",
+    },
+    sizes_of=_bert_sizes,
+    config_of=_electra_config,
+    tied=("generator_lm_head.weight",),
+)
+
+# ---------------------------------------------- tables that begin behind the padding
+
+_PADDED = 2
+# Row 1 is the padding's, row 0 nobody's: positions are counted from the id of <pad>.
+_SHIFTED = Change(
+    lambda array: array[_PADDED:],
+    lambda array: np.pad(np.asarray(array), ((_PADDED, 0), (0, 0))),
+)
+
+
+def _shifted(rules: Table) -> Table:
+    place = "encoder.embeddings.position"
+    return tuple(
+        dataclasses.replace(rule, change=_SHIFTED) if rule.ours == place else rule
+        for rule in rules
+    )
+
+
+def _roberta_sizes(config: Config) -> dict:
+    if int(config.get("pad_token_id") or 0) != 1:
+        raise UserError(
+            f"config.json: pad_token_id is {config.get('pad_token_id')!r}, positions "
+            "are counted from it",
+            "only 1 is read",
+        )
+    found = _bert_sizes(config)
+    found["max_positions"] -= _PADDED
+    return found
+
+
+def _roberta_config(sizes: BertSizes) -> dict:
+    return {
+        **_bert_config(sizes),
+        "max_position_embeddings": sizes.max_positions + _PADDED,
+    }
+
+
+_DENSE_TANH = (
+    *dense("classifier.dense", "head.pooler"),
+    *dense("classifier.out_proj", "head.classifier"),
+)
+_LM_HEAD = (
+    *dense("lm_head.dense", "head.project"),
+    *norm("lm_head.layer_norm", "head.norm"),
+    Rule("lm_head.bias", "head.bias", also=("lm_head.decoder.bias",)),
+)
+
+
+def _roberta(model_type: str, name: str) -> Family:
+    return Family(
+        model_type=model_type,
+        prefix="roberta.",
+        encoder=_shifted(BERT.encoder),
+        heads={"bert_classifier": _DENSE_TANH, "mlm": _LM_HEAD},
+        architectures={
+            None: f"{name}Model",
+            "bert_classifier": f"{name}ForSequenceClassification",
+            "mlm": f"{name}ForMaskedLM",
+        },
+        sizes_of=_roberta_sizes,
+        config_of=_roberta_config,
+        tied=("lm_head.decoder.weight",),
+        pooler=True,
+    )
+
+
+ROBERTA = _roberta("roberta", "Roberta")
+XLM_ROBERTA = _roberta("xlm-roberta", "XLMRoberta")
+CAMEMBERT = _roberta("camembert", "Camembert")
+
+
+def _mpnet_sizes(config: Config) -> dict:
+    found = _roberta_sizes({**config, "type_vocab_size": 0})
+    buckets = int(config.get("relative_attention_num_buckets", 32))
+    return {**found, "positions": "buckets", "relative_buckets": buckets}
+
+
+MPNET = Family(
+    model_type="mpnet",
+    prefix="mpnet.",
+    encoder=(
+        *_shifted(EMBEDDINGS),
+        Rule(
+            "encoder.relative_attention_bias.weight", "encoder.relative_bias.embedding"
+        ),
+        *layer(
+            "encoder.layer.{i}",
+            {
+                "attention.query": "attention.attn.q",
+                "attention.key": "attention.attn.k",
+                "attention.value": "attention.attn.v",
+                "attention.out": "attention.attn.o",
+                "attention_norm": "attention.LayerNorm",
+                "up": "intermediate.dense",
+                "down": "output.dense",
+                "output_norm": "output.LayerNorm",
+            },
+        ),
+    ),
+    heads={"bert_classifier": _DENSE_TANH, "mlm": _LM_HEAD},
+    architectures={
+        None: "MPNetModel",
+        "bert_classifier": "MPNetForSequenceClassification",
+        "mlm": "MPNetForMaskedLM",
+    },
+    sizes_of=_mpnet_sizes,
+    config_of=lambda sizes: {
+        **_roberta_config(sizes),
+        "relative_attention_num_buckets": sizes.relative_buckets,
+    },
+    tied=("lm_head.decoder.weight",),
+    pooler=True,
+)
