@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from distill_jax.collections.collection import Collection, Queries
 from distill_jax.io.bad_lines import parsed
 from distill_jax.io.errors import UserError, clip
 from distill_jax.io.files import atomic_write, digest
-from distill_jax.io.named_columns import Columns
+from distill_jax.io.named_columns import Columns, decimal
 
 
 class Qrels:
@@ -165,10 +166,13 @@ class Qrels:
 
 _FORM = "'query-id<tab>corpus-id<tab>score' or 'qid 0 docid grade'"
 _LAYOUTS = {3: ("query", "doc", "grade"), 4: ("query", "zero", "doc", "grade")}
+# What TREC's tracks write as the iteration: 0, Q0, 4.5 of a round.
+_ITERATION = re.compile(r"[qQ]?\d(?:\.\d)?")
 
 
 def _read(path: str | Path) -> Iterator[tuple[int, str, str, int]]:
     columns = Columns(path, _LAYOUTS, ("query", "doc", "grade"), _FORM)
+    odd: set[str] = set()
 
     def parse(number: int, line: str) -> tuple[int, str, str, int] | None:
         if not line.strip():
@@ -188,16 +192,23 @@ def _read(path: str | Path) -> Iterator[tuple[int, str, str, int]]:
         if not query or not doc or "\0" in line:
             what = "a NUL character" if "\0" in line else "an empty id"
             raise UserError(f"{path}:{number}: {what}", "mend or drop the line")
+        zero = found.get("zero", "0")
+        if not _ITERATION.fullmatch(zero):
+            odd.add(zero)
+            if len(odd) > 1:
+                raise UserError(
+                    f"{path}:{number}: the second column holds {clip(zero)}, where "
+                    "TREC's judgements hold 0",
+                    f"are the columns in another order? write {_FORM}",
+                )
         return number, query, doc, int(float(grade))
 
     return parsed(path, parse)
 
 
 def _is_grade(text: str) -> bool:
-    try:
-        return abs(float(text)) < 1e9 and float(text).is_integer()
-    except ValueError:
-        return False
+    value = decimal(text)
+    return value is not None and abs(value) < 1e9 and value.is_integer()
 
 
 def _check_id(item_id: str, tsv: bool) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -34,6 +35,25 @@ class Unfinished(UserError):
     """The job stopped at a limit the user set; what is done is kept, and it goes on."""
 
     status = 3
+
+
+@contextlib.contextmanager
+def understood(what: str, todo: str) -> Iterator[None]:
+    """Turns what values of another shape lead to, in reading files, into their name.
+
+    Args:
+        what: is said of the files, with a word for each fault in brackets behind it.
+        todo: what a user may do.
+
+    Raises:
+        UserError: a value is missing, of another type, or out of every range.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+        raise UserError(f"{what} ({type(e).__name__}: {str(e)[:120]})", todo) from e
 
 
 def near(name: str, names: Iterable[str]) -> str:

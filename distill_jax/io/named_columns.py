@@ -117,6 +117,17 @@ def _twice(found: Sequence[str | None]) -> int:
     return next(i for i, role in enumerate(found) if role in found[:i])
 
 
+def decimal(text: str) -> float | None:
+    """The number that a field of a table holds; None where it holds none.
+
+    Python's own forms (``1_000``, digits of other scripts) are not numbers here.
+    """
+    try:
+        return float(text) if text.isascii() and "_" not in text else None
+    except ValueError:
+        return None
+
+
 def number_of(path: str | Path, number: int, text: str, what: str, form: str) -> float:
     """A finite number.
 
@@ -124,12 +135,11 @@ def number_of(path: str | Path, number: int, text: str, what: str, form: str) ->
         UserError: with file:line, for anything else: NaN and infinity have no place
             in an order.
     """
-    try:
-        value = float(text)
-    except ValueError:
+    value = decimal(text)
+    if value is None:
         raise UserError(
             f"{path}:{number}: {clip(text)} is no number ({what})", f"write {form}"
-        ) from None
+        )
     if not abs(value) <= LARGEST:
         raise UserError(
             f"{path}:{number}: {clip(text)} is no finite number ({what})",

@@ -20,30 +20,38 @@ def open_binary(path: str | Path) -> IO[bytes]:
     """Opens a file for reading, decompressed when its first bytes are gzip's.
 
     Raises:
-        UserError: there is no such file, or it cannot be read.
+        UserError: there is no such file, it cannot be read, or its first bytes are of
+            another compression.
     """
     path = Path(path)
     try:
-        if is_gzip(path):
-            return gzip.open(path, "rb")  # type: ignore[return-value]
-        return open(path, "rb")
+        # A pipe's first bytes cannot be read twice: its name counts.
+        first = b"\x1f\x8b" if path.suffix == ".gz" else b""
+        if path.is_file():
+            with open(path, "rb") as file:
+                first = file.read(8)
+        for name, magic in _OTHER_FORMS.items():
+            if first.startswith(magic):
+                raise UserError(
+                    f"{path}: a {name} file, not text",
+                    "unpack it, or give it compressed by gzip",
+                )
+        packed = first.startswith(b"\x1f\x8b")
+        return gzip.open(path, "rb") if packed else open(path, "rb")  # type: ignore
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror or error}", "check the path"
         ) from None
 
 
-def is_gzip(path: str | Path) -> bool:
-    """Whether a file is compressed, whatever its name says.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    # A pipe's first bytes cannot be read twice: its name counts.
-    if not Path(path).is_file():
-        return str(path).endswith(".gz")
-    with open(path, "rb") as file:
-        return file.read(2) == b"\x1f\x8b"
+_OTHER_FORMS = {
+    "zstd": b"\x28\xb5\x2f\xfd",
+    "bzip2": b"BZh",
+    "xz": b"\xfd7zXZ\0",
+    "zip": b"PK\3\4",
+    "lz4": b"\x04\x22\x4d\x18",
+    "Parquet": b"PAR1",
+}
 
 
 def raw_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:

@@ -356,6 +356,11 @@ def _permute(records: list[Record], path: str | Path, notices: list[str]) -> lis
                 f"{path}: the answer {clip(str(answer))} is no order",
                 'write "[2] > [1] > ..." or [2, 1, ...]',
             )
+        if answer and set(answer) == set(range(n)):
+            raise UserError(
+                f"{path}: the answer {clip(str(answer))} counts from 0",
+                "count documents from 1, as RankGPT does",
+            )
         named = [i - 1 for i in dict.fromkeys(answer) if 1 <= i <= n]
         failed.append(not named)
         repaired += bool(named) and (len(named) != n or len(answer) != n)

@@ -7,13 +7,13 @@ format, dtype, shape and file size were compared with the description.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distill_jax.io.errors import UserError
+from distill_jax.io.errors import UserError, understood
 from distill_jax.io.files import atomic_write
 from distill_jax.io.reading import read_json, write_json
 from distill_jax.io.strings import StringTable
@@ -22,23 +22,10 @@ FORMAT = 1
 _INDEX = "index.json"
 
 
-@contextlib.contextmanager
-def described(directory: str | Path) -> Iterator[None]:
-    """Turns what a wrong description leads to, in reading an index, into its name.
-
-    Raises:
-        UserError: a value is missing, of another type, or out of every range.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
-        raise UserError(
-            f"{Path(directory) / _INDEX} does not describe an index "
-            f"({type(e).__name__}: {str(e)[:120]})",
-            "build the index again",
-        ) from e
+def described(directory: str | Path) -> contextlib.AbstractContextManager[None]:
+    """Within the block a wrong description is told by its name, as a UserError."""
+    path = Path(directory) / _INDEX
+    return understood(f"{path} does not describe an index", "build the index again")
 
 
 def write(

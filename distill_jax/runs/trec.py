@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -14,8 +15,8 @@ from distill_jax.collections.collection import Collection
 from distill_jax.io.bad_lines import parsed
 from distill_jax.io.errors import UserError, clip
 from distill_jax.io.files import atomic_write
-from distill_jax.io.reading import is_gzip, read_lines
 from distill_jax.io.named_columns import Columns, number_of, rank_of
+from distill_jax.io.reading import open_binary, read_lines
 from distill_jax.io.strings import int_list
 from distill_jax.runs.order import Lists, padded
 
@@ -100,7 +101,7 @@ def read_run(path: str | Path, collection: Collection | None) -> Lists:
             entries.add(*block)
     query, rows, scores = entries.arrays()
     entries.check_known()
-    if entries.ranked and _repeated(query, scores):
+    if entries.ranked and (_repeated(query, scores) or _falls(query, -scores)):
         for _ in _line_blocks(path):  # says on which lines
             pass
     return padded(list(entries.queries), query, rows, scores, entries.doc_ids)
@@ -115,6 +116,32 @@ _LAYOUTS = {
 
 class _NotPlain(Exception):
     """The file is not what the fast reader reads."""
+
+
+class _Lines:
+    """A file for Arrow, which ends lines at lone carriage returns too: there are none.
+
+    Raises:
+        _NotPlain: there is one.
+    """
+
+    closed = False
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self._last = file, b""
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        seen = self._last + data
+        # One at the end may have its line feed in what is read next.
+        lone = seen.count(b"\r") - seen.count(b"\r\n") - seen.endswith(b"\r")
+        if data and lone:
+            raise _NotPlain
+        self._last = data[-1:]
+        return data
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class _Entries:
@@ -133,7 +160,7 @@ class _Entries:
         """Adds columns: two pyarrow dictionary arrays and float32[E]."""
         names = queries.dictionary.to_pylist()
         if decode:
-            names = [unquote(name, errors="strict") for name in names]
+            names = [self._decoded(name) for name in names]
         seen = np.asarray(
             [self.queries.setdefault(name, len(self.queries)) for name in names],
             np.int32,
@@ -143,7 +170,7 @@ class _Entries:
         if self._collection is None or decode:
             texts = ids.to_pylist()
             if decode:
-                texts = [unquote(text, errors="strict") for text in texts]
+                texts = [self._decoded(text) for text in texts]
             if self._collection is None:
                 table = self._docs
                 found = [table.setdefault(text, len(table)) for text in texts]
@@ -160,6 +187,16 @@ class _Entries:
         self._parts.append((query, rows, scores))
         # Ranks are kept negated; scores may be negative too, and are only read once more.
         self.ranked |= bool(len(scores)) and bool((scores <= -1).all())
+
+    def _decoded(self, name: str) -> str:
+        try:
+            return unquote(name, errors="strict")
+        except UnicodeDecodeError:
+            raise UserError(
+                f"{self._path}: the id {clip(name)} is not percent-encoded UTF-8,"
+                " which the run's tag says",
+                "write the run again, or rename its tag",
+            ) from None
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if not self._parts:
@@ -190,6 +227,17 @@ def _repeated(query: np.ndarray, scores: np.ndarray) -> bool:
     return bool(((query[1:] == query[:-1]) & (scores[1:] == scores[:-1])).any())
 
 
+def _falls(query: np.ndarray, ranks: np.ndarray) -> bool:
+    """Whether what is read as ranks looks like scores: none is 1, or all lists fall."""
+    if not len(ranks) or ranks.min() > 1:
+        return len(ranks) > 0
+    order = np.argsort(query, kind="stable")
+    inside = query[order][1:] == query[order][:-1]
+    steps = np.diff(ranks[order])[inside]
+    # Two documents may stand in any order.
+    return int(np.bincount(query).max()) > 2 and bool((steps < 0).all())
+
+
 def _arrow_blocks(path: str | Path) -> Iterator[tuple[Any, Any, np.ndarray, bool]]:
     """Blocks of a file that has one tab or one blank between its columns."""
     import pyarrow as pa
@@ -200,11 +248,8 @@ def _arrow_blocks(path: str | Path) -> Iterator[tuple[Any, Any, np.ndarray, bool
         return
     columns, delimiter = _layout(first)
     try:
-        stream = pa.input_stream(
-            str(path), "gzip" if is_gzip(path) else None
-        )
         reader = csv.open_csv(
-            stream,
+            pa.PythonFile(_Lines(open_binary(path)), "r"),
             read_options=csv.ReadOptions(
                 column_names=columns, block_size=_BLOCK_BYTES, use_threads=True
             ),
@@ -243,7 +288,7 @@ def _arrow_blocks(path: str | Path) -> Iterator[tuple[Any, Any, np.ndarray, bool
             if _holds_nul(query.dictionary) or _holds_nul(doc.dictionary):
                 raise _NotPlain
             yield query, doc, scores.astype(np.float32), decode
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowInvalid, OSError, EOFError, zlib.error, UnicodeError) as error:
         raise _NotPlain(str(error)) from None
 
 
@@ -322,3 +367,11 @@ def _line_blocks(path: str | Path) -> Iterator[tuple[Any, Any, np.ndarray, bool]
             queries, docs, scores = [], [], []
     if queries:
         yield block()
+    if ranks and not columns.headed:
+        place: dict[str, int] = {}
+        of = [place.setdefault(query, len(place)) for query, _ in ranks]
+        if _falls(np.asarray(of), np.asarray([float(rank) for _, rank in ranks])):
+            raise UserError(
+                f"{path}: its third column is no rank: there is no 1, or all lists fall",
+                f"is the column a score? write {_FORM}, or a header",
+            )

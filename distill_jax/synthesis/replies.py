@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from distill_jax.text import replies as text_replies
 
 _QUOTES = {
@@ -13,10 +15,25 @@ _QUOTES = {
 }
 
 
+# What stands around a query: its name, a number or a bullet, marks of bold type.
+_AROUND = re.compile(
+    r"(?:(?:search )?(?:query|question)|q)\s?(?:\d{1,2}\s?)?:\s"
+    r"|\d{1,2}[.)]\s|[-*\u2022]\s",
+    re.IGNORECASE,
+)
+
+
 def first_line(reply: str) -> str:
-    """The first line that is not empty, tabs to blanks, one pair of quotes off."""
+    """The first line that is not empty, tabs to blanks, one pair of quotes off.
+
+    Names, numbers and marks before it are taken off; a line that announces what
+    follows ("Here is a query:") and a fence are none.
+    """
     for line in reply.splitlines():
-        line = " ".join(line.split())
+        line = " ".join(line.split()).replace("**", "")
+        if line.startswith("```") or line.endswith(":"):
+            continue
+        line = line[found.end() :] if (found := _AROUND.match(line)) else line
         if len(line) >= 2 and _QUOTES.get(line[0]) == line[-1]:
             line = line[1:-1].strip()
         if line:

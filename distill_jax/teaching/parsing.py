@@ -32,6 +32,13 @@ _ID = r"\[\s?(?:(?:Document|Doc|Passage)\s?)?\d{1,6}\s?\]"
 _BRACKETED = re.compile(_ID, re.IGNORECASE)
 _BETWEEN = re.compile(r"\s?(?:>{1,8}|≻|→|->|=>|,|;)\s?")
 _LIST = re.compile(r"\[\s?\d{1,6}(?:\s?[,>;]\s?\d{1,6})+\s?\]")
+# What makes another thing of identifiers than an order of all documents.
+_UNCLOSED = re.compile(
+    r"\[\s?(?:Document|Doc|Passage)?\s?(\d{1,6})|(\d{1,6})\s?\]", re.I
+)
+_RISING = re.compile(r"\]\s?<{1,3}=?\s?\[")
+_GAP = re.compile(r">\s?\.\.\.|\.\.\.\s?>")
+_RATED = re.compile(r"\] ?(?:[:=]|is|ranks?|ranked|scores?|rated)? ?(?:rank )?#?\d")
 _NAMED = re.compile(r"<?\b(?:Document|Doc|Passage)\s?#?\s?(\d{1,6})\b>?", re.IGNORECASE)
 _PLAIN_CHAIN = re.compile(r"(?<![\d.])\d{1,6}(?:\s?>{1,8}\s?\d{1,6})+(?![\d.])")
 _PLAIN = re.compile(r"[\s\d,;>]*\.?\s?")
@@ -102,12 +109,23 @@ def parse_ranking(reply: str | None, count: int, *, cut: bool | None = None) -> 
         return Ranking(None, failure="unknown identifiers only")
     if form == "loose" and 2 * len(seen) < count:
         return Ranking(None, failure="identifiers in passing")
+    missing = [place for place in range(count) if place not in seen]
     if form == "chain":
         outside = [n for found in _BRACKETED.findall(rest) for n in _ints(found)]
-        if any(1 <= n <= count and n - 1 not in seen for n in outside):
+        if any(n - 1 in missing for n in outside):
             # "[2] is best, then [1] > [3]": the chain is not the whole order.
             return Ranking(None, failure="identifiers outside the chain")
-    missing = [place for place in range(count) if place not in seen]
+    broken = [int(opened or closed) for opened, closed in _UNCLOSED.findall(rest)]
+    if any(n - 1 in missing for n in broken):
+        return Ranking(None, failure="unclosed brackets")
+    if set(numbers) == set(range(count)):
+        return Ranking(None, failure="identifiers from 0")
+    if _RISING.search(text):
+        return Ranking(None, failure="written from worst to best")
+    if form == "loose" and 2 * len(_RATED.findall(text)) > len(seen):
+        return Ranking(None, failure="numbers of documents, not an order")
+    if missing and _GAP.search(text):
+        return Ranking(None, failure="an order with gaps")
     if missing:
         repairs["missing"] = len(missing)
     return Ranking((*seen, *missing), dict(repairs))
@@ -132,7 +150,7 @@ def parse_scores(reply: str | None, count: int, *, cut: bool | None = None) -> S
     """``count`` numbers in 0-1: the last list of a reply, or a line for each document.
 
     Nothing is repaired: a number too few leaves unknown whose is missing. Of a reply
-    that was cut only one closed list of the right length is read.
+    that was cut only one closed list of the right length, at its start, is read.
     """
     text, failure = _answer(reply)
     if failure:
@@ -140,12 +158,16 @@ def parse_scores(reply: str | None, count: int, *, cut: bool | None = None) -> S
     lists = list(filter(None, map(_numbers, _SCORES.findall(text))))
     right = [found for found in lists if len(found) == count]
     if is_cut(reply) if cut is None else cut:
-        if len({tuple(found) for found in right}) != 1:
+        # A list in the midst of words may be a thought.
+        if len({tuple(found) for found in right}) != 1 or not text.startswith("["):
             return Scores(None, "cut at max_tokens")
         lines = {}
     else:
         found = map(_LINE_SCORE.fullmatch, text.split("\n"))
-        lines = {int(line[1]): float(line[2]) for line in found if line}
+        pairs = {(int(line[1]), float(line[2])) for line in found if line}
+        lines = dict(pairs)
+        if len(lines) < len(pairs):
+            return Scores(None, "a document with two scores")
     if set(lines) == set(range(1, count + 1)):
         values = [lines[number] for number in range(1, count + 1)]
     elif right:

@@ -59,7 +59,13 @@ def t5_backend(model: SentencePieceModel, extra_ids: int) -> Any:
         )
     backend = Backend(Unigram(pieces, unk_id=unknown[0], byte_fallback=False))
     if model.charsmap:
-        backend.normalizer = normalizers.Precompiled(model.charsmap)
+        try:
+            backend.normalizer = normalizers.Precompiled(model.charsmap)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise UserError(
+                f"the SentencePiece model's character map is damaged ({error})",
+                "fetch the file again",
+            ) from None
     space: dict[str, Any] = {
         "replacement": SPACE,
         "prepend_scheme": "always",

@@ -12,13 +12,13 @@ import unicodedata
 # A longer reply is not read: no ranking, answer or query is so long.
 LONGEST = 1 << 16
 
-_WORDS = (
-    r"think(?:ing)?|thoughts?|thought_process|reason(?:ing)?|reflection|analysis"
-    r"|scratchpad|inner_monologue|seed:think|unused94"
+# Of a tag's name: <think>, <|begin_of_thought|>, <ns:reasoning_content type="x">.
+_WORD = (
+    r"[\w:-]{0,32}(?:think|thought|reason|reflect|analysis|scratch|monologue|unused94)"
+    r"[\w-]{0,32}"
 )
 _OPENED = (
-    # <think>, <|begin_of_thought|>, <ns:thinking type="x">
-    rf"<\|?(?:begin_of_|start_of_)?(?:[\w-]{{1,32}}:)?(?:{_WORDS})(?:\s[^<>]{{0,64}})?\|?>"
+    rf"<\|?{_WORD}(?:\s[^<>]{{0,64}})?\|?>"
     r"|\[THINK\]|◁think▷"
     # Harmony: <|channel|>analysis, and what Gemma writes for it.
     r"|<\|?channel\|?>\s?(?:analysis|commentary|thought)\b"
@@ -26,8 +26,7 @@ _OPENED = (
     r"|Here is my thought process:"
 )
 _CLOSED = (
-    rf"<\|?/\s?(?:[\w-]{{1,32}}:)?(?:{_WORDS})\s?\|?>"
-    rf"|<\|?end_of_(?:{_WORDS})\|?>|<unused95>"
+    rf"<\|?/\s?{_WORD}\s?\|?>|<\|?end_of_{_WORD}\|?>|<unused95>"
     r"|\[/THINK\]|◁/think▷|<channel\|>"
     r"|<\|?channel\|?>\s?final\b(?:\s?<\|message\|>)?|Here is my response:"
 )

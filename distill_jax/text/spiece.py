@@ -43,7 +43,7 @@ def read_model(path: str | Path) -> SentencePieceModel:
         raise UserError(
             f"{path}: {error.strerror or error}", "check the path"
         ) from None
-    except (ValueError, IndexError, struct.error) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
         if isinstance(error, UserError):
             raise UserError(f"{path}: {error.what}", error.todo) from None
         raise UserError(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_jax.io.errors import UserError, near
+from distill_jax.io.errors import UserError, near, understood
 from distill_jax.io.files import atomic_write, digest
 from distill_jax.io.reading import write_json
 from distill_jax.text.pipelines import (
@@ -78,7 +78,8 @@ class Tokenizer:
         The first three are what the tokenizer's own post-processor puts before,
         between and after texts.
         """
-        found = pair_frame(self._backend, self._config, self.cls_id, self.sep_id)
+        with understood("the tokenizer's special tokens", "fetch its files again"):
+            found = pair_frame(self._backend, self._config, self.cls_id, self.sep_id)
         return {**found, "mask": () if self.mask_id is None else (self.mask_id,)}
 
     # ---------------------------------------------------------------- making
@@ -99,6 +100,15 @@ class Tokenizer:
                     f"it must hold one of {', '.join(_FILES)}",
                 )
             path = found[0]
+        if not path.is_file():
+            raise UserError(f"{path}: no such file", "check the path")
+        with understood(
+            f"{path}: it, or a file beside it, is not understood", "fetch them again"
+        ):
+            return cls._read(path)
+
+    @classmethod
+    def _read(cls, path: Path) -> Tokenizer:
         config = settings(path.parent)
         spiece = None
         if path.name == "vocab.json":

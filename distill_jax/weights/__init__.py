@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distill_jax.io.errors import UserError
+from distill_jax.io.errors import UserError, understood
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights import (
@@ -52,11 +52,15 @@ def load(
     """
     if kind is not None:
         spec_class(kind)
-    folder = recognise(locate(name))
     fields = {key: value for key, value in fields.items() if value is not None}
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.load(tokenizer)
-    made = _read(folder, kind, tokenizer, seed, fields)
+    path = locate(name)
+    with understood(
+        f"{path}: its files are not understood",
+        "fetch them again; is one from another version of a library, or edited?",
+    ):
+        made = _read(recognise(path), kind, tokenizer, seed, fields)
     return made.replace(source=str(name))
 
 

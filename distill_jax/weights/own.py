@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.io.errors import UserError
+from distill_jax.io.errors import UserError, understood
 from distill_jax.models.pretrained import (
     Pretrained,
     abstract_params,
@@ -28,13 +28,11 @@ def read_student(folder: Path) -> Pretrained:
         if not (folder / name).exists():
             raise UserError(f"{folder}: no {name}", "the save was cut; train again")
     read_header(confined(folder, "params.safetensors"))
-    try:
+    with understood(
+        f"{folder}/student.json is not understood",
+        "it was written by another version of distill_jax, or edited",
+    ):
         pretrained = Pretrained.read(folder)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{folder}/student.json is not understood: {error!r}",
-            "it was written by another version of distill_jax, or edited",
-        ) from error
     check_vocabulary(pretrained.tokenizer, pretrained.spec.backbone, str(folder))
     return _checked(pretrained, pretrained.params, folder)
 

@@ -84,6 +84,68 @@ def test_a_rank_given_twice_is_refused_with_both_lines(tmp_path):
         Run.read(path)
 
 
+@pytest.mark.parametrize("values", ["25 17 12", "3 2 1", "9 7 8", "2 3 4"])
+def test_whole_scores_are_not_taken_for_ranks(tmp_path, values):
+    lines = [f"q\t{doc}\t{value}" for doc, value in zip("abc", values.split())]
+    path = write(tmp_path / "x.tsv", [*lines, "r\ta\t9", "r\tb\t5"])
+    with pytest.raises(UserError, match="no rank"):
+        Run.read(path)
+    # A header says which they are.
+    run = Run.read(write(tmp_path / "y.tsv", ["qid\tpid\trank", *lines]))
+    best = min(zip(values.split(), "abc"), key=lambda pair: int(pair[0]))[1]
+    assert run.lists()["q"][0][0] == best
+
+
+@pytest.mark.parametrize("digits", ["1_0", "\u0661", "\uff11"])
+def test_forms_of_numbers_that_only_python_reads_are_refused(tmp_path, digits):
+    run = write(tmp_path / "x.run", ["q Q0 a 1 2.0 t", f"q Q0 b 2 {digits} t"])
+    with pytest.raises(UserError, match=r"x\.run:2: "):
+        Run.read(run)
+    judged = write(tmp_path / "q.tsv", ["q\ta\t1", f"q\tb\t{digits}"])
+    with pytest.raises(UserError, match=r"q\.tsv:2: "):
+        Qrels.read(judged)
+
+
+def test_judgements_with_columns_in_another_order_are_refused(tmp_path):
+    for lines in (["q1 d1 0 1", "q1 d2 0 1"], ["0\t7101\td1\t1", "1\t7102\td2\t0"]):
+        with pytest.raises(UserError, match=r"q\.txt:2: the second column"):
+            Qrels.read(write(tmp_path / "q.txt", lines))
+    rounds = ["1 4.5 d1 2", "1 Q0 d2 1", "2 0 d1 0", "3 set d1 0"]
+    assert len(Qrels.read(write(tmp_path / "q.txt", rounds))) == 4
+
+
+def test_both_readers_of_a_run_end_lines_alike(tmp_path):
+    path = tmp_path / "x.run"
+    path.write_bytes(b"q Q0 a 1 2.0 t\nq Q0 b 2 1.5 t\rq Q0 c 3 1.0 t\n")
+    with pytest.raises(UserError, match=r"x\.run:2: 12 columns"):
+        Run.read(path)
+    path.write_bytes(b"q Q0 a 1 2.0 t\r\nq Q0 b 2 1.5 t\r\n")
+    assert [doc for doc, _ in Run.read(path).lists()["q"]] == ["a", "b"]
+
+
+def test_an_id_that_is_not_encoded_as_its_tag_says_is_named(tmp_path):
+    path = write(tmp_path / "x.run", ["q%FF Q0 a 1 2.0 t;ids=percent-encoded"])
+    with pytest.raises(UserError, match="'q%FF' is not percent-encoded"):
+        Run.read(path)
+
+
+@pytest.mark.parametrize(
+    ("first", "name"),
+    [
+        (b"\x28\xb5\x2f\xfd\x24\0", "zstd"),
+        (b"BZh91AY&SY", "bzip2"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"PK\3\4", "zip"),
+        (b"PAR1", "Parquet"),
+    ],
+)
+def test_another_compression_is_named(tmp_path, first, name):
+    (tmp_path / "x.run").write_bytes(first + b"\0" * 20)
+    for read in (Run.read, Qrels.read):
+        with pytest.raises(UserError, match=f"a {name} file"):
+            read(tmp_path / "x.run")
+
+
 @pytest.mark.parametrize("bad", ["nan", "inf", "-inf", "NaN", "1e39", "-1e400", "x"])
 def test_a_score_that_is_not_finite_is_refused(tmp_path, bad):
     run = write(tmp_path / "x.run", ["q Q0 a 1 2.0 t", f"q Q0 b 2 {bad} t"])

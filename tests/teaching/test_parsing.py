@@ -83,8 +83,23 @@ def test_forms_and_repairs(reply, order, repairs):
         ('{"error": "context length 4096 exceeded"}', "no identifiers"),
         ("ERROR::reduce_length", "no identifiers"),
         ("The score is 0.5 and 3.14", "no identifiers"),
+        ("[2] > [3 > [1] > [4] > [5]", "identifiers outside the chain"),
+        ("[2] > [3] > [1] > [4] > [5", "unclosed brackets"),
+        ("[2] > [1] > [4] > 3] > 5]", "unclosed brackets"),
+        ("[0] > [4] > [1] > [3] > [2]", "identifiers from 0"),
+        ("[0, 4, 1, 3, 2]", "identifiers from 0"),
+        ("[1] < [2] < [3] < [5] < [4]", "written from worst to best"),
+        ("[1] <= [2] <= [3] < [5]", "written from worst to best"),
+        ("[1]: 3\n[2]: 1\n[3]: 2", "numbers of documents, not an order"),
+        ("[1] = 0.2, [2] = 0.9, [3] = 0.5", "numbers of documents, not an order"),
+        ("[1] ranks 2, [2] ranks 1, [3] ranks 3", "numbers of documents, not an order"),
+        ("[3] > [2] > ... > [1]", "identifiers outside the chain"),
+        ("[3] > [2] > ...", "an order with gaps"),
+        ("[3] > … > [2] > … > [1]", "an order with gaps"),
+        ("<reasoning_content>[1] > [2] > [3] > [4] > [5]", "cut while thinking"),
+        ("<my:scratchpad_1>[1] > [2] > [3] > [4] > [5]", "cut while thinking"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_used_is_a_failure_and_never_an_order(reply, failure):
     found = parse_ranking(reply, 5)
     assert found.order is None
