@@ -121,7 +121,8 @@ def _items(path: Path, answers: dict[str, list[str]] | None = None) -> Iterator[
 
 def _item(path: Path, line: int, record: dict) -> Item:
     item_id, text = record.get("_id"), record.get("text")
-    title = record.get("title") or ""
+    title = record.get("title")
+    title = "" if title is None else title
     for field, value in (("_id", item_id), ("text", text)):
         if value is None:
             raise UserError(

@@ -7,6 +7,7 @@ without which a question is called by its file and line.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,16 +63,25 @@ def answers_of(record: Mapping[str, Any]) -> list[str] | None:
     Raises:
         TypeError: they are neither strings nor numbers.
     """
-    answer = record.get("answers", record.get("answer"))
+    answer = record.get("answers")
+    answer = record.get("answer") if answer is None else answer
     if answer is None:
         return None
     if isinstance(answer, Mapping):
-        # trivia_qa: a value and its aliases.
-        answer = [answer.get("value", ""), *answer.get("aliases", ())]
+        # trivia_qa: a value and its aliases; squad: a list of texts.
+        aliases = answer.get("aliases", answer.get("text", []))
+        if not isinstance(aliases, list | tuple) or not {"value", "text"} & set(answer):
+            raise TypeError
+        answer = [answer.get("value", ""), *aliases]
     if isinstance(answer, str | bytes | int | float):
         answer = [answer]
+    if any(isinstance(each, str) and _LIST.fullmatch(each) for each in answer):
+        raise TypeError  # a list that was written as one text
     texts = [_string(each) for each in answer]
     return list(dict.fromkeys(text for text in texts if text))
+
+
+_LIST = re.compile(r"\[\s*(['\"]).*\1\s*\]", re.DOTALL)
 
 
 def _items(path: Path, answers: dict[str, list[str]]) -> Iterator[Item]:

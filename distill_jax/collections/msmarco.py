@@ -11,7 +11,7 @@ from distill_jax.collections.collection import Collection, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.bad_lines import parsed
 from distill_jax.io.errors import UserError, near
-from distill_jax.io.named_columns import Columns
+from distill_jax.io.named_columns import Columns, Texts
 from distill_jax.io.reading import read_lines
 
 
@@ -108,6 +108,7 @@ _QUERIES = {2: ("id", "text")}
 def _items(path: Path, titled: bool) -> Iterator[Item]:
     form = "'id<tab>text'" + (" or 'id<tab>title<tab>text'" if titled else "")
     columns = Columns(path, _DOCS if titled else _QUERIES, ("id", "text"), form)
+    texts = Texts(path)
 
     def parse(number: int, line: str) -> Item | None:
         if not line.strip():
@@ -120,10 +121,12 @@ def _items(path: Path, titled: bool) -> Iterator[Item]:
                 f"{path}:{number}:{line.index(chr(0)) + 1}: a NUL character",
                 "is the file damaged, or not UTF-8?",
             )
+        texts.see(number, found["text"])
         item = Item(number, found["id"], found.get("title", ""), found["text"])
         return clean(item, path)
 
-    return parsed(path, parse)
+    yield from parsed(path, parse)
+    texts.check()
 
 
 def _order_of_columns(path: Path) -> list[str]:

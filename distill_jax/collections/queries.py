@@ -13,8 +13,9 @@ from distill_jax.collections import jsonl
 from distill_jax.collections.builder import Item, clean, queries_of
 from distill_jax.collections.collection import NO_DOCUMENTS, Collection, Queries
 from distill_jax.collections.qrels import Qrels
-from distill_jax.io.bad_lines import columns, parsed
-from distill_jax.io.errors import UserError, clip
+from distill_jax.io.bad_lines import parsed
+from distill_jax.io.errors import UserError
+from distill_jax.io.named_columns import Columns, Texts
 
 _JSON = (".jsonl", ".json", ".ndjson")
 
@@ -28,6 +29,8 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
     path = Path(where).expanduser()
     if path.name.removesuffix(".gz").endswith(_JSON):
         return jsonl.load(where, split)
+    if path.name.removesuffix(".gz").endswith((".csv", ".parquet")):
+        raise UserError(f"{path}: queries in a table", f"write {_FORM}, or JSON lines")
     queries, notices = queries_of(path, _items(path), path.stem)
     if not len(queries):
         raise UserError(f"{path}: no queries", "check the file")
@@ -36,18 +39,23 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
 
 
 def _items(path: Path) -> Iterator[Item]:
-    fit = columns(path)
+    columns = Columns(path, _LAYOUTS, ("id", "text"), _FORM)
+    texts = Texts(path)
 
     def parse(number: int, line: str) -> Item | None:
         if not line.strip():
             return None
-        fields = line.split("\t")
-        if fit(number, fields) > 2:
-            raise UserError(
-                f"{path}:{number}: {len(fields)} columns in {clip(line)}",
-                "write 'id<tab>text', or one text a line",
-            )
-        query_id = fields[0] if len(fields) == 2 else f"{path.stem}-{number}"
-        return clean(Item(number, query_id, "", fields[-1]), path)
+        found = columns.read(number, line.split("\t"))
+        if found is None:
+            return None
+        query_id = found.get("id", f"{path.stem}-{number}")
+        if "id" in found:
+            texts.see(number, found["text"])
+        return clean(Item(number, query_id, "", found["text"]), path)
 
-    return parsed(path, parse)
+    yield from parsed(path, parse)
+    texts.check()
+
+
+_LAYOUTS = {1: ("text",), 2: ("id", "text")}
+_FORM = "'id<tab>text', or one text a line"

@@ -80,18 +80,32 @@ def docs(where: str) -> Collection:
 
 
 def _items(path: Path, rows: Any, columns: dict, stem: str) -> Iterator[Item]:
-    roles: dict[str, str] = {}
+    # Rows of JSON may differ in their fields.
+    known: dict[tuple[str, ...], dict[str, str]] = {}
+    named: bool | None = None
     for line, row in rows(path):
-        if not roles:
-            roles = _roles(path, list(row), columns)
-        text, title = row.get(roles["text"]), row.get(roles.get("title", ""))
-        if not isinstance(text, str):
-            kind = type(text).__name__
+        names = tuple(row)
+        if names not in known:
+            place = f"{path}:{line}" if known else str(path)
+            known[names] = _roles(place, names, columns)
+        roles = known[names]
+        text = row[roles["text"]]
+        title = row[roles["title"]] if "title" in roles else None
+        title = str(title) if isinstance(title, int | float) else title
+        doc_id = row[roles["id"]] if "id" in roles else None
+        for role, value in (("text", text), ("title", "" if title is None else title)):
+            if not isinstance(value, str):
+                raise UserError(
+                    f"{path}:{line}: {roles[role]} is a {type(value).__name__}, "
+                    "not a text",
+                    f"name another column: csv:PATH#{role}=COLUMN",
+                )
+        if named not in (None, doc_id is not None):
             raise UserError(
-                f"{path}:{line}: {roles['text']} is a {kind}, not a text",
-                "name another column: csv:PATH#text=COLUMN",
+                f"{path}:{line}: {'no' if named else 'an'} id, unlike the lines before",
+                "give every document one, or none",
             )
-        doc_id = row.get(roles.get("id", ""))
+        named = doc_id is not None
         doc_id = f"{stem}-{line}" if doc_id is None else doc_id
         if isinstance(doc_id, bool) or not isinstance(doc_id, str | int):
             raise UserError(
@@ -115,7 +129,7 @@ def _named(path: Path, named: str) -> dict[str, str]:
     return columns
 
 
-def _roles(path: Path, names: Sequence[str], named: Mapping[str, str]) -> dict:
+def _roles(path: str, names: Sequence[str], named: Mapping[str, str]) -> dict:
     for role, column in named.items():
         if column not in names:
             raise UserError(
@@ -139,20 +153,33 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
     tab = path.name.lower().removesuffix(".gz").endswith((".tsv", ".tab"))
     csv.field_size_limit(1 << 30)
     with io.TextIOWrapper(open_binary(path), "utf-8-sig", newline="") as file:
-        reader = csv.reader(_decoded(path, file), delimiter="\t" if tab else ",")
-        names = next(reader, [])
-        if len(set(names)) < len(names):
-            raise UserError(f"{path}:1: a column is named twice", "rename one")
-        for row in reader:
-            if not row:
-                continue
-            if len(row) != len(names):
-                raise UserError(
-                    f"{path}:{reader.line_num}: {len(row)} fields, but {len(names)} "
-                    "columns",
-                    "quote fields that hold the separator or a line end",
-                )
-            yield reader.line_num, dict(zip(names, row))
+        # Strict: a quote that is not closed would make one text of all that follows.
+        options = {"delimiter": "\t" if tab else ",", "strict": True}
+        reader = csv.reader(_decoded(path, file), **options)
+        try:
+            yield from _csv_dicts(path, reader)
+        except csv.Error as error:
+            raise UserError(
+                f"{path}:{reader.line_num}: {error}: a quote that is not closed, or in "
+                "the midst of a field",
+                'write a quote inside of quotes twice ("")',
+            ) from None
+
+
+def _csv_dicts(path: Path, reader: Any) -> Iterator[tuple[int, dict]]:
+    names = next(reader, [])
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}:1: a column is named twice", "rename one")
+    for row in reader:
+        if not row:
+            continue
+        if len(row) != len(names):
+            raise UserError(
+                f"{path}:{reader.line_num}: {len(row)} fields, but {len(names)} "
+                "columns",
+                "quote fields that hold the separator or a line end",
+            )
+        yield reader.line_num, dict(zip(names, row))
 
 
 def _decoded(path: Path, file: io.TextIOWrapper) -> Iterator[str]:

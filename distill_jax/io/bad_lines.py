@@ -145,25 +145,3 @@ def parsed_jsonl(path: str | Path, parse: Callable[[int, dict], T]) -> Iterator[
         return None if record is None else parse(number, record)
 
     return parsed(path, parse_line)
-
-
-def columns(path: str | Path) -> Callable[[int, list[str]], int]:
-    """A check that every line has as many columns as the first one that it sees.
-
-    A stray tab inside a text would otherwise make other columns of it.
-    """
-    first: tuple[int, int] | None = None
-
-    def check(number: int, fields: list[str]) -> int:
-        nonlocal first
-        if first is None:
-            first = number, len(fields)
-        elif len(fields) != first[1]:
-            raise UserError(
-                f"{path}:{number}: {len(fields)} columns, but {first[1]} on line "
-                f"{first[0]}",
-                "is there a tab in a text, or a column missing?",
-            )
-        return len(fields)
-
-    return check

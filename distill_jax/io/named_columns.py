@@ -117,6 +117,29 @@ def _twice(found: Sequence[str | None]) -> int:
     return next(i for i, role in enumerate(found) if role in found[:i])
 
 
+class Texts:
+    """A column of texts of a file without a header: it is not all numbers."""
+
+    def __init__(self, path: str | Path):
+        self._path, self._first, self._texts = path, "", False
+
+    def see(self, number: int, text: str) -> None:
+        self._first = self._first or f"{number}: {clip(text)}"
+        self._texts |= decimal(text) is None
+
+    def check(self) -> None:
+        """Once all lines were seen.
+
+        Raises:
+            UserError: each of them was a number.
+        """
+        if self._first and not self._texts:
+            raise UserError(
+                f"{self._path}:{self._first} is a number, as all texts of the file are",
+                "are the columns in another order? write a header that names them",
+            )
+
+
 def decimal(text: str) -> float | None:
     """The number that a field of a table holds; None where it holds none.
 

@@ -20,23 +20,15 @@ def open_binary(path: str | Path) -> IO[bytes]:
     """Opens a file for reading, decompressed when its first bytes are gzip's.
 
     Raises:
-        UserError: there is no such file, it cannot be read, or its first bytes are of
-            another compression.
+        UserError: there is no such file, or it cannot be read.
     """
     path = Path(path)
     try:
         # A pipe's first bytes cannot be read twice: its name counts.
-        first = b"\x1f\x8b" if path.suffix == ".gz" else b""
+        packed = path.suffix == ".gz"
         if path.is_file():
             with open(path, "rb") as file:
-                first = file.read(8)
-        for name, magic in _OTHER_FORMS.items():
-            if first.startswith(magic):
-                raise UserError(
-                    f"{path}: a {name} file, not text",
-                    "unpack it, or give it compressed by gzip",
-                )
-        packed = first.startswith(b"\x1f\x8b")
+                packed = file.read(2) == b"\x1f\x8b"
         return gzip.open(path, "rb") if packed else open(path, "rb")  # type: ignore
     except OSError as error:
         raise UserError(
@@ -44,7 +36,8 @@ def open_binary(path: str | Path) -> IO[bytes]:
         ) from None
 
 
-_OTHER_FORMS = {
+# By their first bytes, which are no UTF-8 or soon have what is none behind them.
+_BINARY = {
     "zstd": b"\x28\xb5\x2f\xfd",
     "bzip2": b"BZh",
     "xz": b"\xfd7zXZ\0",
@@ -100,10 +93,14 @@ def decoded(path: str | Path, number: int, raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
+        todo = "convert the file to UTF-8, e.g. with iconv"
+        for name, first in _BINARY.items():
+            if number == 1 and raw.startswith(first):
+                todo = f"it is a {name} file: unpack it, or compress it by gzip"
         raise UserError(
             f"{path}:{number}:{error.start + 1}: not UTF-8 "
             f"(byte 0x{error.object[error.start]:02x})",
-            "convert the file to UTF-8, e.g. with iconv",
+            todo,
         ) from None
 
 

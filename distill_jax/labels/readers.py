@@ -109,6 +109,7 @@ def _assemble(
     notices: list[str],
 ) -> Imported:
     _refuse_repeated(records)
+    _refuse_mixed(records)
     texts = all(record.texts is not None for record in records)
     if collection is None and texts:
         collection = _collection(records, path, notices)
@@ -162,6 +163,17 @@ def _refuse_repeated(records: Sequence[Record]) -> None:
             raise UserError(
                 f"{record.place}: the query {query} occurs twice, first at {first}",
                 "join the lines: one list a query",
+            )
+
+
+def _refuse_mixed(records: Sequence[Record]) -> None:
+    """A teacher's scores beside judgements or orders are numbers of two kinds."""
+    for record in records:
+        if record.source != records[0].source and record.doc_ids:
+            raise UserError(
+                f"{record.place}: a list by {record.source}, but {records[0].place} is"
+                f" one by {records[0].source}",
+                "part the file: one kind of label a file",
             )
 
 

@@ -59,22 +59,22 @@ def colbert(record: Any) -> Record:
     that one.
     """
     query_id, *docs = record
-    ids = [_id(doc[0], "a doc") for doc in docs]
+    ids = [as_id(doc[0], "a doc") for doc in docs]
     pairs = []
     for i, doc in enumerate(docs):
         for pair in _list(doc[2], "the pairs of a doc") if len(doc) > 2 else ():
             if not isinstance(pair, list) or len(pair) != 2:
                 raise UserError(f"a pair is {_kind(pair)}, not [position, log p]")
-            j, log_p = _number(pair[0], "a position"), _number(pair[1], "a log p")
+            j, log_p = as_number(pair[0], "a position"), as_number(pair[1], "a log p")
             if j != int(j) or not 0 <= j < len(ids):
                 raise UserError(f"a pair's position {pair[0]} is not in the list")
             if ids[int(j)] == ids[i]:
                 raise UserError(f"a pair of doc {clip(ids[i])} with itself")
             pairs.append((ids[i], ids[int(j)], min(math.exp(min(log_p, 0.0)), 1.0)))
     return Record(
-        query_id=_id(query_id, "the query's id"),
+        query_id=as_id(query_id, "the query's id"),
         doc_ids=ids,
-        scores=[_number(doc[1], "a score") for doc in docs],
+        scores=[as_number(doc[1], "a score") for doc in docs],
         pairs=pairs,
     )
 
@@ -91,10 +91,10 @@ def _is_colbert(record: Any) -> bool:
 def pylate(record: Any) -> Record:
     """``{query_id, document_ids, scores}``; lists may be written as JSON strings."""
     name = next(k for k in _DOC_IDS if k in record)
-    ids = [_id(i, f'"{name}"') for i in _list(_unwritten(record[name]), f'"{name}"')]
+    ids = [as_id(i, f'"{name}"') for i in _list(_unwritten(record[name]), f'"{name}"')]
     scores = _numbers(_unwritten(record["scores"]), '"scores"')
     return Record(
-        query_id=_id(record["query_id"], '"query_id"'),
+        query_id=as_id(record["query_id"], '"query_id"'),
         doc_ids=ids,
         scores=_as_many(scores, ids, '"scores"'),
         query=_optional(record, "query"),
@@ -143,6 +143,9 @@ def ordered(record: Any) -> Record:
     docs = _passages(record[name], name)
     if not docs:
         raise UserError(f'"{name}" is empty')
+    ranks = [as_number(doc["rank"], '"rank"') for doc in docs if "rank" in doc]
+    if ranks != sorted(ranks):
+        raise UserError(f'"{name}" is in another order than its ranks')
     query_id = record.get("query_id", docs[0].get("qid"))
     made = _of_passages(record, query_id, docs)
     made.scores, made.source = None, "order"
@@ -161,8 +164,11 @@ def tevatron(record: Any) -> Record:
     )
     docs = positive + negative
     made = _of_passages(record, record.get("query_id"), docs)
-    if docs and all("score" in passage for passage in docs):
-        made.scores = [_number(passage["score"], '"score"') for passage in docs]
+    scored = [passage for passage in docs if "score" in passage]
+    if scored and len(scored) < len(docs):
+        raise UserError(f"{len(scored)} of {len(docs)} passages have a score")
+    if scored:
+        made.scores = [as_number(passage["score"], '"score"') for passage in docs]
     else:
         made.scores, made.source = _one_hot(positive, negative), "judgement"
     return made
@@ -227,13 +233,17 @@ def _texts(value: Any, name: str) -> list[str]:
     return [_text(one, f'one of "{name}"') for one in _list(value, f'"{name}"')]
 
 
-def _id(value: Any, name: str) -> str:
+def as_id(value: Any, name: str) -> str:
+    """An id as text; UserError, by its name, for what is none."""
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise UserError(f"{name} is {_kind(value)}, not an id")
+    if any(character in "\t\n\r\v\f\0\x85\u2028\u2029" for character in str(value)):
+        raise UserError(f"{name} is {_kind(value)}, which no run file can hold")
     return str(value)
 
 
-def _number(value: Any, name: str) -> float:
+def as_number(value: Any, name: str) -> float:
+    """A finite number; UserError, by its name, for what is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{name} is {_kind(value)}, not a number")
     # NaN and infinity order nothing.
@@ -243,7 +253,7 @@ def _number(value: Any, name: str) -> float:
 
 
 def _numbers(value: Any, name: str) -> list[float]:
-    return [_number(one, f"one of {name}") for one in _list(value, name)]
+    return [as_number(one, f"one of {name}") for one in _list(value, name)]
 
 
 def _as_many(numbers: list[float], docs: list[str], name: str) -> list[float]:
@@ -277,7 +287,7 @@ def _of_texts(record: dict[str, Any], texts: list[str], scores: list[float]) -> 
     query = _text(record["query"], '"query"')
     query_id = record.get("query_id")
     return Record(
-        query_id=text_id(query) if query_id is None else _id(query_id, '"query_id"'),
+        query_id=text_id(query) if query_id is None else as_id(query_id, '"query_id"'),
         doc_ids=[text_id(text) for text in texts],
         scores=scores,
         query=query,
@@ -299,13 +309,13 @@ def _of_passages(
         if not text and "docid" not in passage:
             raise UserError('a passage has neither "docid" nor "text"')
     ids = [
-        _id(p["docid"], '"docid"') if "docid" in p else text_id(text)
+        as_id(p["docid"], '"docid"') if "docid" in p else text_id(text)
         for p, (_, text) in zip(passages, texts)
     ]
     return Record(
         query_id=text_id(query or "")
         if query_id is None
-        else _id(query_id, '"query_id"'),
+        else as_id(query_id, '"query_id"'),
         doc_ids=ids,
         scores=None,
         query=query,

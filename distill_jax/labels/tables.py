@@ -8,9 +8,9 @@ from typing import Any
 
 from distill_jax.io.bad_lines import parsed
 from distill_jax.io.errors import UserError, clip
-from distill_jax.io.named_columns import LARGEST, Columns, number_of
+from distill_jax.io.named_columns import Columns, number_of
 from distill_jax.labels.labels import Kind
-from distill_jax.labels.records import RECORDS, Record
+from distill_jax.labels.records import RECORDS, Record, as_id, as_number
 
 
 def reader(form: str | None, path: Path) -> Callable[[str, Any], Record]:
@@ -92,18 +92,19 @@ def parquet(path: Path, kind: Kind | None) -> Iterator[Record]:
         runs: dict[str, list[tuple[float, int, str]]] = {}
         for i, row in enumerate(table.to_pylist()):
             place = f"{path}, row {i}"
-            if row["query_id"] is None or row["doc_id"] is None:
-                raise UserError(f"{place}: an empty id", "mend or drop the row")
-            score, rank = row["score"], row.get("rank") or 0
-            number = isinstance(score, int | float) and abs(score) <= LARGEST
-            if not number or not isinstance(rank, int | float):
-                raise UserError(
-                    f"{place}: the score {score} of query {clip(str(row['query_id']))},"
-                    f" document {clip(str(row['doc_id']))} is no finite number",
-                    "mend or drop the row",
+            try:
+                query, doc = (
+                    as_id(row["query_id"], "an id"),
+                    as_id(row["doc_id"], "an id"),
                 )
-            entry = (float(score), int(rank), str(row["doc_id"]))
-            runs.setdefault(str(row["query_id"]), []).append(entry)
+                what = f"of query {clip(query)}, document {clip(doc)}"
+                score = as_number(row["score"], f"the score {what}")
+                rank = as_number(row.get("rank") or 0, f"the rank {what}")
+            except UserError as error:
+                raise UserError(
+                    f"{place}: {error.what}", "mend or drop the row"
+                ) from None
+            runs.setdefault(query, []).append((score, int(rank), doc))
         for query_id, docs in runs.items():
             yield _from_run(query_id, docs, kind or "rank")
         return
@@ -124,6 +125,7 @@ def gpl(path: Path, notices: list[str]) -> Iterator[Record]:
     links: dict[str, dict[str, list[tuple[str, float]]]] = {}
     form = "four columns, tab between: query id, positive, negative, margin"
     columns = Columns(path, {4: _GPL}, _GPL, form)
+    margins: dict[tuple[str, str, str], float] = {}
 
     def parse(number: int, line: str) -> tuple[str, str, str, float] | None:
         found = columns.read(number, line.split("\t")) if line.strip() else None
@@ -131,7 +133,19 @@ def gpl(path: Path, notices: list[str]) -> Iterator[Record]:
             return None
         query, positive, negative, margin = (found[role] for role in _GPL)
         what = f"margin of query {clip(query)}"
-        return query, positive, negative, number_of(path, number, margin, what, form)
+        value = number_of(path, number, margin, what, form)
+        first = margins.setdefault((query, positive, negative), value)
+        same = abs(first - value) <= 1e-3 * max(1.0, abs(first))
+        if positive == negative or not same:
+            reason = (
+                f"another one than {first}" if positive != negative else "of itself"
+            )
+            raise UserError(
+                f"{path}:{number}: the {what}, {clip(positive)} and {clip(negative)} "
+                f"is {reason}",
+                "mend or drop the line",
+            )
+        return query, positive, negative, value
 
     for query_id, positive, negative, margin in parsed(path, parse):
         docs = links.setdefault(query_id, {})

@@ -8,13 +8,15 @@ import json
 import re
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_jax.collections.collection import Collection
 from distill_jax.collections.qrels import Qrels
-from distill_jax.collections.schemes import load_collection
+from distill_jax.collections.schemes import load_collection, load_docs
 from distill_jax.io.bad_lines import tolerated
 from distill_jax.io.errors import UserError
 from distill_jax.labels.readers import read_labels
@@ -140,9 +142,9 @@ def test_an_id_that_is_not_encoded_as_its_tag_says_is_named(tmp_path):
     ],
 )
 def test_another_compression_is_named(tmp_path, first, name):
-    (tmp_path / "x.run").write_bytes(first + b"\0" * 20)
+    (tmp_path / "x.run").write_bytes(first + b"\0\xff" * 20)
     for read in (Run.read, Qrels.read):
-        with pytest.raises(UserError, match=f"a {name} file"):
+        with pytest.raises(UserError, match=f"a {name} file: unpack"):
             read(tmp_path / "x.run")
 
 
@@ -276,6 +278,124 @@ def test_an_odd_field_of_a_label_file_is_named_with_its_line(tmp_path, form):
                 known = {*texts_of(record), *texts_of(json.loads(other)), ""}
                 if found.collection is not None:
                     assert set(found.collection.texts) <= known, (at, odd)
+
+
+PASSAGES = {"positive_passages": [{"docid": "1", "text": "a", "score": 3}]}
+
+
+@pytest.mark.parametrize(
+    ("records", "told"),
+    [
+        ([{"query_id": "q\t1", "document_ids": ["a"], "scores": [1]}], "no run file"),
+        ([{"query_id": "q", "document_ids": ["a\0"], "scores": [1]}], "no run file"),
+        ([{"query_id": "q", **PASSAGES, "negative_passages": [{"docid": "2"}]}],
+         "1 of 2 passages"),
+        ([{"query": "x", "hits": [{"content": "a", "rank": 2},
+                                  {"content": "b", "rank": 1}]}], "another order"),
+        ([{"query": "x", "pos": ["a"], "neg": ["b"], "pos_scores": [9.5],
+           "neg_scores": [3.5]}, {"query": "y", "pos": ["a"], "neg": ["b"]}],
+         "one kind of label"),
+    ],
+)  # fmt: skip
+def test_labels_of_two_meanings_are_refused(tmp_path, records, told):
+    path = write(tmp_path / "x.jsonl", map(json.dumps, records))
+    with pytest.raises(UserError, match=f"(?s){len(records)}: .*{told}"):
+        read_labels(path)
+
+
+@pytest.mark.parametrize("line", ["q\ta\tb\t5", "q\ta\ta\t1"])
+def test_margins_that_contradict_are_refused(tmp_path, line):
+    path = write(tmp_path / "x.tsv", ["q\ta\tb\t1", "q\ta\tb\t1.0001", line])
+    with pytest.raises(UserError, match=r"x\.tsv:3: the margin of query 'q'"):
+        read_labels(path, "gpl")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"score": None}, {"score": float("nan")}, {"score": True}, {"doc_id": 2.0},
+        {"query_id": b"q"}, {"query_id": None}, {"doc_id": ""}, {"rank": float("nan")},
+    ],
+)  # fmt: skip
+def test_odd_cells_of_a_parquet_table_are_named(tmp_path, odd):
+    row = {"query_id": "q", "doc_id": "a", "score": 1.5, "rank": 1.0}
+    pq.write_table(pa.Table.from_pylist([row | odd]), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x\.parquet, row 0: "):
+        read_labels(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize(
+    ("lines", "texts"),
+    [
+        (["qid\tquery", "7\twhy"], {"7": "why"}),
+        (["query\tqid", "why\t7"], {"7": "why"}),
+        (["7\twhy", "8\t1984"], {"7": "why", "8": "1984"}),
+        (["why", "how"], {"x-1": "why", "x-2": "how"}),
+        (["why is it\t7", "how is it\t8"], None),
+    ],
+)
+def test_queries_are_read_by_their_header(tmp_path, lines, texts):
+    path = write(tmp_path / "x.tsv", lines)
+    if texts is None:
+        with pytest.raises(UserError, match="another order"):
+            load_collection(f"queries:{path}", split="train")
+    else:
+        _, queries, _ = load_collection(f"queries:{path}", split="train")
+        assert dict(zip(queries.ids, queries.texts)) == texts
+
+
+def test_texts_before_their_ids_are_refused(tmp_path):
+    spec = marco(tmp_path, ["a bridge of steel\t1", "rails cross it\t2"])
+    with pytest.raises(UserError, match=r"collection\.tsv:1: '1' is a number"):
+        load_collection(spec, split="dev")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("x.csv", 'id,text\n1,"a\n2,b\n3,c\n', "quote that is not closed"),
+        ("x.csv", 'id,text\n1,"a" b\n', "in the midst of a field"),
+        ("x.jsonl", '{"id": "1", "text": "a"}\n{"text": "b"}\n', r"x\.jsonl:2: no id"),
+        ("x.jsonl", '{"id": "1", "text": "a", "title": ["t"]}\n', "title is a list"),
+    ],
+)
+def test_documents_that_would_be_read_as_others_are_refused(tmp_path, name, text, told):
+    (tmp_path / name).write_text(text)
+    scheme = "csv" if name.endswith("csv") else "jsonl"
+    with pytest.raises(UserError, match=told):
+        load_docs(f"{scheme}:{tmp_path / name}")
+
+
+def test_rows_of_other_fields_are_read_by_their_own(tmp_path):
+    rows = [{"id": "1", "text": "a"}, {"_id": "2", "title": "T", "text": "b"}]
+    path = write(tmp_path / "x.jsonl", map(json.dumps, rows))
+    docs = load_docs(f"jsonl:{path}")
+    assert (list(docs.ids), list(docs.titles)) == (["1", "2"], ["", "T"])
+    # pandas' index is no title.
+    docs = load_docs(f"csv:{write(tmp_path / 'x.csv', [',id,text', '0,7,a'])}")
+    assert docs.titles is None or list(docs.titles) == [""]
+
+
+@pytest.mark.parametrize(
+    ("answers", "found"),
+    [
+        ({"answers": {"text": ["b"]}}, ["b"]),
+        ({"answers": None, "answer": "z"}, ["z"]),
+        ({"answers": {"value": "b", "aliases": "cd"}}, None),
+        ({"answers": {"value": "b", "aliases": None}}, None),
+        ({"answers": {"spans": ["b"]}}, None),
+        ({"answers": "['b', 'c']"}, None),
+    ],
+)
+def test_answers_are_read_whole_or_refused(tmp_path, answers, found):
+    line = json.dumps({"id": 1, "question": "a", **answers})
+    spec = f"jsonl:{write(tmp_path / 'x.jsonl', [line])}"
+    if found is None:
+        with pytest.raises(UserError, match=r"x\.jsonl:1: the answers"):
+            load_collection(spec, split="train")
+    else:
+        _, queries, _ = load_collection(spec, split="train")
+        assert queries.answers[0] == found
 
 
 def test_empty_lists_of_scores_are_no_scores(tmp_path):

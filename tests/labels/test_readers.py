@@ -83,6 +83,7 @@ def test_tevatron(tmp_path):
     assert found.labels.lists() == {"q": [("d1", 9.5), ("d2", -1.0)]}
     assert found.collection.full_text(0) == "T1 text 1"
     record["positive_passages"] = [passage(1)]
+    record["negative_passages"] = [passage(2)]
     found = read_labels(jsonl(tmp_path / "x.jsonl", record))
     assert found.labels.lists() == {"q": [("d1", 1.0), ("d2", 0.0)]}
 
