@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,8 @@ def open_binary(path: str | Path) -> IO[bytes]:
     """Opens a file for reading, decompressed when its first bytes are gzip's.
 
     Raises:
-        UserError: there is no such file, or it cannot be read.
+        UserError: there is no such file, it cannot be read, or its name says that it
+            is compressed and it holds neither that nor text.
     """
     path = Path(path)
     try:
@@ -28,7 +30,14 @@ def open_binary(path: str | Path) -> IO[bytes]:
         packed = path.suffix == ".gz"
         if path.is_file():
             with open(path, "rb") as file:
-                packed = file.read(2) == b"\x1f\x8b"
+                first = file.read(16)
+            packed = first.startswith(b"\x1f\x8b")
+            if path.suffix == ".gz" and not packed and _CONTROL.search(first):
+                raise UserError(
+                    f"{path}:1: the compressed file is cut or damaged (neither gzip "
+                    "nor text)",
+                    "download or compress it again",
+                )
         return gzip.open(path, "rb") if packed else open(path, "rb")  # type: ignore
     except OSError as error:
         raise UserError(
@@ -36,6 +45,7 @@ def open_binary(path: str | Path) -> IO[bytes]:
         ) from None
 
 
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 # By their first bytes, which are no UTF-8 or soon have what is none behind them.
 _BINARY = {
     "zstd": b"\x28\xb5\x2f\xfd",
