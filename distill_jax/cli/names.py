@@ -345,8 +345,9 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "CHECKPOINT_PERIOD": Name("Steps between checkpoints.", f"{_COUNT}, None"),
         "TRAINABLE": Name(
             "What is trained: regular expressions, searched for in the names of "
-            "parameters (docs/howto/parts-of-a-model.md); None is all of them.",
-            "'layers\\.(10|11)\\.|head', several, None",
+            "parameters, or low-rank adapters (docs/howto/parts-of-a-model.md); None "
+            "is all.",
+            "'layers\\.(10|11)\\.|head', lora, 'lora:rank=16,alpha=32', several, None",
         ),
         "TRAINED": Name(
             "Which towers are trained; documents then keep their vectors.",

@@ -234,7 +234,8 @@ def step_of(spec: Any, training: Training, shape: Shape, steps: int, mesh: Any) 
     """Compiles the largest step from shapes, in pieces that fit."""
     params, graphdef = abstract_params(spec), graphdef_of(spec)
     batch, optimizer = shape.batch(spec.kind), training.made_optimizer(steps)
-    moments = jax.eval_shape(optimizer.init, params)
+    held = jax.eval_shape(lambda p: optimizer.trainable.prepared(p, 0), params)
+    moments = jax.eval_shape(optimizer.init, held)
     target = targets.current()
     estimate = target is not None and not target.compiles
     limit = None if mesh.size == 0 else limit_of(mesh.devices.flat[0])
@@ -257,7 +258,7 @@ def step_of(spec: Any, training: Training, shape: Shape, steps: int, mesh: Any) 
         again += remat == "full"
         model, worked = 3 * forward / mesh.size, (3 + again) * forward / mesh.size
         if estimate:
-            cost = _estimate(spec, params, moments, batch, form, mesh, model, worked)
+            cost = _estimate(spec, held, moments, batch, form, mesh, model, worked)
         else:
             compiled = _compiled_or_none(
                 graphdef,
@@ -278,7 +279,7 @@ def step_of(spec: Any, training: Training, shape: Shape, steps: int, mesh: Any) 
         form = smaller
     return Step(
         parameters=sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params)),
-        state_bytes=_bytes(params) + _bytes(moments),
+        state_bytes=_bytes(held) + _bytes(moments),
         forward=forward,
         step=worked * mesh.size,
         cost=cost,

@@ -36,6 +36,7 @@ from distill_jax.recipe.updates import OptimizerMaker, ScheduleMaker
 from distill_jax.training import optimizers, schedules
 from distill_jax.training.loop import Fit, FitResult
 from distill_jax.training.trainable import Trainable, trainables
+from distill_jax.weights import peft
 from distill_jax.workspace import ranking
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
@@ -121,8 +122,8 @@ class Training:
             equals, so that 0 keeps the start). Without dev judgements, the greatest.
         trained: "both" towers, or the "query" tower of a dual encoder: documents keep
             their vectors (and an index its bytes), which are gathered on the device.
-        trainable: regular expressions of the parameters that are trained; None is all.
-            See ``training.trainable``.
+        trainable: regular expressions of the parameters that are trained, or
+            "lora:..."; None is all. See ``training.trainable``.
         may_change: names of these settings that may differ from the training that
             MODEL_DIR holds: that training is resumed all the same.
     """
@@ -200,7 +201,10 @@ class Training:
         """
         if self.trained == "query":
             student = query_side.query_tower(student)
-        Trainable.of(self.trainable).parted(student.params)
+        trainable = Trainable.of(self.trainable)
+        trainable.parted(
+            jax.eval_shape(lambda p: trainable.prepared(p, 0), student.params)
+        )
 
 
 class Stopped(Exception):
@@ -375,6 +379,10 @@ def _fit(
             student.params, params, training.averages, evaluate, training.measure
         )
         kept |= {"averaged": facts}
+    if result.adapters and result.finished and jax.process_index() == 0:
+        share = kept.get("averaged", {"share": 1.0})["share"]
+        folder = asked.directory / "student" / "adapter"
+        kept |= {"adapter": peft.write(folder, student, result.adapters, share=share)}
     if training.trained == "query":
         trained = query_side.with_query_tower(whole, params)
         return result, trained.replace(source=str(asked.directory)), kept

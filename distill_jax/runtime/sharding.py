@@ -45,6 +45,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(.*\.)?(relative_bias\.embedding|distances\.table)", P()),
     (r"(.*\.)?embeddings\.(position|token_type)", P()),
     (r"(.*[._])?norm\.(scale|bias)", P()),
+    (r".*\.lora_(a|b|scale)", P()),
     # Heads and projections, one matrix each.
     (r"(.*\.)?(head|projection|project)(\.(?!norm)\w+)?\.(kernel|bias)", P()),
 )

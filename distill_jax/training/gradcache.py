@@ -22,6 +22,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from distill_jax.io.errors import UserError
+from distill_jax.models import lora
 from distill_jax.runtime import placement
 from distill_jax.training.trainable import joined
 
@@ -31,7 +32,7 @@ Gradient = Callable[..., tuple[tuple[Any, dict], Any]]
 
 def student_of(graphdef: Any, params: dict, rest: Any = None) -> Any:
     """The student's module with these parameters, and those that are not trained."""
-    return nnx.merge(graphdef, nnx.State(joined(params, rest)))
+    return nnx.merge(graphdef, nnx.State(lora.merged(joined(params, rest))))
 
 
 def represent(student: Any, batch: Any, keys: Any | None) -> Any:

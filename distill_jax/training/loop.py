@@ -25,6 +25,7 @@ from typing import Any
 import jax
 
 from distill_jax.io.errors import UserError
+from distill_jax.models import lora
 from distill_jax.runtime import sharding
 from distill_jax.runtime.compile_cache import use_compile_cache
 from distill_jax.runtime.interrupt import Interrupt, Interrupted
@@ -145,10 +146,8 @@ class TrainingRun:
 
     def fit(self, graphdef: Any, objective: Any, feed: Any) -> FitResult:
         """Trains to the end, unless the run is complete."""
-        finished, where = (
-            self.notes.finished,
-            f"step {self.step} of {self.options.steps}",
-        )
+        finished = self.notes.finished
+        where = f"step {self.step} of {self.options.steps}"
         if finished:
             why = " (patience)" if finished == "patience" else ""
             self.progress.say(f"complete: {where}{why}")
@@ -300,7 +299,8 @@ class TrainingRun:
             functools.partial(failures.evaluation_out_of_memory, self.step)
         )
         with self.interrupt.may_cut(), self.goodput.spent_on("eval"), fits:
-            found = self.evaluate(self.state.params, self.step)
+            params = states.student_params(self.state.params, self.mesh)
+            found = self.evaluate(params, self.step)
         found = {name: float(value) for name, value in found.items()}
         self.progress.pause(time.perf_counter() - began)
         if self.log is not None:
@@ -334,17 +334,17 @@ class TrainingRun:
         if finished and best not in (None, step):
             with self.goodput.spent_on("checkpoint"):
                 params, step = self.saver.restore_params(best, params), best
-        seconds = self.goodput.report()
         compiled = len(self.programs or ())
         if compiled:
             self.progress.say(f"{compiled} compiled shapes; {self.goodput}")
         return FitResult(
-            params=params,
+            params=states.student_params(params, self.mesh),
+            adapters=lora.parted(params)[1],
             step=self.step,
             best_step=step,
             history=list(self.log.records) if self.log else [],
             signal=None if finished else self.interrupt.signal,
             finished=finished,
-            seconds=seconds,
+            seconds=self.goodput.report(),
             compiled=compiled,
         )

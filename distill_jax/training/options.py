@@ -114,6 +114,7 @@ class FitResult:
 
     Attributes:
         params: of the best evaluation if there is a ``best_measure``, else the last.
+        adapters: leaves of the adapters that are merged in ``params``, by path.
         step: updates done; ``best_step``: those of ``params``.
         history: the records of ``metrics.jsonl``.
         signal: number of the signal that stopped it, or None. A command ends with
@@ -127,6 +128,7 @@ class FitResult:
     step: int
     best_step: int
     history: list[dict]
+    adapters: dict[str, Any] = dataclasses.field(default_factory=dict)
     signal: int | None = None
     finished: str | None = None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from distill_jax.models import lora
+from distill_jax.models.pretrained import unflatten
 from distill_jax.runtime import sharding
 from distill_jax.training.optimizers import Optimizer
 
@@ -21,7 +23,8 @@ class TrainState:
 
     Attributes:
         step: number of updates done, int32.
-        params: the nested dict of parameters, float32.
+        params: the nested dict of parameters, float32, with adapters where these are
+            trained; see ``models.lora``.
         opt_state: the moments of the optimiser.
         key: the run's random key. It never changes: each step folds its number in.
     """
@@ -38,7 +41,8 @@ def abstract(params: Any, optimizer: Optimizer, mesh: Mesh) -> TrainState:
     Args:
         params: arrays or ``jax.ShapeDtypeStruct`` leaves.
     """
-    params = jax.eval_shape(_masters, params)
+    prepared = optimizer.trainable.prepared
+    params = jax.eval_shape(lambda tree: prepared(_masters(tree), 0), params)
     opt_state = jax.eval_shape(optimizer.init, params)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = TrainState(
@@ -88,7 +92,8 @@ def create(params: Any, optimizer: Optimizer, mesh: Mesh, seed: int) -> TrainSta
     """
     target = abstract(params, optimizer, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, target)
-    params = sharding.shard_params(_masters(params), mesh)
+    params = optimizer.trainable.prepared(_masters(params), seed)
+    params = sharding.shard_params(params, mesh)
 
     def make(params: Any) -> TrainState:
         return TrainState(
@@ -99,6 +104,15 @@ def create(params: Any, optimizer: Optimizer, mesh: Mesh, seed: int) -> TrainSta
         )
 
     return jax.jit(make, out_shardings=places)(params)
+
+
+def student_params(params: Any, mesh: Mesh) -> Any:
+    """The parameters of a state as the student has them: adapters are merged."""
+    own, adapters = lora.parted(params)
+    if not adapters:
+        return params
+    places = sharding.param_shardings(unflatten(own), mesh)
+    return jax.jit(lora.merged, out_shardings=places)(params)
 
 
 @jax.jit

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.io.errors import UserError, understood
+from distill_jax.models.lora import merged
 from distill_jax.models.pretrained import (
     Pretrained,
     abstract_params,
@@ -73,7 +74,9 @@ def read_step(folder: Path) -> Pretrained:
             "run the training's command again, it writes them",
         )
     like = read_student(described)
-    return _checked(like.replace(source=str(folder)), _orbax(folder / "params"), folder)
+    return _checked(
+        like.replace(source=str(folder)), merged(_orbax(folder / "params")), folder
+    )
 
 
 def _described(run: Path) -> Path | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from distill_jax import main
 from distill_jax.cli.config import build_job
@@ -82,6 +83,22 @@ def test_a_job_keeps_every_bit_of_what_it_does_not_train(tmp_path, toy, capsys):
     capsys.readouterr()
     assert main.main(command(tmp_path, toy, "head")) == 2
     assert "trainable" in capsys.readouterr().err
+
+
+def test_a_job_merges_its_adapters_and_writes_them_beside(tmp_path, toy):
+    of = r"('lora:rank=2,targets=attention\.query', '^head')"
+    assert main.main(command(tmp_path, toy, of)) == 0
+    before = flatten(Pretrained.read(tmp_path / "initial").params)
+    after = flatten(Pretrained.read(tmp_path / "student").params)
+    assert before.keys() == after.keys()
+    moved = {k for k in before if before[k].tobytes() != after[k].tobytes()}
+    queries = {k for k in before if k.endswith("attention.query.kernel")}
+    assert moved == queries | {k for k in before if k.startswith("head.")}
+    found = load_file(tmp_path / "student/adapter/adapter_model.safetensors")
+    stem = "base_model.model.encoder.layer.1.attention.self.query.lora_"
+    change = 8 * (found[f"{stem}B.weight"] @ found[f"{stem}A.weight"]).T
+    name = "backbone.layers.1.attention.query.kernel"
+    np.testing.assert_allclose(after[name], before[name] + change, atol=1e-6)
 
 
 def test_names_that_there_are_not_end_the_job_at_its_start(tmp_path, toy, capsys):

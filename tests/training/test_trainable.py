@@ -92,7 +92,7 @@ def test_a_mesh_trains_the_same_and_keeps_the_same_bits(tmp_path, how):
 @pytest.mark.parametrize("options", [{}, {"chunk": 4}])
 def test_the_gradient_is_the_whole_ones_part(options):
     graphdef, params = toy.student()
-    run = make_gradient(graphdef, toy.GLOBAL, **options)
+    run = jax.jit(make_gradient(graphdef, toy.GLOBAL, **options))
     _, whole = run(params, toy.batch(0), None)
     trained, rest = Trainable.of(WO).parted(params)
     _, part = run(trained, toy.batch(0), None, rest)
@@ -105,7 +105,8 @@ def test_the_step_is_adamw_on_the_part_alone(tmp_path):
     """Against optax by hand: no other parameter enters the norm that clips."""
     graphdef, params = toy.student()
     _, result = fit(tmp_path, steps=1)
-    _, whole = make_gradient(graphdef, toy.GLOBAL)(params, toy.batch(0), None)
+    run = jax.jit(make_gradient(graphdef, toy.GLOBAL))
+    _, whole = run(params, toy.batch(0), None)
     leaf, grad = (flatten(t)["layers.0.ffn.wo.kernel"] for t in (params, whole))
     adam = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(1e-2, weight_decay=0.01)
