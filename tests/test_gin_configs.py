@@ -18,10 +18,16 @@ from distill_jax.io.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "gin_configs"
-FILES = sorted([*FOLDER.glob("*.gin"), *FOLDER.glob("parts/*.gin")])
+FILES = sorted(
+    path
+    for folder in ("", "parts/", "papers/")
+    for path in FOLDER.glob(f"{folder}*.gin")
+)
 OVERLAYS = ("small", "laptop", "fused")
 RECIPES = [
-    path.stem for path in sorted(FOLDER.glob("*.gin")) if path.stem not in OVERLAYS
+    path.relative_to(FOLDER).with_suffix("").as_posix()
+    for path in FILES
+    if path.stem not in OVERLAYS and path.parent.name != "parts"
 ]
 TRAINING = [
     "rankt5_teacher",
@@ -93,7 +99,7 @@ def given(recipe: str) -> list[str]:
         for name, value in names(FOLDER / f"{recipe}.gin").items()
         if value == recipes.REQUIRED
     ]
-    if recipe in ASKS_LLM:
+    if Path(recipe).name in ASKS_LLM:
         required += ["LLM_BASE_URL", "LLM_MODEL"]
     return [f"--gin.{name}={VALUES.get(name, 'x')}" for name in dict.fromkeys(required)]
 
@@ -303,7 +309,7 @@ def test_the_list_has_one_line_a_recipe(capsys):
     assert main.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[0] for line in lines if line.startswith("  ")]
-    assert sorted(names) == sorted(path.name for path in FOLDER.glob("*.gin"))
+    assert sorted(names) == sorted([*(f"{r}.gin" for r in [*RECIPES, *OVERLAYS])])
 
 
 def test_help_and_version_are_no_mistakes(capsys):

@@ -161,11 +161,11 @@ class Bindings:
         function = gin_config._REGISTRY[selector].wrapped
         return functools.partial(function, **options) if options else function
 
-    def refuse_unread(self) -> None:
-        """Compares what the user bound with what the job called.
+    def unread(self) -> Iterator[tuple[str, str, set[str]]]:
+        """What the user bound and the job did not read: compared with what it called.
 
-        Raises:
-            UserError: a name or a parameter that nothing reads.
+        Yields:
+            Where it was bound, its name, and the other names of the recipe.
         """
         called = {key for key in gin_config._OPERATIVE_CONFIG if key[1] != _MACRO}
         for key, functions in self._functions.items():
@@ -184,11 +184,16 @@ class Bindings:
                     continue
             elif name in read_names or name in own.free:
                 continue
-            raise UserError(
-                f"{where}: nothing reads {name} here{near(name, own.recipe - {name})}",
-                "take it out, or see what else it needs in the recipe's header; a gin "
-                f"file for several recipes says {OVERLAY} = True",
-            )
+            yield where, name, own.recipe - {name}
+
+
+def unread_error(where: str, name: str, known: set[str]) -> UserError:
+    """What a user is told of a name or a parameter that nothing reads."""
+    return UserError(
+        f"{where}: nothing reads {name} here{near(name, known)}",
+        "take it out, or see what else it needs in the recipe's header; a gin "
+        f"file for several recipes says {OVERLAY} = True",
+    )
 
 
 class _Names:

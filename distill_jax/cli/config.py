@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import tokenize
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ import gin
 from gin import config as gin_config
 from gin import config_parser
 
-from distill_jax.cli import bindings, help, recipes, trust
+from distill_jax.cli import bindings, help, papers, recipes, trust
 from distill_jax.cli.flags import Flags
 from distill_jax.io.errors import UserError
 from distill_jax.io.paths import user_path
@@ -62,6 +63,18 @@ def configured_job(flags: Flags) -> tuple[Any, Config]:
     Raises:
         UserError: a mistake in a file or a flag, or a binding that nothing reads.
     """
+    job, config, unread = _configured(flags)
+    if hasattr(job, "build"):
+        build = functools.partial(_variant, flags)
+        figures = papers.figures_of(job.paper)
+        return dataclasses.replace(job, build=build, figures=figures), config
+    for where, name, known in unread:
+        raise bindings.unread_error(where, name, known)
+    return job, config
+
+
+def _configured(flags: Flags) -> tuple[Any, Config, list[tuple[str, str, set[str]]]]:
+    """The job, its configuration, and what nothing of it reads."""
     with explained(flags):
         found = read_config(flags)
         # The record holds what the recipe leaves unused, too.
@@ -69,8 +82,19 @@ def configured_job(flags: Flags) -> tuple[Any, Config]:
         config = Config(text=text, directory=_directory())
         found.make_functions()
         job = gin.get_configurable("distill_jax.jobs.run")()
-        found.refuse_unread()
-        return job, config
+        return job, config, list(found.unread())
+
+
+def _variant(
+    flags: Flags, changes: Mapping[str, str]
+) -> tuple[Any, str, frozenset[str]]:
+    """The job of a recipe of variants under these changes, its gin text, and names
+    that nothing of it reads."""
+    kept = [binding for binding in flags.bindings if binding[0] not in changes]
+    bindings = (*kept, *changes.items())
+    job, config, unread = _configured(dataclasses.replace(flags, bindings=bindings))
+    text = f"{config.text}\njobs.run.job = @distill.Distill()\n"
+    return job.job, text, frozenset(name for _, name, _ in unread)
 
 
 def read_config(flags: Flags) -> bindings.Bindings:

@@ -68,6 +68,13 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "OVERLAY": Name(
             "Says that a gin file goes on top of several recipes.", "True or False"
         ),
+        "GRID": Name(
+            "Rows of a table: what each changes of the recipe; products of axes.",
+            "({'ROW': {'NAME': what --gin.NAME= takes}}, ...)",
+        ),
+        "ROWS": Name(
+            "Rows of GRID that are made; None is all.", "a list of names, None"
+        ),
         "MODEL_DIRS": Name("Folders of finished jobs to compare.", "a list of paths"),
     },
     "Queries and splits": {
@@ -164,6 +171,15 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "INITIAL_CHECKPOINT": Name(
             "Where training starts; None is random weights.", f"{_MODEL}, None"
         ),
+        "STUDENTS": Name(
+            "Students that are trained; None is all.",
+            "a list of reranker, dense, colbert, splade; None",
+        ),
+        "START": Name("Where students of some rows of GRID start.", f"{_MODEL}, None"),
+        "RERANKER_START": Name("Where the reranker starts.", f"{_MODEL}, None"),
+        "DENSE_START": Name("Where the dual encoder starts.", f"{_MODEL}, None"),
+        "COLBERT_START": Name("Where the ColBERT starts.", f"{_MODEL}, None"),
+        "SPLADE_START": Name("Where the SPLADE starts.", f"{_MODEL}, None"),
         "CHECKPOINT": Name("The model.", _MODEL),
         "QUERY_CHECKPOINT": Name(
             "Query tower, where it is a model of its own; None is CHECKPOINT.",
@@ -291,6 +307,7 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "below 1 their share.",
             "from 0",
         ),
+        "SPARSE_TERMS": Name("Terms of the loss of a SPLADE student.", "terms"),
         "KL": Name("Terms of a listwise loss: TERMS=%KL.", "terms"),
     },
     "Training": {

@@ -30,6 +30,17 @@ def paper_of(recipe: str) -> dict[str, Any] | None:
     return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
+def figures_of(recipe: str | None) -> dict[frozenset[tuple[str, str]], str]:
+    """What a paper reports, by the names and values that lead to it."""
+    paper = None if recipe is None else paper_of(recipe)
+    found = {}
+    for figure in paper["figures"] if paper else ():
+        pairs = (flag.removeprefix("--gin.").partition("=") for flag in figure["flags"])
+        key = frozenset((name, value) for name, _, value in pairs)
+        found.setdefault(key, str(figure["value"]))
+    return found
+
+
 def value_at(job: Any, path: str) -> Any:
     """What stands at ``stages.NAME.training.batch_size`` of a job, JSON-able.
 
@@ -83,6 +94,7 @@ def differences(paper: dict[str, Any], job: Any) -> Iterator[str]:
 
 def told(gin_files: Sequence[str], job: Any) -> str:
     """The lines that ``--plan`` ends with; "" for a recipe without a paper."""
+    job = getattr(job, "job", job)  # of variants, the recipe's own
     for name in gin_files:
         paper = paper_of(name)
         if paper is not None:

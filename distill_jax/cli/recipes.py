@@ -50,6 +50,19 @@ _GROUPS = (
             "synthesize.gin",
         ),
     ),
+    (
+        "tables of the papers",
+        tuple(
+            f"papers/{name}.gin"
+            for name in (
+                "intermediate_distillation",
+                "pairdistill_colbert",
+                "rank_distillm",
+                "specialize",
+                "twolar",
+            )
+        ),
+    ),
     ("on top of a recipe", OVERLAYS),
 )
 
@@ -76,16 +89,21 @@ def find(name: str, roots: Sequence[Path] = ()) -> Path:
         path = root / name
         if path.is_file():
             return path.resolve()
-    shipped = [path.name for path in sorted(directory().glob("*.gin"))]
     raise UserError(
-        f"no gin file {name!r}{near(name, shipped)}",
+        f"no gin file {name!r}{near(name, shipped())}",
         "python -m distill_jax.main --list shows the shipped recipes",
     )
 
 
+def shipped() -> list[str]:
+    """Names of the shipped recipes, a paper's tables in their folder."""
+    found = [*directory().glob("*.gin"), *directory().glob("papers/*.gin")]
+    return sorted(path.relative_to(directory()).as_posix() for path in found)
+
+
 def listing() -> str:
     """One line a recipe, in groups: its name and the first line of its header."""
-    lines = {path.name: header(path)[0] for path in sorted(directory().glob("*.gin"))}
+    lines = {name: header(directory() / name)[0] for name in shipped()}
     width = max((len(name) for name in lines), default=0)
     grouped = {name for _, names in _GROUPS for name in names}
     others = ("more recipes", tuple(name for name in lines if name not in grouped))

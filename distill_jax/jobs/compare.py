@@ -16,6 +16,7 @@ from distill_jax.io.reading import read_json
 from distill_jax.io.values import UserPath
 from distill_jax.models.pretrained import Pretrained, flatten
 from distill_jax.recipe.candidates import BM25, Asked
+from distill_jax.retrieval import embeddings
 from distill_jax.workspace import ranking
 from distill_jax.workspace.context import Setting, open_setting
 
@@ -66,7 +67,12 @@ class Compare:
         data |= {
             "title": "comparison",
             "collection": collection,
-            "systems": {names[path]: _facts(path, setting) for path in self.model_dirs},
+            "systems": {
+                names[path]: facts_of(
+                    Path(path), dataclasses.replace(setting, directory=Path(path))
+                )
+                for path in self.model_dirs
+            },
             "again": command,
         }
         page = report.publish(self.directory, data)
@@ -120,26 +126,37 @@ def _short(paths: tuple[str, ...]) -> dict[str, str]:
     return names if len(set(names.values())) == len(paths) else {p: p for p in paths}
 
 
-def _facts(path: str, setting: Setting) -> dict[str, Any]:
-    """Size and speed of a finished job's model; a folder of runs alone has neither."""
-    folder, facts = Path(path), {}
+def facts_of(folder: Path, setting: Setting) -> dict[str, Any]:
+    """Size and speed of a finished job's model; a folder of runs alone has neither.
+
+    Args:
+        folder: the job's ``MODEL_DIR``.
+        setting: its collection; vectors are kept in its directory.
+    """
+    facts: dict[str, Any] = {}
     if (folder / "student").is_dir():
         model = weights.load(str(folder / "student"))
         facts["kind"] = model.spec.kind
         facts["parameters"] = int(
             sum(np.size(leaf) for leaf in flatten(model.params).values())
         )
-        own = dataclasses.replace(setting, directory=folder)
-        facts["queries_per_second"] = _queries_per_second(model, own)
-    vectors = folder / "vectors"
-    if vectors.is_dir():
-        newest = max(vectors.iterdir(), key=lambda p: p.stat().st_mtime, default=None)
-        if newest is not None:
-            files = [f for f in newest.rglob("*") if f.is_file()]
-            facts["index_bytes"] = sum(f.stat().st_size for f in files)
+        facts["queries_per_second"] = _queries_per_second(model, setting)
+        if model.spec.kind in ranking.ENCODERS:
+            facts["index_bytes"] = _index_bytes(model, setting)
     cost = read_json(folder / "report.json").get("cost", {})
     facts["seconds"] = cost.get("seconds")
     return facts
+
+
+def _index_bytes(model: Pretrained, setting: Setting) -> int:
+    """Bytes of the vectors of all documents as they lie on disk."""
+    found = embeddings.folder_of(
+        model,
+        setting.doc_features(model),
+        setting.directory / "vectors",
+        corpus_digest=setting.collection.digest,
+    )
+    return sum(file.stat().st_size for file in found.rglob("*") if file.is_file())
 
 
 def _queries_per_second(model: Pretrained, setting: Setting) -> float:

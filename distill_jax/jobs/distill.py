@@ -17,6 +17,7 @@ import jax
 from distill_jax.collections.schemes import load_collection
 from distill_jax.evaluation.measures import evaluate_queries
 from distill_jax.io.errors import UserError
+from distill_jax.io.files import digest
 from distill_jax.io.values import Name, NotNegative, Rate, Seed, Size, UserPath
 from distill_jax.jobs import beside, reporting, unjudged
 from distill_jax.jobs.export import AUTO, Format, exported
@@ -71,6 +72,8 @@ class Distill:
         train_queries: ``queries:PATH`` or any collection's name: its training queries
             in place of this one's.
         titles: whether a document's title is read before its text.
+        shared: folder of what other jobs on this collection may use as well: vectors,
+            tokens, scores, replies of an LLM; None is ``directory``.
     """
 
     directory: UserPath
@@ -96,6 +99,7 @@ class Distill:
     max_test_queries: Size | None = None
     train_queries: CollectionName | None = None
     titles: bool = True
+    shared: UserPath | None = None
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -135,13 +139,15 @@ class Distill:
             self._add_teacher(table, student, models)
         if jax.process_index() == 0:
             best.student.save(directory / "student")
-            export = exported(best.student, setting, self.export, table.means())
+            export = exported(
+                best.student, setting, self.export, table.means(), directory
+            )
             table.finish(best, export=export)
         return 0
 
     def setting(self) -> Setting:
         setting = open_setting(
-            self.directory,
+            self.shared or self.directory,
             self.collection,
             need=(),
             mesh=sharding.make_mesh(self.mesh),
@@ -361,6 +367,8 @@ class Distill:
         }
         short = "before" if name == "before" else "after"
         folder = place / "evaluation" / short
+        if self.shared is not None and name == "before":
+            folder = Path(self.shared) / "evaluation" / digest(inputs)[:16]
 
         def make(folder: Path) -> None:
             run = ranking.rank(
@@ -369,7 +377,7 @@ class Distill:
                 setting,
                 first_stage=first,
                 depth=self.depth,
-                directory=Path(self.directory) / "vectors",
+                directory=setting.directory / "vectors",
                 index=self.index,
             )
             run.write(folder / "run.trec")
@@ -392,7 +400,7 @@ class Distill:
             setting,
             first_stage=first,
             depth=self.depth,
-            directory=Path(self.directory) / "vectors",
+            directory=setting.directory / "vectors",
         )
         measure = str(self.stop_measure)
         values = evaluate_queries(run, dev.qrels, [measure])[measure]

@@ -69,6 +69,7 @@ def exported(
     setting: Setting,
     format: str | None,
     measures: Mapping[str, Any],
+    directory: str | Path,
 ) -> dict[str, Any] | None:
     """``MODEL_DIR/export`` at the end of a training job.
 
@@ -76,6 +77,7 @@ def exported(
         format: one of ``export.FORMATS``, ``AUTO`` for the student's own, None for no
             export.
         measures: of the card, by system.
+        directory: the job's ``MODEL_DIR``.
 
     Returns:
         what ``export.write`` does. The proof is over texts of the collection.
@@ -88,7 +90,7 @@ def exported(
     assert judged is not None  # measures were taken on one of them
     return export.write(
         student,
-        setting.directory / "export",
+        Path(directory) / "export",
         format=None if format == AUTO else format,
         measures=measures,
         samples=(judged.queries.texts[:4], setting.collection.full_texts()[:16]),

@@ -296,7 +296,9 @@ class TrainGenerator:
             },
             "notices": [*data["notices"], *setting.collection.notices],
         }
-        export = exported(student, setting, self.export, data["measures"])
+        export = exported(
+            student, setting, self.export, data["measures"], self.directory
+        )
         if export is not None:
             data["export"] = export_entry(export)
         page = report.publish(self.directory, data)

@@ -19,12 +19,16 @@ from distill_jax.workspace.context import Setting, Split
 STAND_IN = "a question of about eight words or so"
 
 
-def plan(job: Any) -> int:
-    """Prints sizes, steps, shapes, memory, disk and cost of a ``Distill`` job."""
+def plan(job: Any, known: dict[str, plan_step.Step] | None = None) -> int:
+    """Prints sizes, steps, shapes, memory, disk and cost of a ``Distill`` job.
+
+    Args:
+        known: figures of steps that were compiled for earlier plans; it is added to.
+    """
     setting = job.setting()
     print(devices(setting))
     spec, why, checkpoints = None, "", 0
-    known: dict[str, plan_step.Step] = {}
+    known = {} if known is None else known
     scored: set[str] = set()
     for number, stage in enumerate(job.stages):
         student = stage.student or (job.student if number == 0 else None)

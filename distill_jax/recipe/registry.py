@@ -25,6 +25,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "Synthesize",
     ),
     "distill_jax.jobs.tables": ("Tables",),
+    "distill_jax.jobs.variants": ("Variants",),
     "distill_jax.losses": (
         "Listwise",
         "Mixture",

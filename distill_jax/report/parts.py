@@ -50,9 +50,17 @@ def decisive_of(data: Data) -> Data | None:
     """The comparison that the verdict is about."""
     wanted = data.get("system"), data.get("primary")
     for comparison in data.get("significance") or ():
-        if (comparison["system"], comparison["measure"]) == wanted:
+        if (comparison["system"], comparison["measure"]) == wanted and is_main(
+            data, comparison
+        ):
             return comparison
     return None
+
+
+def is_main(data: Data, comparison: Data) -> bool:
+    """Whether a test is against the baseline that the tables name."""
+    named = data.get("baseline") or comparison["baseline"]
+    return comparison["baseline"] == named
 
 
 def name_of(data: Data, system: Any) -> str:

@@ -8,7 +8,14 @@ from distill_jax.evaluation.significance import p_text
 from distill_jax.report import curves, plots
 from distill_jax.report.comparisons import tests_table
 from distill_jax.report.marks import duration, fixed, number, signed, text
-from distill_jax.report.parts import DOT, Data, decisive_of, facts_list, name_of
+from distill_jax.report.parts import (
+    DOT,
+    Data,
+    decisive_of,
+    facts_list,
+    is_main,
+    name_of,
+)
 
 
 def head(data: Data) -> str:
@@ -82,7 +89,11 @@ def measures(data: Data) -> str:
         return ""
     names = list(dict.fromkeys(m for system in means.values() for m in system))
     intervals = data.get("intervals") or {}
-    tested = {(c["system"], c["measure"]): c for c in data.get("significance") or ()}
+    tested = {
+        (c["system"], c["measure"]): c
+        for c in data.get("significance") or ()
+        if is_main(data, c)
+    }
     lines = []
     for system, values in means.items():
         cells = []

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill_jax.report.marks import fixed, number
+from distill_jax.report.parts import is_main
 
 
 def aligned(rows: Sequence[Sequence[Any]], heads: Sequence[str]) -> str:
@@ -31,7 +32,7 @@ def measures_table(data: Mapping[str, Any]) -> str:
     starred = {
         (c["system"], c["measure"])
         for c in data.get("significance") or ()
-        if c["p_holm"] is not None and c["p_holm"] < 0.05
+        if c["p_holm"] is not None and c["p_holm"] < 0.05 and is_main(data, c)
     }
     rows = [
         [

@@ -67,10 +67,11 @@ def embed_docs(
             damaged.
     """
     kind = pretrained.spec.kind
-    dtype = dtype or ("float16" if kind == "colbert" else "float32")
+    dtype = dtype or _own_dtype(kind)
     count = len(features.stores[0])
-    key = embeddings_key(pretrained, features, dtype, corpus_digest)
-    folder = Path(directory) / key
+    folder = folder_of(
+        pretrained, features, directory, corpus_digest=corpus_digest, dtype=dtype
+    )
     columns = Columns(folder, _dtypes(kind, dtype))
     shard_docs = _shard_docs(folder, kind, shard_docs)
     done = _agreed(len(columns.finished()))
@@ -89,8 +90,25 @@ def embed_docs(
         record = {"format": _FORMAT, "kind": kind, "dtype": dtype, "docs": count}
         record |= {"width": _width(pretrained), "files": sums.take(folder)}
         write_json(folder / _RECORD, record)
-    _barrier(key)
+    _barrier(folder.name)
     return read_embeddings(folder)
+
+
+def folder_of(
+    pretrained: Any,
+    features: Any,
+    directory: str | Path,
+    *,
+    corpus_digest: str | None = None,
+    dtype: str | None = None,
+) -> Path:
+    """Where ``embed_docs`` keeps the vectors that these arguments give."""
+    dtype = dtype or _own_dtype(pretrained.spec.kind)
+    return Path(directory) / embeddings_key(pretrained, features, dtype, corpus_digest)
+
+
+def _own_dtype(kind: str) -> str:
+    return "float16" if kind == "colbert" else "float32"
 
 
 def embeddings_key(

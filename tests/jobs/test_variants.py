@@ -1,0 +1,202 @@
+"""Variants of one recipe: one labelling, rows that resume, one page at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distill_jax import main
+from distill_jax.cli import papers
+from distill_jax.cli.flags import parse_flags
+from distill_jax.io.errors import UserError
+from distill_jax.models.pretrained import Pretrained
+
+pytestmark = pytest.mark.usefixtures("compiles_fast")
+FOLDER = Path(__file__).resolve().parents[2] / "gin_configs"
+TABLES = sorted(path.stem for path in FOLDER.glob("papers/*.gin"))
+SMALL = {
+    "MESH": "data=1",
+    "EXPORT": None,
+    "DROPOUT": 0.0,
+    "VOCABULARY_SIZE": 300,
+    "QUERY_LENGTH": 12,
+    "DOC_LENGTH": 20,
+    "TRAIN_STEPS": 2,
+    "MAX_TEST_QUERIES": 8,
+    "LOGGERS": (),
+}
+
+
+def argv(recipe: str, folder, toy: str, **names) -> list[str]:
+    given = {**SMALL, "MODEL_DIR": folder, "COLLECTION": toy, **names}
+    words = [f"--gin.{name}={value}" for name, value in given.items()]
+    return [f"--gin_file={recipe}.gin", "--gin_file=small.gin", *words]
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, toy):
+    """A dense and a sparse student; then, by the same command, a reranker besides."""
+    folder = tmp_path_factory.mktemp("students")
+    first = argv("students", folder, toy, STUDENTS="('dense', 'splade')")
+    assert main.main(first) == 0
+    made = {
+        path: path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.name == "model.safetensors" or "scores" in path.parts
+    }
+    more = argv("students", folder, toy, STUDENTS="('dense', 'splade', 'reranker')")
+    assert main.main(more) == 0
+    return folder, made
+
+
+def test_students_of_one_bill_end_in_one_page(two):
+    folder, _ = two
+    data = read(folder)
+    wanted = {"first_stage", "dense", "splade", "reranker"}
+    assert wanted <= set(data["measures"])
+    for kind, name in (
+        ("dual_encoder", "dense"), ("splade", "splade"), ("reranker", "reranker")
+    ):  # fmt: skip
+        facts = data["systems"][name]
+        assert facts["kind"] == kind
+        assert facts["queries_per_second"] > 0
+        assert Pretrained.read(folder / name / "student").spec.kind == kind
+    # Forty documents of d_model float32 numbers each; a reranker has no index.
+    width = Pretrained.read(folder / "dense" / "student").spec.width
+    assert data["systems"]["dense"]["index_bytes"] >= 40 * width * 4
+    assert "index_bytes" not in data["systems"]["reranker"]
+    tested = {(c["baseline"], c["system"]) for c in data["significance"]}
+    pairs = {("dense", "splade"), ("dense", "reranker"), ("splade", "reranker")}
+    assert pairs <= tested
+    assert {("first_stage", name) for name in wanted - {"first_stage"}} <= tested
+    assert all(c["comparisons"] <= len(tested) for c in data["significance"])
+    row = data["queries"]["values"]["dense"]
+    assert data["measures"]["dense"]["nDCG@10"] == pytest.approx(
+        np.mean(list(row.values()))
+    )
+    lines = (folder / "table.tsv").read_text().splitlines()
+    assert len(lines) == 1 + len(data["measures"]) * len(data["measures"]["dense"])
+
+
+def test_a_student_more_pays_for_no_label_again(two):
+    folder, made = two
+    assert any("scores" in path.parts for path in made)
+    for path, time in made.items():
+        assert path.stat().st_mtime_ns == time, path
+    counts = [
+        json.loads((folder / name / "labels" / "part.json").read_text())["made"]
+        for name in ("dense", "splade", "reranker")
+    ]
+    computed = [made["counts"]["computed"] for made in counts]
+    assert computed[0] > 0
+    assert computed[1:] == [0, 0]
+
+
+def test_a_row_runs_alone_from_its_own_configuration(two, capsys):
+    folder, _ = two
+    assert main.main([f"--gin_file={folder / 'dense' / 'config.gin'}"]) == 0
+    assert "training: already there" in capsys.readouterr().out
+
+
+def build(recipe: str, *flags: str):
+    return main.build_job(parse_flags([f"--gin_file={recipe}.gin", *flags]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--gin.STUDENTS=('dens',)"], 'no row \'dens\' .did you mean "dense"'),
+        (["--gin.STUDENTS=('dense',)", "--gin.QUERY_FLOPS=1"], "no row reads QUERY"),
+        (["--gin.GRID=({'a': {'KIND': 'splade'}, 'b': {'KIND': 'splade'}},)"],
+         "rows a and b are the same job"),
+        (["--gin.GRID=({'a': {'SEED': 1}}, {'b': {'SEED': 2}})"], "change one name"),
+        (["--gin.GRID=({'a': {'SEDE': 1}},)"], 'no name SEDE .did you mean "SEED"'),
+        (["--gin.GRID=({'a': {'DOC_FLOPS': 1}},)"], "row a: nothing reads DOC_FLOPS"),
+    ],
+)  # fmt: skip
+def test_a_grid_s_mistakes_are_told_before_anything_runs(flags, told):
+    with pytest.raises(UserError, match=told):
+        build("students", "--gin.COLLECTION=pydocs", *flags).jobs()
+
+
+LLM = {"LLM_BASE_URL": "http://localhost:1/v1", "LLM_MODEL": "fake"}
+FIGURES = {
+    "intermediate_distillation": 10,
+    "pairdistill_colbert": 6,
+    "rank_distillm": 6,
+    "specialize": 6,
+    "twolar": 10,
+}
+
+
+def flags_of(table: str, **names) -> list[str]:
+    given = {**({} if table.startswith("pairdistill") else LLM), **names}
+    return [f"--gin.{name}={value}" for name, value in given.items()]
+
+
+def test_each_of_the_five_papers_has_its_table():
+    assert sorted(FIGURES) == TABLES
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_rows_of_a_paper_s_table_are_jobs_with_the_paper_s_figures(table):
+    job = build(f"papers/{table}", *flags_of(table, COLLECTION="pydocs"))
+    rows = job.jobs()  # each differs from the others, and reads all that it changes
+    assert len({made.directory for made, _ in rows.values()}) == len(rows)
+    assert len({made.shared for made, _ in rows.values()}) == 1
+    found = [job.figure(changes) for changes in job.changes().values()]
+    assert sum(map(bool, found)) == FIGURES[table]
+    paper = papers.paper_of(table)
+    assert paper is not None
+    first, _ = next(iter(rows.values()))
+    if table != "twolar":  # its table is of another size
+        allowed = sum("differs" in element for element in paper["elements"])
+        assert len(list(papers.differences(paper, first))) == allowed
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_paper_s_table_is_planned_row_by_row(table, toy, tmp_path, capsys):
+    rows = flags_of(table, COLLECTION=toy, MODEL_DIR=tmp_path / table)
+    job = build(f"papers/{table}", *rows)
+    assert main.main([f"--gin_file=papers/{table}.gin", *rows, "--plan"]) == 0
+    out = capsys.readouterr().out
+    for name in job.changes():
+        assert f"== {name}: " in out
+    assert out.count("\n== ") == len(job.changes())
+    assert "differs from the paper" in out
+    assert not list(tmp_path.rglob("student"))
+
+
+def test_a_paper_s_rows_ask_the_llm_once(llm, toy, tmp_path, capsys):
+    rows = [
+        "RankNet, depth 100, ColBERTv2",
+        "ADR-MSE, depth 100, ColBERTv2",
+        "RankNet, depth 10, ColBERTv2",
+    ]
+    flags = argv(
+        "papers/rank_distillm", tmp_path, toy, ROWS=tuple(rows),
+        LLM_BASE_URL=llm.base_url, LLM_MODEL="fake", DISTILL_STEPS=2,
+    )  # fmt: skip
+    before = len(llm.calls)
+    assert main.main(flags) == 0
+    counts = [
+        json.loads(path.read_text())["made"]["counts"]
+        for path in sorted(tmp_path.glob("*/rounds/1/distil/labels/part.json"))
+    ]
+    assert len(counts) == 3
+    asked = sorted(count["calls"] - count["cached"] for count in counts)
+    assert asked[:2] == [0, 0]
+    assert asked[2] == len(llm.calls) - before > 0
+    # What the rows learn from is one order, cut at another depth.
+    data = read(tmp_path)
+    assert set(rows) <= set(data["measures"])
+    assert data["baseline"] == rows[0]
+    assert data["systems"][rows[0]]["paper"] == "0.720 | 0.711"
+    assert "0.716 | 0.709" in (tmp_path / "table.tsv").read_text()
