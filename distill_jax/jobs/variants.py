@@ -172,7 +172,7 @@ class Variants:
         verdicts = {(test.baseline, test.system): test.verdict() for test in tests}
         key = (data["baseline"], data["system"])
         data |= {"measures": means, "verdict": verdicts.get(key, data["verdict"])}
-        setting = next(iter(jobs.values())).setting()
+        setting = next(iter(jobs.values())).setting() if self.timed else None
         data |= {
             "title": f"{len(jobs)} variants of one recipe",
             "collection": self.job.collection,
@@ -197,8 +197,8 @@ class Variants:
         self._write_tables(directory, data, changes)
         print(f"report: {page}")
 
-    def _facts(self, job: Distill, setting: Setting) -> dict[str, Any]:
-        return facts_of(Path(job.directory), setting) if self.timed else {}
+    def _facts(self, job: Distill, setting: Setting | None) -> dict[str, Any]:
+        return {} if setting is None else facts_of(Path(job.directory), setting)
 
     def _write_tables(self, directory: Path, data: dict, changes: Mapping) -> None:
         baseline, primary = data["baseline"], data["primary"]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from distill_jax import main
 from distill_jax.cli import papers
 from distill_jax.cli.flags import parse_flags
 from distill_jax.io.errors import UserError
+from distill_jax.jobs.variants import Variants
 from distill_jax.models.pretrained import Pretrained
 
 pytestmark = pytest.mark.usefixtures("compiles_fast")
@@ -49,7 +52,7 @@ def two(tmp_path_factory, toy):
     made = {
         path: path.stat().st_mtime_ns
         for path in folder.rglob("*")
-        if path.name == "model.safetensors" or "scores" in path.parts
+        if path.name == "params.safetensors" or "scores" in path.parts
     }
     more = argv("students", folder, toy, STUDENTS="('dense', 'splade', 'reranker')")
     assert main.main(more) == 0
@@ -124,6 +127,87 @@ def build(recipe: str, *flags: str):
 def test_a_grid_s_mistakes_are_told_before_anything_runs(flags, told):
     with pytest.raises(UserError, match=told):
         build("students", "--gin.COLLECTION=pydocs", *flags).jobs()
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A job that has values of its queries, and one start with others."""
+
+    directory: str
+    values: tuple[float, ...]
+    before: tuple[float, ...]
+    collection: str = "toy"
+
+    def __call__(self, *, config: str, command: str) -> int:
+        systems = {"first_stage": (0.5,) * 12, "before": self.before}
+        systems["after"] = self.values
+        values = {
+            system: {f"q{i}": value for i, value in enumerate(found)}
+            for system, found in systems.items()
+        }
+        data = {
+            "system": "after",
+            "measures": {k: {"nDCG@10": float(np.mean(v))} for k, v in systems.items()},
+            "queries": {"measure": "nDCG@10", "values": values},
+            "cost": {"seconds": 3.0},
+        }
+        Path(self.directory).mkdir()
+        (Path(self.directory) / "report.json").write_text(json.dumps(data))
+        return 0
+
+
+def holm(found: dict) -> dict:
+    """Step down: each p times the tests that are left, never less than one before."""
+    adjusted, least = {}, 0.0
+    for rank, (key, p) in enumerate(sorted(found.items(), key=lambda item: item[1])):
+        least = max(least, min(1.0, p * (len(found) - rank)))
+        adjusted[key] = least
+    return adjusted
+
+
+@pytest.mark.parametrize("each_other", [False, True])
+def test_rows_are_tested_as_scipy_does_and_corrected_together(tmp_path, each_other):
+    random = np.random.default_rng(3)
+    start = tuple(random.uniform(0.2, 0.4, 12))
+    values = {"a": start, "first_stage": (0.5,) * 12}
+    for name, gain in (("x", 0.05), ("y", 0.2), ("z", 0.0)):
+        values[name] = tuple(np.asarray(start) + gain + random.normal(0, 0.1, 12))
+
+    def make(changes):
+        folder = changes["MODEL_DIR"]
+        found = values[Path(folder).name]
+        return Finished(folder, found, start), "", frozenset()
+
+    job = Variants(
+        directory=str(tmp_path),
+        job=Finished("", start, start),  # type: ignore[arg-type]
+        grid=({"x": {"A": 1}, "y": {"A": 2}, "z": {"A": 3}},),
+        each_other=each_other,
+        timed=False,
+        build=make,
+        figures={frozenset({("A", "2")}): "0.7 | 0.6"},
+    )
+    assert job() == 0
+    data = read(tmp_path)
+    # One start and one first stage, though every row has them.
+    assert set(data["measures"]) == {"first_stage", "x before", "x", "y", "z"}
+    values["x before"] = start
+    base = "first_stage" if each_other else "x"
+    pairs = {("x before", name) for name in "xyz"}
+    pairs |= {(base, name) for name in data["measures"] if name != base}
+    if each_other:
+        pairs |= {("x", "y"), ("x", "z"), ("y", "z")}
+    p = {(a, b): stats.ttest_rel(values[a], values[b]).pvalue for a, b in pairs}
+    got = {(c["baseline"], c["system"]): c for c in data["significance"]}
+    assert set(got) == pairs
+    for pair, wanted in holm(p).items():
+        assert got[pair]["p_holm"] == pytest.approx(wanted, rel=1e-6), pair
+    assert data["systems"]["y"]["paper"] == "0.7 | 0.6"
+    assert "0.7 | 0.6" in (tmp_path / "table.tsv").read_text()
+    assert f"y & {data['measures']['y']['nDCG@10']:.3f}".rstrip() in (
+        (tmp_path / "table.tex").read_text().replace("\\textbf{", "")
+    )
+    assert got["x before", "y"]["p_holm"] < 0.05
 
 
 LLM = {"LLM_BASE_URL": "http://localhost:1/v1", "LLM_MODEL": "fake"}
