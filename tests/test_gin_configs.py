@@ -87,7 +87,7 @@ def names(path: Path) -> dict:
     flags = parse_flags([f"--gin_file={path}"])
     return {
         s.selector: s.value
-        for s in config.statements(path, [path.parent], flags)
+        for s in config.statements(path, [path.parent, FOLDER], flags)
         if hasattr(s, "arg_name") and not s.arg_name
     }
 
