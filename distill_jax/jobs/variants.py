@@ -24,7 +24,7 @@ from distill_jax.jobs.distill import Distill
 from distill_jax.jobs.plan import plan
 from distill_jax.jobs.tables import slug
 from distill_jax.report.grid import _write_tsv, latex
-from distill_jax.workspace.console import say
+from distill_jax.workspace.console import end, say
 from distill_jax.workspace.context import Setting
 from distill_jax.workspace.describe import describe
 
@@ -71,6 +71,7 @@ class Variants:
         for number, (name, (job, text)) in enumerate(jobs.items(), 1):
             say(f"row {number} of {len(jobs)}: {name}")
             status = job(config=text, command=command)
+            end()  # the row's verdict, before the next row's lines
             if status:
                 return status
         self._publish({name: job for name, (job, _) in jobs.items()}, command)
@@ -157,6 +158,9 @@ class Variants:
             name: read_json(Path(job.directory) / "report.json")
             for name, job in jobs.items()
         }
+        if not all("queries" in found for found in reports.values()):
+            say("no judgements: nothing is compared; each row's folder has its student")
+            return
         systems, befores, means = _systems(reports)
         measure = next(iter(reports.values()))["queries"]["measure"]
         data = report.compare_systems(
@@ -179,7 +183,11 @@ class Variants:
             "systems": {
                 name: {
                     **self._facts(job, setting),
-                    "paper": self.figure(changes[name]) or None,
+                    **(
+                        {"paper": figure}
+                        if (figure := self.figure(changes[name]))
+                        else {}
+                    ),
                     "seconds": reports[name].get("cost", {}).get("seconds"),
                 }
                 for name, job in jobs.items()

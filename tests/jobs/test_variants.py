@@ -229,6 +229,16 @@ def test_each_of_the_five_papers_has_its_table():
     assert sorted(FIGURES) == TABLES
 
 
+def test_a_row_s_own_file_makes_the_row_s_job(tmp_path):
+    flags = ["--gin_file=small.gin", f"--gin.MODEL_DIR={tmp_path / 'a b'}"]
+    for job, text in build("students", *flags).jobs().values():
+        (tmp_path / "row.gin").write_text(text)
+        again = main.build_job(parse_flags([f"--gin_file={tmp_path / 'row.gin'}"]))
+        assert again == job
+        assert Path(again.shared) == tmp_path / "a b" / "shared"
+        assert Path(again.directory).parent == tmp_path / "a b"
+
+
 @pytest.mark.parametrize("table", TABLES)
 def test_rows_of_a_paper_s_table_are_jobs_with_the_paper_s_figures(table):
     job = build(f"papers/{table}", *flags_of(table, COLLECTION="pydocs"))
