@@ -121,3 +121,18 @@ def test_only_main_loads_gin():
     assert "gin" in found["loaded"]
     assert not set(FOREIGN) & set(found["loaded"])
     untouched(found)
+
+
+def test_recipes_are_listed_before_any_array_library_is_loaded():
+    code = (
+        "import sys; from distill_jax.main import main; status = main(['--list']); "
+        "print(status, sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
+    *listed, last = ended.stdout.splitlines()
+    assert any("twolar" in line for line in listed), ended.stderr
+    assert last.startswith("0 ")
+    for name in ("jax", "flax", "optax", "pyarrow", *FOREIGN):
+        assert f"'{name}'" not in last

@@ -12,7 +12,6 @@ from distill_jax.cli.flags import Flags
 from distill_jax.io.bad_lines import tolerated
 from distill_jax.io.errors import UserError
 from distill_jax.runtime import processes
-from distill_jax.training.runfiles import Lock
 
 
 def planned_for(machine: str | None) -> contextlib.AbstractContextManager:
@@ -31,6 +30,7 @@ def alone(directory: Path | None):
     """Joins the processes of one run, and keeps every other run out of its folder."""
     processes.join()
     from distill_jax.runtime.compile_cache import keep_programs
+    from distill_jax.training.runfiles import Lock  # JAX, which --list does not need
 
     keep_programs()
     with contextlib.ExitStack() as stack:
