@@ -100,7 +100,8 @@ class SpladeTower(nnx.Module):
             return fill(weights, mask[..., None]).sum(1)
 
         pool = greatest if self.spec.pooling == "max" else total
-        return _over_tiles(pool, table, self.mlm.bias[...])
+        join = _in_turn if rngs is None else _at_once
+        return join(pool, table, self.mlm.bias[...])
 
 
 class Splade(TwoTowers):
@@ -163,10 +164,32 @@ def _greatest(logits, mask):
 
 
 TILE = 8192
+LOOPED = 2048
+"""Words of a tile, in training and in inference."""
 
 
-def _over_tiles(pool, table, bias):
-    """``pool`` of tiles of the vocabulary, joined: [M, L, V] is never whole.
+def _in_turn(pool, table, bias):
+    """``pool`` of tiles of the vocabulary, one after the other, for inference.
+
+    No more than one tile's logits are there at a time. The last tile goes over some
+    of the words of the one before it, so that all are of one size.
+    """
+    words = table.shape[0]
+    if words <= LOOPED:
+        return pool(table, bias)
+
+    def step(i, weights):
+        start = jnp.minimum(i * LOOPED, words - LOOPED)
+        tile = jax.lax.dynamic_slice_in_dim(table, start, LOOPED)
+        part = pool(tile, jax.lax.dynamic_slice_in_dim(bias, start, LOOPED))
+        return jax.lax.dynamic_update_slice(weights, part, (0, start))
+
+    shape = jax.eval_shape(pool, table[:1], bias[:1]).shape[0], words
+    return jax.lax.fori_loop(0, -(-words // LOOPED), step, jnp.zeros(shape))
+
+
+def _at_once(pool, table, bias):
+    """``pool`` of tiles of the vocabulary, joined: the gradient needs no loop.
 
     Each tile's logits are computed anew in the backward pass.
     """

@@ -15,7 +15,8 @@ from distill_jax.batches import DualBatch, Targets
 from distill_jax.models import splade
 from distill_jax.models.colbert import ColbertSpec, punctuation_ids
 from distill_jax.models.dual_encoder import DualEncoderSpec
-from distill_jax.models.pretrained import graphdef_of
+from distill_jax.models.encoder_sizes import BertSizes
+from distill_jax.models.pretrained import abstract_params, graphdef_of
 from distill_jax.models.splade import SpladeSpec, flops
 from distill_jax.weights import encoders as hf
 from distill_jax.weights import t5x
@@ -230,8 +231,12 @@ def test_splade_pools_the_masked_language_models_logits(
     (_, found), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(tower)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
     assert (np.asarray(found) == 0).mean() > 0.05
-    # In tiles of the vocabulary, the last of them smaller.
+    # In tiles of the vocabulary, the last of them smaller; those of training too.
+    monkeypatch.setattr(splade, "LOOPED", 16)
+    in_turn = jax.jit(lambda params: loss(params)[1])(tower)
+    np.testing.assert_allclose(in_turn, found, rtol=1e-6, atol=1e-6)
     monkeypatch.setattr(splade, "TILE", 16)
+    monkeypatch.setattr(splade, "_in_turn", splade._at_once)
     (_, tiled), tiled_grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(tower)
     np.testing.assert_allclose(tiled, found, rtol=1e-6, atol=1e-6)
     jax.tree.map(
@@ -239,6 +244,20 @@ def test_splade_pools_the_masked_language_models_logits(
         tiled_grads,
         grads,
     )
+
+
+def test_memory_of_encoding_does_not_grow_with_the_vocabulary():
+    used = {}
+    for words in (4096, 65536):
+        sizes = BertSizes(vocab_size=words, d_model=16, d_ff=16, heads=2, layers=1)
+        spec = SpladeSpec(backbone=sizes)
+        tokens = jax.ShapeDtypeStruct((4, 32), jnp.int32)
+        encode = jax.jit(lambda p, t, spec=spec: model_of(spec, p).encode_docs(t))
+        compiled = encode.lower(abstract_params(spec), tokens).compile()
+        used[words] = compiled.memory_analysis().temp_size_in_bytes
+    logits = 4 * 32 * 65536 * 4
+    assert used[65536] - used[4096] < logits / 16  # the weights [M, V], once or twice
+    assert used[65536] < logits / 8
 
 
 def test_flops_by_hand():
