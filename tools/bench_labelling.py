@@ -5,19 +5,22 @@
 A BERT cross-encoder of MiniLM's shape with random weights is exported, read by
 sentence-transformers, and both score the same BM25 candidates in one process, turn by
 turn. Ours is timed from the run to Parquet files, tokenising included; theirs from
-pairs of strings to an array. On a GPU: ``--shape bert-base --dtype bfloat16``.
+pairs of strings to an array. The last line gives the best dtype of each side. On a
+GPU: ``--shape bert-base --dtypes bfloat16``.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import os
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+import side_by_side
 
 from distill_jax.collections.collection import Queries
 from distill_jax.models.encoder_sizes import bert_sizes
@@ -35,7 +38,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=32)
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--shape", default="minilm-l6")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--dtypes", default="float32,bfloat16,int8")
     parser.add_argument("--doc-length", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -49,7 +52,6 @@ def reranker(options: argparse.Namespace, texts: list[str]) -> Pretrained:
     backbone = bert_sizes(
         options.shape,
         vocab_size=-(-tokenizer.vocab_size // 128) * 128,
-        dtype=options.dtype,
         pad_id=tokenizer.pad_id,
         sep_id=tokenizer.sep_id,
     )
@@ -79,8 +81,6 @@ def run(options: argparse.Namespace, folder: Path) -> None:
     candidates = candidates.on(docs)
     export.write(model, folder / "model", library=False)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    dtype = getattr(torch, options.dtype)
-    theirs = CrossEncoder(str(folder / "model"), model_kwargs={"dtype": dtype})
     pairs = [
         (queries.texts[row], docs.full_text(int(doc)))
         for row in range(len(queries))
@@ -88,31 +88,39 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         if doc >= 0
     ]
 
-    def ours() -> np.ndarray:
+    def ours(dtype: str) -> np.ndarray:
         shutil.rmtree(folder / "labels", ignore_errors=True)
-        read = features(model, queries, docs)
-        labels = label_run(model, read, queries, candidates, folder / "labels")
+        read = features(models[dtype], queries, docs)
+        labels = label_run(models[dtype], read, queries, candidates, folder / "labels")
         return labels.scores[labels.where]
 
-    def predict() -> np.ndarray:
-        return np.asarray(theirs.predict(pairs, batch_size=32, show_progress_bar=False))
+    def predict(dtype: str) -> np.ndarray:
+        found = theirs[dtype].predict(pairs, batch_size=32, show_progress_bar=False)
+        return np.asarray(found, np.float32)
 
-    sides = {"distill_jax": ours, "sentence-transformers": predict}
-    # The first turn compiles and warms up.
-    found = [np.sort(side().ravel()) for side in sides.values()]
-    gap = float(np.abs(found[0] - found[1]).max())
-    best = dict.fromkeys(sides, float("inf"))
-    for _ in range(options.rounds):
-        for name, side in sides.items():
-            started = time.perf_counter()
-            side()
-            best[name] = min(best[name], time.perf_counter() - started)
-    print(f"{len(pairs)} pairs, {options.shape}, {options.dtype}")
-    for name, seconds in best.items():
-        print(f"{name:22} {len(pairs) / seconds:8.1f} pairs/s")
-    ratio = best["sentence-transformers"] / best["distill_jax"]
-    print(f"ratio {ratio:.2f}; greatest difference of sorted scores {gap:.1e}")
+    models, theirs = {}, {}
+    for dtype in options.dtypes.split(","):
+        backbone = dataclasses.replace(model.spec.backbone, dtype=dtype)
+        spec = dataclasses.replace(model.spec, backbone=backbone)
+        models[dtype] = model.replace(spec=spec)
+        if dtype != "int8":
+            how = {"dtype": getattr(torch, dtype)}
+            theirs[dtype] = CrossEncoder(str(folder / "model"), model_kwargs=how)
+    exact = ours("float32") if "float32" in models else None
+    for dtype in models if exact is not None else ():
+        gap = np.abs(ours(dtype) - exact).max() / exact.std()
+        print(f"{dtype}: off by {gap:.1e} standard deviations of our scores at most")
+    print(f"{len(pairs)} pairs, {options.shape}")
     print("(sentence-transformers cuts the joined text, we cut the document)")
+    best = side_by_side.race(
+        "sentence-transformers",
+        "label",
+        len(pairs),
+        options.rounds,
+        {dtype: functools.partial(predict, dtype) for dtype in theirs},
+        {dtype: functools.partial(ours, dtype) for dtype in models},
+    )
+    print(best)
 
 
 def features(model: Pretrained, queries: Queries, docs) -> Features:

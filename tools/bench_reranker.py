@@ -11,8 +11,8 @@ of the rounds; CPU seconds count all threads and hardly feel neighbours.
 Scoring: ours computes one decoder step with absorbed cross-attention in length buckets;
 transformers pads batches of 32, once as they come and once sorted by length. Training:
 one step (forward, backward, AdamW, dropout 0.1) on the same padded batch. XLA for CPUs
-gains nothing from bfloat16: compare float32 with float32 on a CPU, bfloat16 with
-bfloat16 on a GPU.
+gains nothing from bfloat16, and transformers has no int8 of its own: the last lines
+give the best dtype of each side.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ import side_by_side
 from flax import nnx
 
 from distill_jax.batches import PairBatch, Targets
+from distill_jax.inference import forward
 from distill_jax.losses import pointwise_cross_entropy
 from distill_jax.losses.mixture import Mixture, Term
 from distill_jax.models import t5
-from distill_jax.models.pretrained import graphdef_of, initial_params
+from distill_jax.models.pretrained import Pretrained, graphdef_of, initial_params
 from distill_jax.models.reranker import RerankerSpec
 from distill_jax.runtime.sharding import make_mesh
 from distill_jax.text.buckets import ladder, plan, waste
@@ -43,7 +44,7 @@ from distill_jax.training import state as states
 WORDS = (1176, 6136)
 
 
-compare = functools.partial(side_by_side.compare, "transformers")
+race = functools.partial(side_by_side.race, "transformers")
 
 
 def sequences(collection: str | None, count: int, vocab_size: int) -> list[np.ndarray]:
@@ -113,29 +114,32 @@ def their_logits(model: Any, tokens: np.ndarray) -> Any:
 
 
 def score(
-    sizes: t5.T5Sizes, rows: list[np.ndarray], dtype: str, rounds: int, tokens: int
-) -> None:
-    """Pairs of real lengths to scores."""
+    sizes: t5.T5Sizes, rows: list[np.ndarray], dtypes: list[str], rounds: int, most: int
+) -> str:
+    """Pairs of real lengths to scores, ``most`` padded tokens at once of ours."""
     import torch
 
-    model = their_model(sizes, dtype).eval()
-    spec = RerankerSpec(backbone=sizes.replace(dtype=dtype), word_ids=WORDS)
-    params, graph = initial_params(spec, 0), graphdef_of(spec)
     lengths = np.asarray([len(row) for row in rows])
-    batches = plan(lengths, tokens, ladder(lengths, 10))
+    batches = plan(lengths, most, ladder(lengths, 10))
+    first = RerankerSpec(backbone=sizes, word_ids=WORDS)
+    weights = initial_params(first, 0)
 
-    @jax.jit
-    def apply(params: Any, ids: Any) -> Any:
-        return nnx.merge(graph, nnx.State(params)).score(ids)
+    def ours(dtype: str) -> Callable[[], None]:
+        spec = RerankerSpec(backbone=sizes.replace(dtype=dtype), word_ids=WORDS)
+        apply = forward._applied(spec, "pairs", None)
+        params = forward.placed(Pretrained(spec, weights, tokenizer=None))
 
-    def ours() -> None:
-        waiting = []
-        for batch in batches:
-            taken = [rows[i] for i in np.where(batch.where, batch.rows, batch.rows[0])]
-            waiting.append(apply(params, padded(taken, batch.length)))
-        jax.block_until_ready(waiting)
+        def run() -> None:
+            waiting = []
+            for batch in batches:
+                index = np.where(batch.where, batch.rows, batch.rows[0])
+                taken = padded([rows[i] for i in index], batch.length)
+                waiting.append(apply(params, taken))
+            jax.block_until_ready(waiting)
 
-    def theirs(order: np.ndarray) -> Callable[[], None]:
+        return run
+
+    def theirs(model: Any, order: np.ndarray) -> Callable[[], None]:
         def run() -> None:
             with torch.inference_mode():
                 for i in range(0, len(order), 32):
@@ -144,14 +148,17 @@ def score(
 
         return run
 
-    plain, ordered = theirs(np.arange(len(rows))), theirs(np.argsort(-lengths))
-    clocks = side_by_side.turns(rounds, plain, ordered, ours)
     print(
         f"{len(rows)} pairs, {lengths.mean():.0f} tokens on average, padding "
         f"{waste(batches, lengths):.1%} in {len({b.length for b in batches})} shapes"
     )
-    compare(f"score {dtype}, as they come", len(rows), clocks[0], clocks[2])
-    compare(f"score {dtype}, sorted by length", len(rows), clocks[1], clocks[2])
+    peers = {}
+    for dtype in (dtype for dtype in dtypes if dtype != "int8"):
+        model = their_model(sizes, dtype).eval()
+        peers[f"{dtype}, as they come"] = theirs(model, np.arange(len(rows)))
+        peers[f"{dtype}, sorted by length"] = theirs(model, np.argsort(-lengths))
+    mine = {dtype: ours(dtype) for dtype in dtypes}
+    return race("score", len(rows), rounds, peers, mine)
 
 
 def objective() -> Mixture:
@@ -192,13 +199,23 @@ def stepper(
 
 
 def train(
-    sizes: t5.T5Sizes, rows: list[np.ndarray], dtype: str, rounds: int, queries: int
-) -> None:
-    """One step on lists of four, the very same padded tokens on both sides."""
+    sizes: t5.T5Sizes, rows: list[np.ndarray], dtypes: list[str], rounds: int, size: int
+) -> str:
+    """One step on ``size`` lists of four, the very same padded tokens on both sides."""
+    tokens = padded(rows[: 4 * size])
+    sides = [steps_of(sizes, tokens, size, dtype) for dtype in dtypes]
+    theirs, ours = (dict(zip(dtypes, side)) for side in zip(*sides))
+    what = f"train, {len(tokens)} x {tokens.shape[1]}"
+    return race(what, len(tokens), rounds, theirs, ours)
+
+
+def steps_of(
+    sizes: t5.T5Sizes, tokens: np.ndarray, size: int, dtype: str
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Their step and ours; in bfloat16 theirs by autocast, as users train."""
     import torch
 
     model = their_model(sizes, "float32").train()
-    tokens = padded(rows[: 4 * queries])
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-4)
     labels = torch.zeros(len(tokens), device=model.device)
     labels[::4] = 1
@@ -216,9 +233,7 @@ def train(
 
     spec = RerankerSpec(backbone=sizes.replace(dtype=dtype), word_ids=WORDS)
     optimizer = optimizers.adamw(learning_rate=1e-4)
-    ours = stepper(spec, pair_batch(tokens, queries), optimizer, dropout=True)
-    what = f"train {dtype}, {len(tokens)} x {tokens.shape[1]}"
-    compare(what, len(tokens), *side_by_side.turns(rounds, theirs, ours))
+    return theirs, stepper(spec, pair_batch(tokens, size), optimizer, dropout=True)
 
 
 def matmul_rate(size: int, dtype: str) -> float:
@@ -288,7 +303,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--queries", type=int, default=8, help="lists of 4, a step")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--dtypes", default="float32,bfloat16,int8")
     parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--models", help="MFU: name:length,... (default: --model)")
     parser.add_argument("--tokens", type=int, help="MFU: tokens a step")
@@ -299,15 +314,18 @@ def main() -> None:
     parts = flags.parts.split(",")
     sizes = t5.sizes(flags.model)
     rows = sequences(flags.collection, flags.pairs, sizes.vocab_size)
-    for dtype in flags.dtypes.split(","):
-        if "score" in parts:
-            score(sizes, rows, dtype, flags.rounds, flags.batch_tokens)
-        if "train" in parts:
-            train(sizes, rows, dtype, flags.rounds, flags.queries)
+    dtypes, best = flags.dtypes.split(","), []
+    if "score" in parts:
+        best.append(score(sizes, rows, dtypes, flags.rounds, flags.batch_tokens))
+    if "train" in parts:
+        floats = [dtype for dtype in dtypes if dtype != "int8"]
+        best.append(train(sizes, rows, floats, flags.rounds, flags.queries))
     if "mfu" in parts:
         models = (flags.models or f"{flags.model}:180").split(",")
         tokens = flags.tokens or (65536 if gpu else 2880)
         mfu(models, tokens, flags.rounds, flags.remat)
+    for line in best:
+        print(line)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -40,4 +40,38 @@ def compare(peer: str, what: str, count: int, theirs: Clock, ours: Clock) -> Non
         f"distill_jax {count / ours.wall:8.1f}/s   x{theirs.wall / ours.wall:5.2f} wall"
         f"   x{theirs.cpu / ours.cpu:5.2f} cpu",
         flush=True,
+    )
+
+
+def race(
+    peer: str,
+    what: str,
+    count: int,
+    rounds: int,
+    theirs: Mapping[str, Callable[[], Any]],
+    ours: Mapping[str, Callable[[], Any]],
+) -> str:
+    """Lets every form of both sides take turns, and compares those of one dtype.
+
+    Args:
+        theirs, ours: by dtype; of theirs a comma and more may follow it.
+
+    Returns:
+        a line with the best form of each side, whatever its dtype: what a user of
+        either would choose.
+    """
+    clocks = turns(rounds, *theirs.values(), *ours.values())
+    a = dict(zip(theirs, clocks))
+    b = dict(zip(ours, clocks[len(theirs) :]))
+    for form, clock in a.items():
+        dtype = form.partition(",")[0]
+        if dtype in b:
+            compare(peer, f"{what} {form}", count, clock, b[dtype])
+    for form, clock in b.items():
+        print(f"{what} {form:<20} distill_jax {count / clock.wall:8.1f}/s", flush=True)
+    best_a, best_b = (min(each, key=lambda form: each[form].wall) for each in (a, b))
+    wall_a, wall_b = a[best_a].wall, b[best_b].wall
+    return (
+        f"best of each, {what}: {peer} ({best_a}) {count / wall_a:.1f}/s, "
+        f"distill_jax ({best_b}) {count / wall_b:.1f}/s, x{wall_a / wall_b:.2f} wall"
     )
