@@ -210,8 +210,8 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         ),
         "TRAINED_DOC_LENGTH": Name("Tokens read of a document in training.", _COUNT),
         "DTYPE": Name(
-            "Precision of matrix products; None is bfloat16 on an accelerator.",
-            "float32, bfloat16, None",
+            "Precision of matrix products; None (auto) is bfloat16 on an accelerator.",
+            "float32, bfloat16, int8 (inference only), auto, None",
         ),
         "DROPOUT": Name("Dropout; None is the checkpoint's own.", f"{_SHARE}, None"),
         "ATTENTION_DROPOUT": Name("Dropout of attention weights.", f"{_SHARE}, None"),

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from distill_jax.batches import DuoBatch, PairBatch, Targets
+from distill_jax.models.linear import quantised
 from distill_jax.models.pretrained import abstract_params, graphdef_of
 from distill_jax.runtime import placement
 from distill_jax.runtime.sharding import (
@@ -87,8 +88,8 @@ def lower_forward(spec: Any, what: str, rows: int, length: int, mesh: Any) -> An
 def _narrowed(spec: Any, params: dict) -> dict:
     """Layers' matrices in the dtype of their products: half of the memory in bfloat16.
 
-    They are cast at each use anyway. Tables and heads stay: scores are read from them
-    in float32.
+    They are cast at each use anyway; in 8 bits only here, once. Tables and heads
+    stay: scores are read from them in float32.
     """
     dtype = getattr(spec.backbone, "dtype", "float32")
     if dtype == "float32":
@@ -96,8 +97,12 @@ def _narrowed(spec: Any, params: dict) -> dict:
 
     def narrow(keys: Any, leaf: Any) -> Any:
         path = path_of(keys)
-        inside = ".layers." in f".{path}" and path.endswith(".kernel")
-        return leaf.astype(dtype) if inside else leaf
+        if ".layers." not in f".{path}" or not path.endswith(".kernel"):
+            return leaf
+        if dtype != "int8":
+            return leaf.astype(dtype)
+        reads_stream = path.split(".")[-2] not in ("out", "down", "wo")
+        return quantised(leaf, balanced=reads_stream)
 
     return jax.tree_util.tree_map_with_path(narrow, params)
 

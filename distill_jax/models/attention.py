@@ -23,6 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from distill_jax.models import disentangled, gpu_attention
+from distill_jax.models.linear import Linear
 from distill_jax.runtime.placement import platform
 
 # Large enough that exp gives 0, small enough that sums of two stay finite in bfloat16.
@@ -161,7 +162,7 @@ class MultiHeadAttention(nnx.Module):
         self.scale, self.rate = scale, rate
 
         def linear(size_in, size_out, stddev, use_bias=use_bias):
-            return nnx.Linear(
+            return Linear(
                 size_in,
                 size_out,
                 use_bias=use_bias,

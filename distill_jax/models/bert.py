@@ -31,6 +31,7 @@ from distill_jax.models.attention import (
 )
 from distill_jax.models.disentangled import DistanceRows
 from distill_jax.models.encoder_sizes import ACTIVATIONS, BertSizes
+from distill_jax.models.linear import Linear
 from distill_jax.models.stack import through
 from distill_jax.models.t5_layers import RMSNorm
 from distill_jax.ops.masked import token_mask
@@ -58,19 +59,19 @@ def norm_of(sizes: BertSizes, width: int | None = None) -> nnx.Module:
     """The family's normalisation of ``width`` features, the model's when None."""
     width = width or sizes.d_model
     if sizes.norm == "rms":
-        return RMSNorm(width, eps=sizes.eps, dtype=sizes.dtype)
+        return RMSNorm(width, eps=sizes.eps, dtype=sizes.activation_dtype)
     return Norm(width, sizes.eps, sizes.norm_bias)
 
 
 def linear(
     inputs: int, outputs: int, sizes: BertSizes, rngs: nnx.Rngs, use_bias: bool = True
-) -> nnx.Linear:
+) -> Linear:
     """A projection initialised as BERT's are, in the dtype of the activations."""
-    return nnx.Linear(
+    return Linear(
         inputs,
         outputs,
         use_bias=use_bias,
-        dtype=jnp.dtype(sizes.dtype),
+        dtype=jnp.dtype(sizes.activation_dtype),
         kernel_init=nnx.initializers.normal(sizes.initializer_range),
         rngs=rngs,
     )
@@ -90,7 +91,7 @@ class Embeddings(nnx.Module):
         self.position = table(sizes.max_positions) if has_table else None
         self.token_type = table(sizes.type_vocab) if sizes.type_vocab else None
         self.norm = norm_of(sizes, sizes.width) if sizes.embedding_norm else None
-        self.dtype, self.scale = sizes.dtype, sizes.embedding_scale
+        self.dtype, self.scale = sizes.activation_dtype, sizes.embedding_scale
 
     def __call__(
         self, tokens: Int[Array, "M L"], types: Int[Array, "M L"] | None
@@ -127,7 +128,7 @@ class EncoderLayer(nnx.Module):
             scale=scale,
             use_bias=sizes.attention_bias,
             rate=sizes.attention_dropout,
-            dtype=sizes.dtype,
+            dtype=sizes.activation_dtype,
             stddevs=(spread, spread, spread, spread),
             kv_heads=sizes.kv_heads,
             out_bias=sizes.out_bias,
@@ -255,14 +256,15 @@ class BertEncoder(nnx.Module):
         if self.project is not None:
             x = self.project(x)
         bias = None if self.relative_bias is None else self.relative_bias(length)
-        places = None if self.distances is None else self.distances(length, sizes.dtype)
+        dtype = sizes.activation_dtype
+        places = None if self.distances is None else self.distances(length, dtype)
 
         def call(layer, x, key, at, last=None):
             seen, rotary = self.seen(at, mask), self.rotary(at, length)
             how: dict[str, Any] = {"positions": last, "bias": bias, "rotary": rotary}
             return layer(x, seen, key, distances=places, **how)
 
-        how: dict[str, Any] = {"dtype": sizes.dtype, "remat": sizes.remat}
+        how: dict[str, Any] = {"dtype": sizes.activation_dtype, "remat": sizes.remat}
         layers = [self.layers[0 if sizes.shared else i] for i in range(sizes.layers)]
         upto = sizes.layers - (positions is not None)
         # Layers of one form follow each other through one compiled body.

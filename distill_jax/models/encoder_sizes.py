@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from distill_jax.io.errors import UserError, near
+from distill_jax.models.linear import DTYPES, activation_dtype
 
 ACTIVATIONS = {
     # As torch computes it; jax.nn.gelu goes by erfc, which costs 2.5 times as much.
@@ -47,7 +48,8 @@ class BertSizes:
         eps: added to the variance in every layer normalisation.
         activation: "gelu" is the exact one by erf; "gelu_tanh" the approximation.
         dropout: of hidden states and embeddings; ``attention_dropout`` of weights.
-        dtype: of the activations; parameters are float32.
+        dtype: of the matrix products; parameters are float32. "int8" is for inference:
+            the layers' products are of 8 bits, and all between them is float32.
         remat: recompute each layer in the backward pass instead of keeping its
             activations: "none", "matmuls" (keep the matrix products), or "full".
         pad_id, sep_id: tokens that the mask and the token types are derived from.
@@ -134,7 +136,11 @@ class BertSizes:
         check_choice("BertSizes.positions", self.positions, POSITIONS)
         check_choice("BertSizes.norm", self.norm, ("layer", "rms"))
         check_choice("BertSizes.place", self.place, ("post", "pre", "both"))
-        check_choice("BertSizes.dtype", self.dtype, ("float32", "bfloat16"))
+        check_choice("BertSizes.dtype", self.dtype, DTYPES)
+
+    @property
+    def activation_dtype(self) -> str:
+        return activation_dtype(self.dtype)
 
     @property
     def head_dim(self) -> int:

@@ -81,6 +81,7 @@ def _weights(layer: Any, dtype: str) -> Any:
     """A layer's parameters; matrices in the dtype that they are multiplied in."""
 
     def cast(leaf: jax.Array) -> jax.Array:
-        return leaf.astype(dtype) if leaf.ndim > 1 else leaf
+        is_matrix = leaf.ndim > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(dtype) if is_matrix else leaf
 
     return jax.tree.map(cast, nnx.to_pure_dict(nnx.split(layer)[1]))

@@ -82,13 +82,14 @@ class T5Encoder(nnx.Module):
             return layer(x, bias, mask, key, positions=positions)
 
         upto = len(self.layers) - (positions is not None)
-        how: dict[str, Any] = {"dtype": self.spec.dtype, "remat": self.spec.remat}
+        spec = self.spec
+        how: dict[str, Any] = {"dtype": spec.activation_dtype, "remat": spec.remat}
         x = through(self.layers[:upto], whole, x, keys, **how)
         x = through(self.layers[upto:], leading, x, keys[upto:], **how)
         return dropout(self.final_norm(x), rate, keys[-2], broadcast=TOKENS)
 
     def embed(self, tokens: Int[Array, "*L"]) -> Float[Array, "*L E"]:
-        return self.table()[tokens].astype(self.spec.dtype)
+        return self.table()[tokens].astype(self.spec.activation_dtype)
 
     def table(self) -> Float[Array, "V E"]:
         """The embeddings, float32, as a device reads them."""
@@ -127,7 +128,8 @@ class T5Decoder(nnx.Module):
         def call(layer, x, key):
             return layer(x, encoded, bias, causal, mask, key)
 
-        how: dict[str, Any] = {"dtype": self.spec.dtype, "remat": self.spec.remat}
+        spec = self.spec
+        how: dict[str, Any] = {"dtype": spec.activation_dtype, "remat": spec.remat}
         x = through(self.layers, call, rows(x), keys, **how)
         x = self.final_norm(x)
         return dropout(x, self.spec.dropout, keys[-2], broadcast=TOKENS)
@@ -156,7 +158,8 @@ class T5Decoder(nnx.Module):
         def call(layer, x, key):
             return layer.first_step(x, encoded, mask, key)
 
-        how: dict[str, Any] = {"dtype": self.spec.dtype, "remat": self.spec.remat}
+        spec = self.spec
+        how: dict[str, Any] = {"dtype": spec.activation_dtype, "remat": spec.remat}
         x = through(self.layers, call, x, keys, **how)
         return dropout(self.final_norm(x), rate, keys[-2])
 

@@ -18,6 +18,7 @@ from distill_jax.models.attention import (
     dropout,
     split_key,
 )
+from distill_jax.models.linear import Linear
 from distill_jax.models.t5_sizes import T5Sizes
 
 TOKENS = (-2,)  # dropout masks are shared along the token axis, as in T5X
@@ -42,11 +43,11 @@ class FeedForward(nnx.Module):
 
     def __init__(self, spec: T5Sizes, *, rngs: nnx.Rngs):
         def linear(size_in, size_out):
-            return nnx.Linear(
+            return Linear(
                 size_in,
                 size_out,
                 use_bias=False,
-                dtype=jnp.dtype(spec.dtype),
+                dtype=jnp.dtype(spec.activation_dtype),
                 kernel_init=nnx.initializers.normal(size_in**-0.5),
                 rngs=rngs,
             )
@@ -77,14 +78,14 @@ def attention_of(spec: T5Sizes, rngs: nnx.Rngs) -> MultiHeadAttention:
         spec.heads,
         spec.d_kv,
         rate=spec.dropout,
-        dtype=spec.dtype,
+        dtype=spec.activation_dtype,
         stddevs=((spec.d_model * spec.d_kv) ** -0.5, narrow, narrow, wide),
         rngs=rngs,
     )
 
 
 def norm_of(spec: T5Sizes) -> RMSNorm:
-    return RMSNorm(spec.d_model, eps=spec.eps, dtype=spec.dtype)
+    return RMSNorm(spec.d_model, eps=spec.eps, dtype=spec.activation_dtype)
 
 
 def relative_bias_of(
@@ -217,8 +218,8 @@ def absorbed(
     heads, width = attention.heads, attention.head_dim
     dtype = encoded.dtype
     query = attention.split(attention.query(x))
-    key_kernel = attention.key.kernel[...].astype(dtype).reshape(-1, heads, width)
-    value_kernel = attention.value.kernel[...].astype(dtype).reshape(-1, heads, width)
+    key_kernel = attention.key.weights().astype(dtype).reshape(-1, heads, width)
+    value_kernel = attention.value.weights().astype(dtype).reshape(-1, heads, width)
     looked_for = jnp.einsum("bhd,ehd->beh", query, key_kernel)
     # [L, E] @ [E, H], as stored: of the operands only the small result is transposed.
     # The first layer's query is the same for all examples.

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from distill_jax.io.errors import UserError, near
+from distill_jax.models.linear import DTYPES, activation_dtype
 
 _POLICIES = {
     "none": None,
@@ -29,7 +30,8 @@ class T5Sizes:
             before the head. None means as ``tied`` says, which holds for every
             published T5.
         dropout: rate in training; inference has none.
-        dtype: of the matrix products: "float32" or "bfloat16". float16 is refused.
+        dtype: of the matrix products: "float32", "bfloat16", or for inference "int8",
+            with float32 between the layers' products. float16 is refused.
         remat: recompute each layer in the backward pass instead of keeping its
             activations: "none", "matmuls" (keep the matrix products), or "full".
     """
@@ -52,7 +54,7 @@ class T5Sizes:
     remat: str = "none"
 
     def __post_init__(self):
-        if self.dtype not in ("float32", "bfloat16"):
+        if self.dtype not in DTYPES:
             raise UserError(
                 f"T5 cannot compute in {self.dtype}: it overflows",
                 'set dtype to "bfloat16" or "float32"',
@@ -62,6 +64,10 @@ class T5Sizes:
                 f"remat={self.remat!r} is not known{near(self.remat, _POLICIES)}",
                 f"set it to one of {', '.join(_POLICIES)}",
             )
+
+    @property
+    def activation_dtype(self) -> str:
+        return activation_dtype(self.dtype)
 
     def forward_flops(self, length: int, *, absorbed: bool = True) -> float:
         """Matmul FLOPs to encode ``length`` tokens and decode one step.

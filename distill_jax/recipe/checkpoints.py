@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from distill_jax.io.errors import UserError, near
 from distill_jax.io.values import Check, ModelName, Name, Size
+from distill_jax.models.encoder_sizes import check_choice
+from distill_jax.models.linear import DTYPES
 from distill_jax.weights.students import KINDS
 
 
@@ -33,7 +35,15 @@ def known_kind(kind: str) -> str:
     return kind
 
 
+def known_dtype(dtype: str) -> str | None:
+    """A dtype of inference as it was given; None for "auto"."""
+    if dtype != "auto":
+        check_choice("dtype", dtype, DTYPES)
+    return None if dtype == "auto" else dtype
+
+
 Kind: TypeAlias = Annotated[str, Check(known_kind)]
+Dtype: TypeAlias = Annotated[str, Check(known_dtype)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +62,8 @@ class Checkpoint:
         query_length, doc_length: tokens kept.
         pooling, normalise, similarity: of a dual encoder.
         query_prefix, doc_prefix: texts put before each query and document.
-        dtype: of the matrix products: "float32" or "bfloat16".
+        dtype: of the matrix products: "float32", "bfloat16" or, where nothing is
+            trained, "int8"; None ("auto" in a recipe) is what the folder has.
         options: other fields of the spec.
     """
 
@@ -68,7 +79,7 @@ class Checkpoint:
     similarity: Literal["dot", "cosine"] | None = None
     query_prefix: str | None = None
     doc_prefix: str | None = None
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Dtype | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from distill_jax.io.errors import UserError
 from distill_jax.io.values import Check, Count, ModelName, Range, Rate, Size
@@ -39,6 +39,19 @@ def _known_backbone(name: str) -> str:
     return name
 
 
+def trained_dtype(dtype: str) -> str | None:
+    """A dtype that a model can be trained in; None for "auto"."""
+    if dtype == "int8":
+        raise UserError(
+            "int8 is for inference: a rounded product has no gradient",
+            "train in float32 or bfloat16; mine, label and evaluate take DTYPE=int8",
+        )
+    if dtype != "auto":
+        encoder_sizes.check_choice("dtype", dtype, ("float32", "bfloat16"))
+    return None if dtype == "auto" else dtype
+
+
+TrainedDtype: TypeAlias = Annotated[str, Check(trained_dtype)]
 Backbone: TypeAlias = Annotated[str, Check(_known_backbone)]
 
 
@@ -56,8 +69,8 @@ class Student:
             one on the collection's texts.
         vocabulary_size: pieces of a vocabulary that is trained here.
         query_length, doc_length: tokens kept of a query and of a document.
-        dtype: of the matrix products: "float32" or "bfloat16"; None takes bfloat16 on
-            an accelerator, elsewhere what the checkpoint has.
+        dtype: of the matrix products: "float32" or "bfloat16"; None ("auto" in a
+            recipe) takes bfloat16 on an accelerator, elsewhere what the checkpoint has.
         dropout: rate in training; None keeps the checkpoint's.
         attention_dropout: of BERT's attention weights; None is as ``dropout`` says.
         layers: which of the checkpoint's layers are kept, from 0; None keeps all.
@@ -71,7 +84,7 @@ class Student:
     vocabulary_size: Annotated[int, Range(least=64)] = 8000
     query_length: Size | None = None
     doc_length: Size | None = None
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: TrainedDtype | None = None
     dropout: Rate | None = None
     attention_dropout: Rate | None = None
     layers: tuple[Count, ...] | None = None
@@ -80,6 +93,8 @@ class Student:
     def __post_init__(self) -> None:
         if self.kind is not None:
             checkpoints.known_kind(self.kind)
+        if self.dtype is not None:
+            object.__setattr__(self, "dtype", trained_dtype(self.dtype))
 
     def make(
         self,
@@ -102,6 +117,7 @@ class Student:
             found = checkpoints.named(self.checkpoint, kind=self.kind, **overrides)
             found = dataclasses.replace(found, path=resolve(str(found.path)))
             model = checkpoints.load(found, seed=seed, trained=True)
+            trained_dtype(model.spec.backbone.dtype)
         else:
             model = self._from_scratch(texts, seed, overrides)
         if self.layers is not None:

@@ -32,6 +32,7 @@ from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import averaging, query_side, selection, updates
 from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.students import trained_dtype
 from distill_jax.recipe.updates import OptimizerMaker, ScheduleMaker
 from distill_jax.training import optimizers, schedules
 from distill_jax.training.loop import Fit, FitResult
@@ -229,6 +230,7 @@ def train(
         vectors: float[M, E] that the lists' ``doc_rows`` are rows of, in place of the
             collection: constants that the student's vectors of the queries meet.
     """
+    trained_dtype(student.spec.backbone.dtype)
     directory = asked.directory
     settings = describe(dataclasses.replace(training, objective=None))
     settings |= {"objective": describe(training.objective), "seed": asked.setting.seed}

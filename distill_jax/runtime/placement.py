@@ -177,6 +177,8 @@ def weight(path: str, leaf: jax.Array, dtype: Any) -> jax.Array:
     placement = current()
     if placement is None or placement.mesh.shape["fsdp"] == 1:
         return leaf
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        dtype = leaf.dtype  # codes of a quantised kernel
     mesh = placement.mesh
     kept = sharding.fitting(sharding.partition_of(path), leaf.shape, mesh, path)
     if "fsdp" not in kept:

@@ -57,6 +57,10 @@ def partition_of(path: str) -> PartitionSpec:
     Raises:
         LookupError: no rule, or more than one, matches the path.
     """
+    kernel, _, part = path.partition(".kernel.")
+    if part:  # a quantised kernel's codes, scales of columns, gains of rows
+        whole = partition_of(f"{kernel}.kernel")
+        return {"codes": whole, "scales": P(*whole[1:]), "gains": P(*whole[:1])}[part]
     found = [(rule, part) for rule, part in RULES if re.fullmatch(rule, path)]
     if len(found) != 1:
         names = [rule for rule, _ in found]

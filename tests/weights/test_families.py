@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from distill_jax.inference import programs
 from distill_jax.models.bert import BertEncoder
 from distill_jax.models.pooling import POOLS
 from distill_jax.models.pretrained import flatten
@@ -177,6 +179,12 @@ def test_hidden_states_are_those_of_transformers(name, tmp_path):
     close(leading, expected[:, :2])
     half = dataclasses.replace(sizes, dtype="bfloat16")
     rough = module(BertEncoder, half, params["encoder"])
+    close(encode(rough, tokens, mask), expected, mask, 0.08)
+    spec = types.SimpleNamespace(
+        backbone=dataclasses.replace(sizes, dtype="int8"),
+    )
+    codes = programs._narrowed(spec, params["encoder"])
+    rough = module(BertEncoder, spec.backbone, codes)
     close(encode(rough, tokens, mask), expected, mask, 0.08)
     for path in flatten(params["encoder"]):
         assert partition_of(f"tower.encoder.{path}") is not None
