@@ -25,6 +25,7 @@ from distill_jax.io.values import (
     Named,
     Text,
     argument_types,
+    is_plain,
     read,
     refuse,
     untyped,
@@ -104,6 +105,9 @@ class Bindings:
         if not isinstance(found, gin_config.ConfigurableReference):
             return
         made = _configurable(found).wrapped
+        if is_plain(kind) and not found.evaluate:
+            wrong.setdefault(label, refuse(label, found, "a plain value"))
+            return
         kinds = [k for k in _flat(kind) if inspect.isclass(k)]
         if not kinds or not inspect.isclass(made) or Any in kinds or object in kinds:
             return

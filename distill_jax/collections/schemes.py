@@ -10,6 +10,7 @@ from distill_jax.collections.collection import Collection, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io import bad_lines
 from distill_jax.io.errors import UserError, clip, near
+from distill_jax.io.paths import user_path
 
 SCHEMES = (
     "beir", "msmarco", "irds", "pydocs", "tfds", "jsonl", "queries",
@@ -81,6 +82,8 @@ def _parts(spec: str) -> tuple[str, str]:
             f"COLLECTION {clip(str(spec))}: nothing after the scheme",
             f"write {scheme}:{'NAME' if scheme in ('irds', 'tfds') else 'PATH'}",
         )
+    if where and scheme not in ("irds", "tfds", "pydocs"):
+        user_path(where)
     return scheme, where
 
 

@@ -94,7 +94,10 @@ def parse_measure(measure: str | Any) -> Any:
     if not isinstance(measure, str):
         return measure
     try:
-        return ir_measures.parse_measure(measure)
+        found = ir_measures.parse_measure(measure)
+        if found.params.get("cutoff", 1) < 1:
+            raise ValueError
+        return found
     except (ValueError, NameError, KeyError, SyntaxError, TypeError):
         known = ("nDCG@10", "RR@10", "R@100", "Success@5", "AP", "P@10", "Judged@10")
         raise UserError(

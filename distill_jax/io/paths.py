@@ -10,12 +10,15 @@ from distill_jax.io.errors import UserError, clip
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
+_VARIABLE = re.compile(r"\$\{?[A-Za-z_]")
+
 
 def user_path(path: str | Path) -> str:
     """A path of this machine, with ``~`` expanded: a shell leaves it after ``=``.
 
     Raises:
-        UserError: it is empty, holds a control character, or has a scheme (``gs://``).
+        UserError: it is empty, holds a control character or a variable of the shell, or
+            has a scheme (``gs://``).
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{clip(str(path))} is not a path", "write it as text")
@@ -24,6 +27,11 @@ def user_path(path: str | Path) -> str:
         raise UserError("a path is empty", "write . for the working folder")
     if any(ord(character) < 32 for character in text):
         raise UserError(f"the path {clip(text)} holds a control character")
+    if _VARIABLE.search(text) and not os.path.exists(text):
+        raise UserError(
+            f"{clip(text)} holds a variable that the shell did not fill in",
+            'write it without quotes, or in double ones: "$HOME/..."',
+        )
     scheme = _SCHEME.match(text)
     if scheme is not None:
         raise UserError(

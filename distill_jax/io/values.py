@@ -59,7 +59,11 @@ class Range:
             ("from", self.least), ("above", self.above),
             ("to", self.most), ("below", self.below),
         )  # fmt: skip
-        return " ".join(f"{word} {end:g}" for word, end in words if end is not None)
+        return " ".join(
+            f"{word} {end:,}" if isinstance(end, int) else f"{word} {end:g}"
+            for word, end in words
+            if end is not None
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +99,10 @@ def _not_empty(text: str) -> str:
     return text
 
 
-Size = Annotated[int, Range(least=1)]
-Count = Annotated[int, Range(least=0)]
-Seed = Annotated[int, Range(least=0, most=2**31 - 1)]
+_INT32, _INT64 = 2**31 - 1, 2**63 - 1
+Size = Annotated[int, Range(least=1, most=_INT32)]
+Count = Annotated[int, Range(least=0, most=_INT64)]
+Seed = Annotated[int, Range(least=0, most=_INT32)]
 Share = Annotated[float, Range(least=0, most=1)]
 Rate = Annotated[float, Range(least=0, below=1)]
 Positive = Annotated[float, Range(above=0)]
@@ -271,7 +276,7 @@ def _number(value: Any) -> int | float | None:
 
 def _int(value: Any) -> int:
     found = _number(value)
-    if found is None or found != int(found):
+    if found is None or found != int(found) or abs(found) > _INT64:
         raise Mismatch("a whole number")
     return int(found)
 
@@ -297,6 +302,17 @@ def _str(value: Any) -> str:
 _SCALARS: dict[Any, Callable[[Any], Any]] = {
     bool: _bool, int: _int, float: _float, str: _str, Path: lambda v: Path(_str(v)),
 }  # fmt: skip
+
+
+def is_plain(kind: Any) -> bool:
+    """Whether an annotation takes nothing but numbers, texts and None."""
+    if typing.get_origin(kind) is Annotated:
+        kind, *checks = typing.get_args(kind)
+        return is_plain(kind) and not any(isinstance(c, Named) for c in checks)
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        return all(map(is_plain, typing.get_args(kind)))
+    literal = typing.get_origin(kind) is Literal
+    return literal or kind in _SCALARS or kind in (None, type(None))
 
 
 def _object(value: Any, kind: Any) -> Any:
