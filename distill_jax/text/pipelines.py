@@ -32,7 +32,10 @@ def read_backend(path: Path) -> Any:
 
     try:
         return Backend.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
+    except BaseException as error:
+        # Bare Exception, or a panic of Rust, which is no Exception at all.
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         raise UserError(
             f"{path}: not a tokenizer.json ({error})", "fetch the file again"
         ) from None
