@@ -126,6 +126,8 @@ def fuzz(count: int):
         deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,
+        # The same examples each time, but for a longer run, which looks for others.
+        derandomize="FUZZ" not in os.environ,
     )
 
 
