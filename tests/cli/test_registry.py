@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 
 import pytest
+from gin import config as gin_config
 
 import distill_jax
 from distill_jax.cli import config
@@ -41,6 +42,19 @@ def public() -> list[tuple[str, str, object]]:
                     if not attribute.startswith("_")
                 ]
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _gin_forgets():
+    """Gin keeps what a file named: a class made later has gin's form of its methods."""
+    known = list(gin_config._REGISTRY.items())
+    inverse = dict(gin_config._INVERSE_REGISTRY)
+    yield
+    gin_config._REGISTRY = type(gin_config._REGISTRY)()
+    for selector, value in known:
+        gin_config._REGISTRY[selector] = value
+    gin_config._INVERSE_REGISTRY.clear()
+    gin_config._INVERSE_REGISTRY.update(inverse)
 
 
 def test_exactly_the_declared_parts_can_be_named(tmp_path):
