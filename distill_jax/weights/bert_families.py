@@ -49,7 +49,8 @@ def _bert_mlm(name: str, norm_name: str = "transform.LayerNorm") -> Table:
     )
 
 
-def _bert_sizes(config: Config) -> dict:
+def bert_sizes_of(config: Config) -> dict:
+    """What BERT's config.json says, and that of its kin."""
     positions = config.get("position_embedding_type") or "absolute"
     if positions != "absolute" or config.get("is_decoder"):
         raise UserError(
@@ -66,7 +67,8 @@ def _bert_sizes(config: Config) -> dict:
     }
 
 
-def _bert_config(sizes: BertSizes) -> dict:
+def bert_config_of(sizes: BertSizes) -> dict:
+    """The inverse of ``bert_sizes_of``."""
     return {
         "max_position_embeddings": sizes.max_positions,
         "type_vocab_size": sizes.type_vocab,
@@ -89,8 +91,8 @@ BERT = Family(
         "bert_classifier": "BertForSequenceClassification",
         "mlm": "BertForMaskedLM",
     },
-    sizes_of=_bert_sizes,
-    config_of=_bert_config,
+    sizes_of=bert_sizes_of,
+    config_of=bert_config_of,
     tied=("cls.predictions.decoder.weight",),
     head_activation="hidden_act",
     pooler=True,
@@ -109,7 +111,7 @@ ERNIE = dataclasses.replace(
 
 def _electra_config(sizes: BertSizes) -> dict:
     return {
-        **_bert_config(sizes),
+        **bert_config_of(sizes),
         "embedding_size": sizes.width,
         "summary_type": "first",
         "summary_use_proj": True,
@@ -139,7 +141,7 @@ ELECTRA = Family(
         "electra_classifier": "ElectraForSequenceClassification",
         "mlm": "ElectraForMaskedLM",
     },
-    sizes_of=_bert_sizes,
+    sizes_of=bert_sizes_of,
     config_of=_electra_config,
     tied=("generator_lm_head.weight",),
 )
@@ -169,14 +171,14 @@ def _roberta_sizes(config: Config) -> dict:
             "are counted from it",
             "only 1 is read",
         )
-    found = _bert_sizes(config)
+    found = bert_sizes_of(config)
     found["max_positions"] -= _PADDED
     return found
 
 
 def _roberta_config(sizes: BertSizes) -> dict:
     return {
-        **_bert_config(sizes),
+        **bert_config_of(sizes),
         "max_position_embeddings": sizes.max_positions + _PADDED,
     }
 

@@ -6,6 +6,7 @@ import dataclasses
 
 from distill_jax.io.errors import UserError
 from distill_jax.models.encoder_sizes import BertSizes
+from distill_jax.weights.bert_families import bert_config_of, bert_sizes_of
 from distill_jax.weights.families import (
     EMBEDDINGS,
     Config,
@@ -105,7 +106,7 @@ def _albert_sizes(config: Config) -> dict:
             "an ALBERT whose layers all share their parameters is read",
         )
     return {
-        **_bert_sizes(config),
+        **bert_sizes_of(config),
         "activation": activation(config, default="gelu_new"),
         "embedding_size": int(config["embedding_size"]),
         "shared": True,
@@ -156,7 +157,7 @@ ALBERT = Family(
         "mlm": "AlbertForMaskedLM",
     },
     sizes_of=_albert_sizes,
-    config_of=lambda sizes: {**_bert_config(sizes), "embedding_size": sizes.width},
+    config_of=lambda sizes: {**bert_config_of(sizes), "embedding_size": sizes.width},
     tied=("predictions.decoder.weight",),
     ignored=(r"predictions\..*", r"sop_classifier\..*"),
     head_activation="hidden_act",
