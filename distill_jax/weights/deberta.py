@@ -119,7 +119,11 @@ DEBERTA = Family(
     sizes_of=_sizes,
     config_of=_config,
     tied=("cls.predictions.decoder.weight",),
-    ignored=(r"mask_predictions\..*", r"lm_predictions\..*"),
+    ignored=(
+        r"(.*\.)?position_embeddings(\.weight)?",
+        r"mask_predictions\..*",
+        r"lm_predictions\..*",
+    ),
     head_activation="hidden_act",
     outer_pooler=True,
 )
