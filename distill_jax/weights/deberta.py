@@ -121,8 +121,8 @@ DEBERTA = Family(
     tied=("cls.predictions.decoder.weight",),
     ignored=(
         r"(.*\.)?position_embeddings(\.weight)?",
-        r"mask_predictions\..*",
-        r"lm_predictions\..*",
+        r"mask_predictions.*",
+        r"lm_predictions.*",
     ),
     head_activation="hidden_act",
     outer_pooler=True,
