@@ -127,7 +127,8 @@ def score(
     def ours(dtype: str) -> Callable[[], None]:
         spec = RerankerSpec(backbone=sizes.replace(dtype=dtype), word_ids=WORDS)
         apply = forward._applied(spec, "pairs", None)
-        params = forward.placed(Pretrained(spec, weights, tokenizer=None))
+        no_texts: Any = None  # ids are scored
+        params = forward.placed(Pretrained(spec, weights, tokenizer=no_texts))
 
         def run() -> None:
             waiting = []

@@ -198,6 +198,7 @@ class Reranker(nnx.Module):
     """(query, document) to a score; for a batch, lists to scores [B, N]."""
 
     head: Any  # only where the score is not read from the decoder
+    backbone: Any  # a T5, or a BertEncoder
 
     def __init__(self, spec: Any, *, rngs: nnx.Rngs):
         self.spec = spec

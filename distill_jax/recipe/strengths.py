@@ -78,8 +78,9 @@ class BradleyTerry:
                 prior=self.prior,
                 iterations=self.iterations,
             )
-            ids = [pairs.doc_ids[row] for row in rows.tolist()]
-            lists[query_id] = list(zip(ids, found.tolist()))
+            ids: list[str] = [str(pairs.doc_ids[row]) for row in rows.tolist()]
+            strengths: list[float] = found.tolist()
+            lists[query_id] = list(zip(ids, strengths))
         if not lists:
             raise UserError(
                 "no pair of documents was judged", "look at the pairwise teacher"

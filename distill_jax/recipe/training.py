@@ -376,13 +376,14 @@ def _fit(
         objective = objective.over(steps)
     result = fit(student.graphdef(), student.params, objective, feed, evaluate)
     params = jax.tree.map(lambda leaf: np.asarray(_whole(leaf)), result.params)
+    facts: dict[str, Any] = {}
     if training.averages and not result.interrupted:
         params, facts = averaging.chosen(
             student.params, params, training.averages, evaluate, training.measure
         )
         kept |= {"averaged": facts}
     if result.adapters and result.finished and jax.process_index() == 0:
-        share = kept.get("averaged", {"share": 1.0})["share"]
+        share = facts.get("share", 1.0)
         folder = asked.directory / "student" / "adapter"
         kept |= {"adapter": peft.write(folder, student, result.adapters, share=share)}
     if training.trained == "query":
