@@ -56,6 +56,9 @@ EXPECTED: dict[str, tuple[str, dict]] = {
     "google/flan-t5-base": (
         "t5-gated", {"kind": "reranker", "prompt": MONOT5, "word_ids": TRUE_FALSE}
     ),
+    "google/flan-t5-small": (
+        "t5-gated", {"kind": "reranker", "prompt": MONOT5, "word_ids": TRUE_FALSE}
+    ),
     "google/flan-t5-xl": (
         "t5-gated", {"kind": "reranker", "prompt": MONOT5, "word_ids": TRUE_FALSE}
     ),
@@ -95,6 +98,11 @@ EXPECTED: dict[str, tuple[str, dict]] = {
         {"kind": "dual_encoder", "pooling": "mean", "normalise": True,
          "query_prefix": "query: ", "doc_prefix": "passage: "},
     ),
+    "sentence-transformers/all-MiniLM-L6-v2": (
+        "st-mean",
+        {"kind": "dual_encoder", "pooling": "mean", "normalise": True,
+         "query_prefix": "", "doc_prefix": ""},
+    ),
     "naver/splade-cocondenser-ensembledistil": ("bert-mlm", {"kind": "splade"}),
     "colbert-ir/colbertv2.0": (
         "colbert", {"kind": "colbert", "query_length": 32, "doc_length": 180}
@@ -105,6 +113,7 @@ EXPECTED: dict[str, tuple[str, dict]] = {
 }  # fmt: skip
 # Base models: what they become is the recipe's to say.
 BASES = {
+    "distilbert/distilbert-base-uncased",
     "google/electra-base-discriminator",
     "google-bert/bert-base-uncased",
     "microsoft/MiniLM-L12-H384-uncased",
