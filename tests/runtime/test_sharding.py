@@ -16,6 +16,7 @@ from distill_jax.models.colbert import ColbertSpec
 from distill_jax.models.dual_encoder import DualEncoderSpec
 from distill_jax.models.duo import DuoSpec
 from distill_jax.models.encoder_sizes import BertSizes
+from distill_jax.models.lora import LoRA
 from distill_jax.models.pretrained import (
     abstract_params,
     flatten,
@@ -67,7 +68,9 @@ def test_every_parameter_meets_exactly_one_rule(spec):
 def test_every_rule_is_met_by_some_parameter():
     import re
 
-    paths = [p for spec in STUDENTS for p in flatten(abstract_params(spec))]
+    every = [abstract_params(spec) for spec in STUDENTS]
+    every += [LoRA().adapted(params, 0) for params in every]
+    paths = [path for params in every for path in flatten(params)]
     for rule, _ in sharding.RULES:
         assert any(re.fullmatch(rule, path) for path in paths), rule
 
