@@ -295,7 +295,12 @@ def test_terminal_table():
         },
         "baseline": "first_stage",
         "significance": [
-            {"system": "\u691c\u7d22", "measure": "nDCG@10", "p_holm": 0.01}
+            {
+                "system": "\u691c\u7d22",
+                "baseline": "first_stage",
+                "measure": "nDCG@10",
+                "p_holm": 0.01,
+            }
         ],
         "verdict": "so it is",
     }
