@@ -19,6 +19,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A machine that does other work too makes examples slowly; that is no failure.
+settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("busy")
 
 # The workers inherit it: what one has compiled, the others and their children read.
 _OWN_PROGRAMS = "JAX_COMPILATION_CACHE_DIR" not in os.environ
