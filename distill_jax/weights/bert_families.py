@@ -10,43 +10,22 @@ from distill_jax.io.errors import UserError
 from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.weights.families import (
     EMBEDDINGS,
+    POOLER_CLASSIFIER,
+    POST_NORM_LAYER,
     Config,
     Family,
     Table,
     activation,
+    classes,
     dense,
     layer,
+    masked_lm,
     norm,
     written,
 )
 from distill_jax.weights.tables import TRANSPOSED, Change, Rule
 
-_BERT_LAYER = layer(
-    "encoder.layer.{i}",
-    {
-        "attention.query": "attention.self.query",
-        "attention.key": "attention.self.key",
-        "attention.value": "attention.self.value",
-        "attention.out": "attention.output.dense",
-        "attention_norm": "attention.output.LayerNorm",
-        "up": "intermediate.dense",
-        "down": "output.dense",
-        "output_norm": "output.LayerNorm",
-    },
-)
-_BERT_CLASSIFIER = (
-    *dense("pooler.dense", "head.pooler"),
-    *dense("classifier", "head.classifier"),
-)
 _LINEAR = (Rule("linear.weight", "head.linear.kernel", TRANSPOSED),)
-
-
-def _bert_mlm(name: str, norm_name: str = "transform.LayerNorm") -> Table:
-    return (
-        *dense(f"{name}.transform.dense", "head.project"),
-        *norm(f"{name}.{norm_name}", "head.norm"),
-        Rule(f"{name}.bias", "head.bias", also=(f"{name}.decoder.bias",)),
-    )
 
 
 def bert_sizes_of(config: Config) -> dict:
@@ -80,17 +59,13 @@ def bert_config_of(sizes: BertSizes) -> dict:
 BERT = Family(
     model_type="bert",
     prefix="bert.",
-    encoder=(*EMBEDDINGS, *_BERT_LAYER),
+    encoder=(*EMBEDDINGS, *layer("encoder.layer.{i}", POST_NORM_LAYER)),
     heads={
-        "bert_classifier": _BERT_CLASSIFIER,
+        "bert_classifier": POOLER_CLASSIFIER,
         "linear": _LINEAR,
-        "mlm": _bert_mlm("cls.predictions"),
+        "mlm": masked_lm("cls.predictions"),
     },
-    architectures={
-        None: "BertModel",
-        "bert_classifier": "BertForSequenceClassification",
-        "mlm": "BertForMaskedLM",
-    },
+    architectures=classes("Bert", "bert_classifier", "mlm"),
     sizes_of=bert_sizes_of,
     config_of=bert_config_of,
     tied=("cls.predictions.decoder.weight",),
@@ -101,11 +76,7 @@ ERNIE = dataclasses.replace(
     BERT,
     model_type="ernie",
     prefix="ernie.",
-    architectures={
-        None: "ErnieModel",
-        "bert_classifier": "ErnieForSequenceClassification",
-        "mlm": "ErnieForMaskedLM",
-    },
+    architectures=classes("Ernie", "bert_classifier", "mlm"),
 )
 
 
@@ -136,11 +107,7 @@ ELECTRA = Family(
             Rule("generator_lm_head.bias", "head.bias"),
         ),
     },
-    architectures={
-        None: "ElectraModel",
-        "electra_classifier": "ElectraForSequenceClassification",
-        "mlm": "ElectraForMaskedLM",
-    },
+    architectures=classes("Electra", "electra_classifier", "mlm"),
     sizes_of=bert_sizes_of,
     config_of=_electra_config,
     tied=("generator_lm_head.weight",),
@@ -200,11 +167,7 @@ def _roberta(model_type: str, name: str) -> Family:
         prefix="roberta.",
         encoder=_shifted(BERT.encoder),
         heads={"bert_classifier": _DENSE_TANH, "mlm": _LM_HEAD},
-        architectures={
-            None: f"{name}Model",
-            "bert_classifier": f"{name}ForSequenceClassification",
-            "mlm": f"{name}ForMaskedLM",
-        },
+        architectures=classes(name, "bert_classifier", "mlm"),
         sizes_of=_roberta_sizes,
         config_of=_roberta_config,
         tied=("lm_head.decoder.weight",),
@@ -246,11 +209,7 @@ MPNET = Family(
         ),
     ),
     heads={"bert_classifier": _DENSE_TANH, "mlm": _LM_HEAD},
-    architectures={
-        None: "MPNetModel",
-        "bert_classifier": "MPNetForSequenceClassification",
-        "mlm": "MPNetForMaskedLM",
-    },
+    architectures=classes("MPNet", "bert_classifier", "mlm"),
     sizes_of=_mpnet_sizes,
     config_of=lambda sizes: {
         **_roberta_config(sizes),

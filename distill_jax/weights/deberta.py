@@ -5,11 +5,14 @@ from __future__ import annotations
 from distill_jax.io.errors import UserError
 from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.weights.families import (
+    POST_NORM_LAYER,
     Config,
     Family,
     activation,
+    classes,
     dense,
     layer,
+    masked_lm,
     norm,
     written,
 )
@@ -85,14 +88,10 @@ DEBERTA = Family(
         *layer(
             "encoder.layer.{i}",
             {
+                **POST_NORM_LAYER,
                 "attention.query": "attention.self.query_proj",
                 "attention.key": "attention.self.key_proj",
                 "attention.value": "attention.self.value_proj",
-                "attention.out": "attention.output.dense",
-                "attention_norm": "attention.output.LayerNorm",
-                "up": "intermediate.dense",
-                "down": "output.dense",
-                "output_norm": "output.LayerNorm",
             },
         ),
     ),
@@ -101,21 +100,9 @@ DEBERTA = Family(
             *dense("pooler.dense", "head.dense"),
             *dense("classifier", "head.out_proj"),
         ),
-        "mlm": (
-            *dense("cls.predictions.transform.dense", "head.project"),
-            *norm("cls.predictions.transform.LayerNorm", "head.norm"),
-            Rule(
-                "cls.predictions.bias",
-                "head.bias",
-                also=("cls.predictions.decoder.bias",),
-            ),
-        ),
+        "mlm": masked_lm("cls.predictions"),
     },
-    architectures={
-        None: "DebertaV2Model",
-        "electra_classifier": "DebertaV2ForSequenceClassification",
-        "mlm": "DebertaV2ForMaskedLM",
-    },
+    architectures=classes("DebertaV2", "electra_classifier", "mlm"),
     sizes_of=_sizes,
     config_of=_config,
     tied=("cls.predictions.decoder.weight",),

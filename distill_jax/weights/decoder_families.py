@@ -13,6 +13,7 @@ from distill_jax.weights.families import (
     Family,
     Table,
     activation,
+    classes,
     dense,
     layer,
     norm,
@@ -123,10 +124,7 @@ def _decoder(model_type: str, name: str, names: dict[str, str]) -> Family:
         prefix="model.",
         encoder=_decoder_rules(names),
         heads={"linear": _SCORE},
-        architectures={
-            None: f"{name}Model",
-            "linear": f"{name}ForSequenceClassification",
-        },
+        architectures=classes(name, "linear"),
         sizes_of=_decoder_sizes,
         config_of=_decoder_config,
         ignored=(r"lm_head\.weight",),
@@ -145,7 +143,7 @@ EUROBERT = dataclasses.replace(
             *dense("classifier", "head.out_proj"),
         )
     },
-    architectures={None: "EuroBertModel"},
+    architectures=classes("EuroBert"),
 )
 
 
@@ -218,10 +216,7 @@ GEMMA3 = dataclasses.replace(
         else rule
         for rule in _GEMMA_RULES
     ),
-    architectures={
-        None: "Gemma3TextModel",
-        "linear": "Gemma3TextForSequenceClassification",
-    },
+    architectures=classes("Gemma3Text", "linear"),
     sizes_of=_gemma_sizes,
     config_of=_gemma_config,
 )

@@ -97,6 +97,23 @@ def layer(theirs: str, names: Mapping[str, str]) -> Table:
     return tuple(rules)
 
 
+def classes(stem: str, *heads: str) -> dict[str | None, str]:
+    """transformers' class of each head, and of the bare encoder (None)."""
+    ends = {"mlm": "MaskedLM"}
+    return {None: f"{stem}Model"} | {
+        head: f"{stem}For{ends.get(head, 'SequenceClassification')}" for head in heads
+    }
+
+
+def masked_lm(name: str, norm_name: str = "LayerNorm") -> Table:
+    """BERT's masked language model head; its output is tied to the words."""
+    return (
+        *dense(f"{name}.transform.dense", "head.project"),
+        *norm(f"{name}.transform.{norm_name}", "head.norm"),
+        Rule(f"{name}.bias", "head.bias", also=(f"{name}.decoder.bias",)),
+    )
+
+
 def activation(config: Config, name: str = "hidden_act", default: str = "gelu") -> str:
     """Our name of an activation.
 
@@ -154,6 +171,21 @@ def rope_config(theta: float, scaling: tuple) -> dict:
     return record
 
 
+POOLER_CLASSIFIER: Table = (
+    *dense("pooler.dense", "head.pooler"),
+    *dense("classifier", "head.classifier"),
+)
+POST_NORM_LAYER: Mapping[str, str] = {
+    "attention.query": "attention.self.query",
+    "attention.key": "attention.self.key",
+    "attention.value": "attention.self.value",
+    "attention.out": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "output_norm": "output.LayerNorm",
+}
+"""BERT's names of a layer, by ours."""
 EMBEDDINGS: Table = (
     Rule("embeddings.word_embeddings.weight", "encoder.embeddings.word"),
     Rule("embeddings.position_embeddings.weight", "encoder.embeddings.position"),

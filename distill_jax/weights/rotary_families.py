@@ -5,12 +5,15 @@ from __future__ import annotations
 from distill_jax.io.errors import UserError
 from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.weights.families import (
+    POOLER_CLASSIFIER,
     Config,
     Family,
     Table,
     activation,
+    classes,
     dense,
     layer,
+    masked_lm,
     norm,
     rope,
     rope_config,
@@ -130,11 +133,7 @@ MODERNBERT = Family(
             Rule("decoder.bias", "head.bias"),
         ),
     },
-    architectures={
-        None: "ModernBertModel",
-        "modernbert_classifier": "ModernBertForSequenceClassification",
-        "mlm": "ModernBertForMaskedLM",
-    },
+    architectures=classes("ModernBert", "modernbert_classifier", "mlm"),
     sizes_of=_modernbert_sizes,
     config_of=_modernbert_config,
     tied=("decoder.weight",),
@@ -208,25 +207,10 @@ NOMIC = Family(
     ),
     fused={"attn.Wqkv": ("attn.Wq", "attn.Wk", "attn.Wv")},
     heads={
-        "bert_classifier": (
-            *dense("pooler.dense", "head.pooler"),
-            *dense("classifier", "head.classifier"),
-        ),
-        "mlm": (
-            *dense("cls.predictions.transform.dense", "head.project"),
-            *norm("cls.predictions.transform.layer_norm", "head.norm"),
-            Rule(
-                "cls.predictions.bias",
-                "head.bias",
-                also=("cls.predictions.decoder.bias",),
-            ),
-        ),
+        "bert_classifier": POOLER_CLASSIFIER,
+        "mlm": masked_lm("cls.predictions", "layer_norm"),
     },
-    architectures={
-        None: "NomicBertModel",
-        "bert_classifier": "NomicBertForSequenceClassification",
-        "mlm": "NomicBertForMaskedLM",
-    },
+    architectures=classes("NomicBert", "bert_classifier", "mlm"),
     sizes_of=_nomic_sizes,
     config_of=_typed_config,
     tied=("cls.predictions.decoder.weight",),
@@ -277,21 +261,14 @@ GTE = Family(
         "mlp.up_gate_proj": ("mlp.up", "mlp.gate"),
     },
     heads={
-        "bert_classifier": (
-            *dense("pooler.dense", "head.pooler"),
-            *dense("classifier", "head.classifier"),
-        ),
+        "bert_classifier": POOLER_CLASSIFIER,
         "mlm": (
             *dense("lm_head.dense", "head.project"),
             *norm("lm_head.norm", "head.norm"),
             Rule("lm_head.decoder.bias", "head.bias", also=("lm_head.bias",)),
         ),
     },
-    architectures={
-        None: "GteModel",
-        "bert_classifier": "GteForSequenceClassification",
-        "mlm": "GteForMaskedLM",
-    },
+    architectures=classes("Gte", "bert_classifier", "mlm"),
     sizes_of=_gte_sizes,
     config_of=_typed_config,
     tied=("lm_head.decoder.weight",),
