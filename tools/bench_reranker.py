@@ -126,7 +126,7 @@ def score(
 
     def ours(dtype: str) -> Callable[[], None]:
         spec = RerankerSpec(backbone=sizes.replace(dtype=dtype), word_ids=WORDS)
-        apply = forward._applied(spec, "pairs", None)
+        apply = forward.applied(spec, "pairs", None)
         no_texts: Any = None  # ids are scored
         params = forward.placed(Pretrained(spec, weights, tokenizer=no_texts))
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from distill_jax.inference.programs import _applied, _narrowed
+from distill_jax.inference.programs import applied, narrowed
 from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.runtime import placement
@@ -89,7 +89,7 @@ def score_features(
     count = len(next(iter(rows.values())))
     scores = np.zeros(count, np.float32)
     work = _work(pretrained, features, rows, mesh, tokens_per_batch, compact)
-    apply = _applied(pretrained.spec, what, mesh)
+    apply = applied(pretrained.spec, what, mesh)
     for batch, values in _run(pretrained, apply, work, features, rows, mesh):
         where = batch.where
         scores[batch.rows[where]] = values[where]
@@ -127,7 +127,7 @@ def encode_features(
     fields = {"text": np.asarray(rows)}
     length = spec.query_length if _fixed(spec, side) else None
     work = _work(pretrained, features, fields, mesh, tokens_per_batch, compact, length)
-    apply = _applied(spec, side, mesh)
+    apply = applied(spec, side, mesh)
     for batch, values in _run(pretrained, apply, work, features, fields, mesh):
         where = batch.where
         yield batch.rows[where], _collect(spec.kind, values, where)
@@ -312,7 +312,7 @@ def placed(pretrained: Pretrained, mesh: Any = None) -> dict:
     """The parameters on the devices, put there once for a model and a mesh."""
     meshes = _placed.setdefault(pretrained, {})
     if mesh not in meshes:
-        params = _narrowed(pretrained.spec, pretrained.params)
+        params = narrowed(pretrained.spec, pretrained.params)
         if mesh is None:
             meshes[mesh] = jax.tree.map(jnp.asarray, params)
         else:

@@ -23,7 +23,7 @@ from distill_jax.runtime.sharding import (
 
 
 @functools.lru_cache(maxsize=64)
-def _applied(spec: Any, what: str, mesh: Any) -> Callable[[dict, Any], Any]:
+def applied(spec: Any, what: str, mesh: Any) -> Callable[[dict, Any], Any]:
     """The jitted forward pass of a spec; jax keeps one compilation per shape."""
     return jax.jit(_forward(spec, what, mesh))
 
@@ -69,7 +69,7 @@ def lower_forward(spec: Any, what: str, rows: int, length: int, mesh: Any) -> An
     Returns:
         ``jax.stages.Lowered`` of ``(params, tokens int32[rows, length]) -> values``.
     """
-    params = jax.eval_shape(functools.partial(_narrowed, spec), abstract_params(spec))
+    params = jax.eval_shape(functools.partial(narrowed, spec), abstract_params(spec))
     places = param_shardings(params, mesh)
     params = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(
@@ -82,10 +82,10 @@ def lower_forward(spec: Any, what: str, rows: int, length: int, mesh: Any) -> An
     tokens = jax.ShapeDtypeStruct(
         tokens.shape, tokens.dtype, sharding=batch_sharding(tokens, mesh)
     )
-    return _applied(spec, what, mesh).lower(params, tokens)
+    return applied(spec, what, mesh).lower(params, tokens)
 
 
-def _narrowed(spec: Any, params: dict) -> dict:
+def narrowed(spec: Any, params: dict) -> dict:
     """Layers' matrices in the dtype of their products: half of the memory in bfloat16.
 
     They are cast at each use anyway; in 8 bits only here, once. Tables and heads

@@ -25,10 +25,10 @@ from distill_jax.jobs.names import CollectionName, Measure, Measures
 from distill_jax.jobs.plan import plan
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe.candidates import BM25, Asked, Source
+from distill_jax.recipe.fitting import Stopped
 from distill_jax.recipe.models import Models
 from distill_jax.recipe.stage import Stage, StageResult, run_stage
 from distill_jax.recipe.students import Student
-from distill_jax.recipe.training import Stopped
 from distill_jax.runs.run import Run
 from distill_jax.runtime import sharding
 from distill_jax.workspace import ranking

@@ -26,9 +26,10 @@ from distill_jax.jobs.reporting import digest_versions, export_entry
 from distill_jax.lists.building import lists_from_judgements
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.fitting import Stopped, train
 from distill_jax.recipe.models import Models
 from distill_jax.recipe.students import Student
-from distill_jax.recipe.training import Stopped, Training, train
+from distill_jax.recipe.training import Training
 from distill_jax.runs.run import Run
 from distill_jax.runtime import sharding
 from distill_jax.workspace.cached_step import part

@@ -114,8 +114,8 @@ class Label:
     """A teacher's labels over candidates; pairs on top where a pairwise one is named.
 
     Attributes:
-        teacher: see ``jobs.teachers``.
-        pairwise: see ``jobs.teachers``; None for none.
+        teacher: see ``recipe.teachers``.
+        pairwise: see ``recipe.teachers``; None for none.
         tfds: also write the labels as a TensorFlow Datasets folder.
     """
 

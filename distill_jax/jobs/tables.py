@@ -22,11 +22,11 @@ from distill_jax.recipe.checkpoints import Checkpoint
 from distill_jax.recipe.students import load_model
 from distill_jax.report.grid import (
     Values,
-    _write_tsv,
     latex,
     significance,
     table_of,
     text,
+    write_tsv,
 )
 from distill_jax.runs.run import Run
 from distill_jax.runtime import sharding
@@ -245,7 +245,7 @@ class Tables:
                     published = self.published.get(system, {}).get(column, "")
                     p = "" if test is None or test.p_holm is None else test.p_holm
                     rows.append((measure, system, column, value, published, p))
-        _write_tsv(directory / "table.tsv", rows)
+        write_tsv(directory / "table.tsv", rows)
         with atomic_write(directory / "table.tex") as out:
             out.write(latex(cells, marks, self.published, primary))
         data = {

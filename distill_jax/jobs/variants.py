@@ -23,7 +23,7 @@ from distill_jax.jobs.compare import facts_of
 from distill_jax.jobs.distill import Distill
 from distill_jax.jobs.plan import plan
 from distill_jax.jobs.tables import slug
-from distill_jax.report.grid import _write_tsv, latex
+from distill_jax.report.grid import latex, write_tsv
 from distill_jax.workspace.console import end, say
 from distill_jax.workspace.context import Setting
 from distill_jax.workspace.describe import describe
@@ -232,7 +232,7 @@ class Variants:
             for name in names
             for system, found in cells.items()
         ]  # fmt: skip
-        _write_tsv(directory / "table.tsv", rows)
+        write_tsv(directory / "table.tsv", rows)
         with atomic_write(directory / "table.tex") as out:
             out.write(latex(cells, marks, figures, primary))
         print(f"table: {directory / 'table.tsv'}, {directory / 'table.tex'}")

@@ -20,9 +20,10 @@ from distill_jax.lists.lists import Lists, empty_lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.templates import side_template
 from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.fitting import train
 from distill_jax.recipe.stage import StageResult
 from distill_jax.recipe.students import Student
-from distill_jax.recipe.training import Training, train
+from distill_jax.recipe.training import Training
 from distill_jax.text.templates import Features
 from distill_jax.workspace.console import Counter, say
 from distill_jax.workspace.context import Setting

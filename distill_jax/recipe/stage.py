@@ -14,10 +14,11 @@ from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import labelled
 from distill_jax.recipe.candidates import BM25, Asked, Filter, Source
 from distill_jax.recipe.examples import Examples, FromTeacher
+from distill_jax.recipe.fitting import train
 from distill_jax.recipe.queries import QuerySource
 from distill_jax.recipe.queries import Training as TrainingQueries
 from distill_jax.recipe.students import Student
-from distill_jax.recipe.training import Training, train
+from distill_jax.recipe.training import Training
 from distill_jax.runs.run import Run
 from distill_jax.workspace.behind import behind
 from distill_jax.workspace.cached_step import part
@@ -32,10 +33,10 @@ class Stage:
 
     Attributes:
         name: of its folder, and of ``stage:NAME`` for later stages.
-        candidates: a source, see ``jobs.candidates``.
-        examples: what is learnt from, see ``jobs.examples``.
+        candidates: a source, see ``recipe.candidates``.
+        examples: what is learnt from, see ``recipe.examples``.
         training: how.
-        queries: whom to train on, see ``jobs.queries``.
+        queries: of the lists that are trained on, see ``recipe.queries``.
         student: what this stage starts from; None goes on with the stage before.
         filters: called with (asked, run) for a run without false negatives.
         labels: a path, or ``labelled.LabelFile``: labels made elsewhere, whose queries,

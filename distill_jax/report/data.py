@@ -57,7 +57,7 @@ def compare_systems(
       primary: the verdict's measure; the first one where it was not measured.
       baseline: what the others are compared with; the first system where there is
         none of this name.
-      system: whom the verdict is about; "after" or the last one by default.
+      system: the one that the verdict is about; "after" or the last by default.
 
     Raises:
       UserError: nothing was measured, or the systems share no query of a measure.

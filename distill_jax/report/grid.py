@@ -115,7 +115,8 @@ def _cell(system: str, column: str, value: Any, marks: Any, published: Any) -> s
     )
 
 
-def _write_tsv(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
+def write_tsv(path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
+    """A line a value: measure, system, collection, value, published, p_holm."""
     with atomic_write(path) as out:
         out.write("measure\tsystem\tcollection\tvalue\tpublished\tp_holm\n")
         for measure, system, column, value, published, p in rows:

@@ -23,7 +23,7 @@ _INDEX = "index.json"
 
 
 def described(directory: str | Path) -> contextlib.AbstractContextManager[None]:
-    """Within the block a wrong description is told by its name, as a UserError."""
+    """Within the block a wrong description is a UserError with its file."""
     path = Path(directory) / _INDEX
     return understood(f"{path} does not describe an index", "build the index again")
 

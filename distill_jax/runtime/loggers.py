@@ -85,7 +85,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Weights & Biases; where and as whom is set by its own environment variables."""
+    """Weights & Biases; its own environment variables set the account and project."""
 
     def __init__(self, directory: Path, config: Mapping[str, Any], resumed_at: int = 0):
         import wandb  # pyright: ignore[reportMissingImports]

@@ -149,13 +149,6 @@ def quick(mesh: Mesh) -> dict | None:
     }
 
 
-def step_memory(*step: Any, **how: Any) -> StepMemory:
-    """What ``compiled_step`` of the same arguments takes."""
-    memory = planned(compiled_step(*step, **how))
-    assert memory is not None
-    return memory
-
-
 def planned(compiled: Any) -> StepMemory | None:
     """What the compiler planned for a program; None where it does not say."""
     analysis: Any = compiled.memory_analysis()

@@ -30,7 +30,7 @@ def behind(value: Any, asked: Any) -> dict[str, str]:
 
     Args:
         value: a source, a teacher, a maker, or a sequence of them.
-        asked: of ``jobs.candidates``: whose student and models are meant.
+        asked: of ``recipe.candidates``: it has the student and the models.
     """
     found: dict[str, str] = {}
     if hasattr(value, "query_path"):  # a checkpoint with how it is read

@@ -59,7 +59,9 @@ def test_a_second_process_on_the_same_folder_ends_at_once(tmp_path, capsys):
 
 def test_a_job_and_its_own_training_do_not_shut_each_other_out(tmp_path):
     with Lock(tmp_path, ".job.lock"), Lock(tmp_path):
-        pass
+        for held in (".job.lock", ".lock"):  # each by itself is still held
+            with pytest.raises(UserError, match="in use"), Lock(tmp_path, held):
+                pass
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, capsys):

@@ -87,7 +87,7 @@ def test_each_row_is_encoded_once(name, side):
 def test_the_next_batch_is_dispatched_before_the_last_is_fetched(monkeypatch):
     model = student("dual_mean")
     events = []
-    apply = programs._applied(model.spec, "doc", None)
+    apply = programs.applied(model.spec, "doc", None)
 
     def noted(params, tokens):
         events.append("dispatch")
@@ -99,7 +99,7 @@ def test_the_next_batch_is_dispatched_before_the_last_is_fetched(monkeypatch):
         events.append("fetch")
         return fetch(values)
 
-    monkeypatch.setattr(forward, "_applied", lambda *_: noted)
+    monkeypatch.setattr(forward, "applied", lambda *_: noted)
     monkeypatch.setattr(forward, "_fetched", fetched)
     features = side_features(model, "doc")
     rows = np.arange(10)
@@ -114,19 +114,19 @@ def test_what_does_not_fit_is_computed_in_parts(monkeypatch, caplog):
     model = student("dual_mean")
     features, rows = side_features(model, "doc"), np.arange(10)
     whole = forward.encode_all(model, "doc", features, rows)
-    apply, room = programs._applied(model.spec, "doc", None), 3
+    apply, room = programs.applied(model.spec, "doc", None), 3
 
     def small(params, tokens):
         if len(tokens) > room:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return apply(params, tokens)
 
-    monkeypatch.setattr(forward, "_applied", lambda *_: small)
+    monkeypatch.setattr(forward, "applied", lambda *_: small)
     found = forward.encode_all(model, "doc", features, rows)
     np.testing.assert_allclose(found, whole, atol=1e-6)
     assert "do not fit on a device" in caplog.text
     room = 0
-    monkeypatch.setattr(forward, "_applied", lambda *_: lambda p, t: small(p, t))
+    monkeypatch.setattr(forward, "applied", lambda *_: lambda p, t: small(p, t))
     with pytest.raises(UserError, match="do not fit"):
         forward.encode_all(model, "doc", features, rows)
 

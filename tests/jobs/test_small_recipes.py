@@ -16,7 +16,7 @@ import pytest
 from distill_jax import main
 from distill_jax.collections.schemes import load_collection
 from distill_jax.models.pretrained import Pretrained
-from distill_jax.recipe import training
+from distill_jax.recipe import fitting
 
 COLLECTION = "pydocs:json,email,logging,collections"
 # Shorter still than small.gin, and without dropout, so that scores can be checked.
@@ -69,7 +69,7 @@ class Ran:
 @contextlib.contextmanager
 def noting_first_batches():
     """What ``Fit`` is given: its first batch, and how query rows are called."""
-    begun, fit = [], training.Fit
+    begun, fit = [], fitting.Fit
 
     def noting(**options):
         made = fit(**options)
@@ -86,11 +86,11 @@ def noting_first_batches():
 
         return call
 
-    training.Fit = noting
+    fitting.Fit = noting
     try:
         yield begun
     finally:
-        training.Fit = fit
+        fitting.Fit = fit
 
 
 @pytest.fixture(scope="module")

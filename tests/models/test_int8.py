@@ -166,9 +166,9 @@ def test_scanned_layers_compute_what_single_ones_do(name, monkeypatch):
     monkeypatch.setattr("distill_jax.models.stack.SCANNED", 2)
     for module in (t5, bert):
         monkeypatch.setattr(module, "through", functools.partial(through, scan=True))
-    forward._applied.cache_clear()
+    forward.applied.cache_clear()
     np.testing.assert_allclose(outputs(model), want, atol=0.02 * np.abs(want).max())
-    forward._applied.cache_clear()
+    forward.applied.cache_clear()
 
 
 def test_what_is_kept_on_disk_is_kept_by_dtype(tmp_path):

@@ -220,8 +220,8 @@ def test_tied_towers_are_one_set_of_parameters(spec):
 
 
 def test_every_parameter_has_its_place_on_a_mesh(spec):
-    for name in flatten(abstract_params(spec)):
-        partition_of(name)
+    for name, leaf in flatten(abstract_params(spec)).items():
+        assert len(partition_of(name)) <= len(leaf.shape), name
 
 
 def test_a_spec_survives_json(spec):

@@ -12,7 +12,7 @@ from flax import nnx
 
 from distill_jax.io.errors import UserError
 from distill_jax.runtime import sharding
-from distill_jax.training.memory import step_memory
+from distill_jax.training.memory import compiled_step, planned
 from distill_jax.training.optimizers import adamw
 from distill_jax.training.step import make_gradient
 from distill_jax.training.validation import validation
@@ -104,7 +104,7 @@ def test_memory_of_a_step_from_shapes_alone():
     shapes = jax.eval_shape(lambda: params)
     batch = jax.eval_shape(lambda: toy.batch(0, rows=64, docs=8, length=32))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    found = step_memory(
+    step = compiled_step(
         graphdef,
         shapes,
         toy.GLOBAL,
@@ -113,6 +113,7 @@ def test_memory_of_a_step_from_shapes_alone():
         mesh=mesh,
         chunk=8,
     )
+    found = planned(step)
     floats = sum(leaf.size for leaf in jax.tree.leaves(params))
     tokens = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
     # Parameters and two moments of four bytes each, the batch, two counters and a key.

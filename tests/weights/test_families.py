@@ -183,7 +183,7 @@ def test_hidden_states_are_those_of_transformers(name, tmp_path):
     spec = types.SimpleNamespace(
         backbone=dataclasses.replace(sizes, dtype="int8"),
     )
-    codes = programs._narrowed(spec, params["encoder"])
+    codes = programs.narrowed(spec, params["encoder"])
     rough = module(BertEncoder, spec.backbone, codes)
     close(encode(rough, tokens, mask), expected, mask, 0.08)
     for path in flatten(params["encoder"]):

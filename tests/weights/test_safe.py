@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import ml_dtypes
 import numpy as np
@@ -83,10 +84,15 @@ def test_a_cut_or_bombed_header_is_refused(data, tmp_path):
 def test_no_bytes_crash_the_reader(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "model.safetensors"
     path.write_bytes(data)
+    told = str(path)
     try:
-        read_header(path)
-    except UserError:
-        return
+        found = read_header(path)
+    except UserError as error:
+        found, told = {}, error.what
+    assert str(path) in told
+    size = path.stat().st_size
+    for start, dtype, shape in found.values():  # each within the file
+        assert start + dtype.itemsize * math.prod(shape) <= size
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/b", "..", 7])
