@@ -278,6 +278,24 @@ def test_a_damaged_byte_or_a_cut_never_passes_for_the_text(packed, data):
         assert found == lines or not path.stat().st_size
 
 
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("bit", [1, 64])
+def test_a_damaged_mark_of_gzip_is_no_text(packed, place, bit):
+    path, whole, _ = packed
+    for data in (
+        whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :],
+        whole[:1],
+    ):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="cut or damaged"):
+            list(read_lines(path))
+
+
+def test_plain_text_may_be_named_gz(tmp_path):
+    (tmp_path / "x.jsonl.gz").write_text("a line\n")
+    assert list(read_lines(tmp_path / "x.jsonl.gz")) == [(1, "a line")]
+
+
 def test_a_cut_file_is_no_bad_line(tmp_path):
     spec = beir(tmp_path / "set", {"q": "one"}, test={"q": "d1"})
     corpus = tmp_path / "set/corpus.jsonl"
