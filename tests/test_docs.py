@@ -159,10 +159,10 @@ def test_the_teacher_of_the_docs_labels_every_candidate():
     teacher = module("howto/own-teacher.md", "my_teachers.py")["WordOverlap"]()
     collection = Collection(["a", "b"], ["close the socket", "iterate over lines"])
     queries = Queries(["q"], ["Close a socket"])
-    asked = SimpleNamespace(
-        setting=SimpleNamespace(collection=collection), queries=queries
+    context = SimpleNamespace(
+        workspace=SimpleNamespace(collection=collection), queries=queries
     )
     run = Run.from_lists(["q"], [[("b", 2.0), ("a", 1.0)]], collection.ids)
-    labels = teacher(asked, run)
+    labels = teacher(context, run)
     found = dict(labels.lists()["q"])
     assert found == {"a": pytest.approx(2 / 3), "b": 0.0}

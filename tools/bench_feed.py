@@ -19,14 +19,14 @@ import numpy as np
 from distill_jax.inputs.feed import Feed
 from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.losses import Listwise, softmax_cross_entropy
-from distill_jax.recipe.candidates import BM25, Asked
+from distill_jax.recipe.candidates import BM25, Context
 from distill_jax.recipe.examples import FromQrels
 from distill_jax.recipe.fitting import make_featurizer
 from distill_jax.recipe.students import Student
 from distill_jax.runtime.sharding import make_mesh
 from distill_jax.training.loop import Fit
 from distill_jax.training.optimizers import adamw
-from distill_jax.workspace.context import open_setting
+from distill_jax.workspace.context import open_workspace
 
 STREAMS = {"arrays": ArrayStream, "seqio": SeqioStream}
 
@@ -46,20 +46,22 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace, folder: Path) -> None:
-    setting = open_setting(folder, options.collection, mesh=make_mesh(), dev_share=0.0)
-    assert setting.train is not None
+    workspace = open_workspace(
+        folder, options.collection, mesh=make_mesh(), dev_share=0.0
+    )
+    assert workspace.train is not None
     student = Student(kind="reranker", backbone=options.backbone, dropout=0.0)
-    model = student.make(setting.collection.full_texts, 0)
-    asked = Asked(
-        setting=setting,
-        queries=setting.train.queries,
-        qrels=setting.train.qrels,
+    model = student.make(workspace.collection.full_texts, 0)
+    context = Context(
+        workspace=workspace,
+        queries=workspace.train.queries,
+        qrels=workspace.train.qrels,
         student=model,
         model=None,
         directory=folder,
     )
-    lists = FromQrels(size=options.list_size)(asked, BM25()(asked))
-    featurizer = make_featurizer(model, asked, (64, 128, 192, 256, 512))
+    lists = FromQrels(size=options.list_size)(context, BM25()(context))
+    featurizer = make_featurizer(model, context, (64, 128, 192, 256, 512))
     print(f"{len(lists):,} lists of {options.list_size}, batches of {options.batch}")
 
     def feed(stream):

@@ -198,7 +198,7 @@ def measure(name: str, arguments: argparse.Namespace, truth: Any, pipe: Any) -> 
         else:
             record["rows"] = rows[:, :K]
     else:
-        for setting, search in made[1]:
+        for workspace, search in made[1]:
             reached = recall(search(queries), truth)
             wanted = [r for r in RECALLS if reached >= r]
             if not wanted:
@@ -212,7 +212,7 @@ def measure(name: str, arguments: argparse.Namespace, truth: Any, pipe: Any) -> 
             speed = timed(search, queries, arguments.rounds)
             for r in wanted:
                 if r not in best or speed > best[r][0]:
-                    best[r] = (speed, setting)
+                    best[r] = (speed, workspace)
         record["queries_per_s"] = {str(r): round(best[r][0]) for r in best}
         record["settings"] = {str(r): best[r][1] for r in best}
     record["peak_mib"] = round(peak_mib())

@@ -17,7 +17,7 @@ from distill_jax.collections.builder import Item, clean, collection_of, in_memor
 from distill_jax.collections.collection import Collection, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.bad_lines import parsed_jsonl
-from distill_jax.io.errors import UserError, near
+from distill_jax.io.errors import UserError, near, whole
 from distill_jax.io.reading import open_binary
 
 ID_COLUMNS = ("_id", "id", "doc_id", "docid", "docno", "pid", "passage_id")
@@ -207,7 +207,7 @@ def _arrow_rows(path: Path) -> Iterator[tuple[int, dict]]:
         raise UserError(f"{path}: no .parquet or .arrow file in it", "check the path")
     number = 0
     for file in files:
-        try:
+        with whole(f"{file}: cannot be read", "is it a whole Parquet or Arrow file?"):
             if file.suffix == ".parquet":
                 batches = parquet.ParquetFile(file).iter_batches(1024)
             else:
@@ -216,8 +216,3 @@ def _arrow_rows(path: Path) -> Iterator[tuple[int, dict]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(
-                f"{file}: cannot be read ({str(error).splitlines()[0]})",
-                "is it a whole Parquet or Arrow file?",
-            ) from None

@@ -56,6 +56,25 @@ def understood(what: str, todo: str) -> Iterator[None]:
         raise UserError(f"{what} ({type(e).__name__}: {str(e)[:120]})", todo) from e
 
 
+@contextlib.contextmanager
+def whole(what: str, todo: str) -> Iterator[None]:
+    """Says which file a library could not read, whatever it raised of it.
+
+    Readers of binary formats raise errors of many kinds at damaged bytes: pyarrow its
+    own, ``UnicodeDecodeError`` for a column's name, ``KeyError``, ``OverflowError``.
+
+    Raises:
+        UserError: ``what`` with the first line of the reason; ``todo`` behind it.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else ""
+        raise UserError(f"{what} ({reason or type(error).__name__})", todo) from None
+
+
 def near(name: str, names: Iterable[str]) -> str:
     """``' (did you mean "x"?)'`` when a name is close to a known one, else ``''``."""
     close = difflib.get_close_matches(name, [str(n) for n in names], n=1, cutoff=0.6)

@@ -11,35 +11,35 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.evaluation.significance import compare, correct
-from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.candidates import Context
 from distill_jax.runs.run import Run
 from distill_jax.workspace.behind import behind
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.describe import describe
 
 
-def ranked(name: str, when: str, source: Any, asked: Asked, depth: int) -> Run:
-    """A source's ranking of the asked queries, kept as a part of the job.
+def ranked(name: str, when: str, source: Any, context: Context, depth: int) -> Run:
+    """A source's ranking of the context's queries, kept as a part of the job.
 
     Args:
         name: of the source, for its folder and for people.
-        when: "before" or "after": which student ``asked`` brings.
+        when: "before" or "after": which student ``context`` brings.
     """
-    folder = Path(asked.directory) / "evaluation" / "beside" / name / when
+    folder = Path(context.directory) / "evaluation" / "beside" / name / when
     inputs = {
-        "collection": asked.setting.collection.digest,
-        "queries": asked.queries.digest,
+        "collection": context.workspace.collection.digest,
+        "queries": context.queries.digest,
         "source": describe(source),
         "depth": depth,
-        "student": None if asked.student is None else asked.student.digest,
-        **behind(source, asked),
+        "student": None if context.student is None else context.student.digest,
+        **behind(source, context),
     }
 
     def make(folder: Path) -> None:
-        source(asked).top(depth).write(folder / "run.trec")
+        source(context).top(depth).write(folder / "run.trec")
 
     part(folder, inputs, make, what=f"ranking {when} {name}")
-    return Run.read(folder / "run.trec", collection=asked.setting.collection)
+    return Run.read(folder / "run.trec", collection=context.workspace.collection)
 
 
 def sentences(

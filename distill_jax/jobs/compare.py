@@ -15,10 +15,10 @@ from distill_jax.io.errors import UserError
 from distill_jax.io.reading import read_json
 from distill_jax.io.values import UserPath
 from distill_jax.models.pretrained import Pretrained, flatten
-from distill_jax.recipe.candidates import BM25, Asked
+from distill_jax.recipe.candidates import BM25, Context
 from distill_jax.retrieval import embeddings
 from distill_jax.workspace import ranking
-from distill_jax.workspace.context import Setting, open_setting
+from distill_jax.workspace.context import Workspace, open_workspace
 
 _TIMED = 64  # queries that speed is measured with
 _DEPTH = 100
@@ -61,7 +61,7 @@ class Compare:
         )
         collection = str(collections.pop())
         split = _split(reports)
-        setting = open_setting(
+        workspace = open_workspace(
             self.directory, collection, dev_share=0.0, test_split=split
         )
         data |= {
@@ -69,7 +69,7 @@ class Compare:
             "collection": collection,
             "systems": {
                 names[path]: facts_of(
-                    Path(path), dataclasses.replace(setting, directory=Path(path))
+                    Path(path), dataclasses.replace(workspace, directory=Path(path))
                 )
                 for path in self.model_dirs
             },
@@ -126,12 +126,12 @@ def _short(paths: tuple[str, ...]) -> dict[str, str]:
     return names if len(set(names.values())) == len(paths) else {p: p for p in paths}
 
 
-def facts_of(folder: Path, setting: Setting) -> dict[str, Any]:
+def facts_of(folder: Path, workspace: Workspace) -> dict[str, Any]:
     """Size and speed of a finished job's model; a folder of runs alone has neither.
 
     Args:
         folder: the job's ``MODEL_DIR``.
-        setting: its collection; vectors are kept in its directory.
+        workspace: its collection; vectors are kept in its directory.
     """
     facts: dict[str, Any] = {}
     if (folder / "student").is_dir():
@@ -140,52 +140,52 @@ def facts_of(folder: Path, setting: Setting) -> dict[str, Any]:
         facts["parameters"] = int(
             sum(np.size(leaf) for leaf in flatten(model.params).values())
         )
-        facts["queries_per_second"] = _queries_per_second(model, setting)
+        facts["queries_per_second"] = _queries_per_second(model, workspace)
         if model.spec.kind in ranking.ENCODERS:
-            facts["index_bytes"] = _index_bytes(model, setting)
+            facts["index_bytes"] = _index_bytes(model, workspace)
     cost = read_json(folder / "report.json").get("cost", {})
     facts["seconds"] = cost.get("seconds")
     return facts
 
 
-def _index_bytes(model: Pretrained, setting: Setting) -> int:
+def _index_bytes(model: Pretrained, workspace: Workspace) -> int:
     """Bytes of the vectors of all documents as they lie on disk."""
     found = embeddings.folder_of(
         model,
-        setting.doc_features(model),
-        setting.directory / "vectors",
-        corpus_digest=setting.collection.digest,
+        workspace.doc_features(model),
+        workspace.directory / "vectors",
+        corpus_digest=workspace.collection.digest,
     )
     return sum(file.stat().st_size for file in found.rglob("*") if file.is_file())
 
 
-def _queries_per_second(model: Pretrained, setting: Setting) -> float:
+def _queries_per_second(model: Pretrained, workspace: Workspace) -> float:
     """Queries that are answered in a second on this machine, text to ranking.
 
     Rerankers reorder the first ``_DEPTH`` of BM25; encoders search all documents, whose
     vectors are there or are made once. The first turn compiles, and is not counted.
     """
-    queries = setting.judged.queries
+    queries = workspace.judged.queries
     queries = queries.select(np.arange(min(_TIMED, len(queries))))
-    asked = Asked(
-        setting=setting,
+    context = Context(
+        workspace=workspace,
         queries=queries,
         student=model,
         model=None,
-        directory=setting.directory,
+        directory=workspace.directory,
     )
     encodes = model.spec.kind in ranking.ENCODERS
-    first = None if encodes else BM25(depth=_DEPTH)(asked)
+    first = None if encodes else BM25(depth=_DEPTH)(context)
     seconds = 0.0
     for _ in range(2):
         started = time.perf_counter()
         ranking.rank(
             model,
             queries,
-            setting,
+            workspace,
             first_stage=first,
             depth=_DEPTH,
-            directory=setting.directory / "vectors",
+            directory=workspace.directory / "vectors",
         )
         seconds = time.perf_counter() - started
     return len(queries) / seconds

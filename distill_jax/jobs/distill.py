@@ -24,7 +24,7 @@ from distill_jax.jobs.export import AUTO, Format, exported
 from distill_jax.jobs.names import CollectionName, Measure, Measures
 from distill_jax.jobs.plan import plan
 from distill_jax.models.pretrained import Pretrained
-from distill_jax.recipe.candidates import BM25, Asked, Source
+from distill_jax.recipe.candidates import BM25, Context, Source
 from distill_jax.recipe.fitting import Stopped
 from distill_jax.recipe.models import Models
 from distill_jax.recipe.stage import Stage, StageResult, run_stage
@@ -35,7 +35,7 @@ from distill_jax.workspace import ranking
 from distill_jax.workspace.behind import behind
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
-from distill_jax.workspace.context import Setting, Split, open_setting
+from distill_jax.workspace.context import Split, Workspace, open_workspace
 from distill_jax.workspace.describe import describe
 
 
@@ -117,36 +117,36 @@ class Distill:
         started = time.monotonic()
         directory = Path(self.directory)
         directory.mkdir(parents=True, exist_ok=True)
-        setting = self.setting()
+        workspace = self.workspace()
         if config and jax.process_index() == 0:
             (directory / "config.gin").write_text(config, encoding="utf-8")
-        models = Models(self, setting)
+        models = Models(self, workspace)
         student = models.initial()
         self._check_trainable(student)
-        table = reporting.Table(self, setting, command=command, started=started)
-        first = self._first_stage(student, setting, models)
+        table = reporting.Table(self, workspace, command=command, started=started)
+        first = self._first_stage(student, workspace, models)
         table.add("first_stage", first)
-        table.add("before", self._measure(student, "before", setting, first))
+        table.add("before", self._measure(student, "before", workspace, first))
         self._add_beside(table, "before", student, models)
         try:
-            best = self._rounds(student, setting, models, table, first)
+            best = self._rounds(student, workspace, models, table, first)
         except Stopped as stopped:
             say("stopped; the same command goes on from here")
             return stopped.status
         self._add_beside(table, "after", best.student, models)
-        self._second(student, best.student, setting, models, table)
-        if not len(setting.judged.qrels):
+        self._second(student, best.student, workspace, models, table)
+        if not len(workspace.judged.qrels):
             self._add_teacher(table, student, models)
         if jax.process_index() == 0:
             best.student.save(directory / "student")
             export = exported(
-                best.student, setting, self.export, table.means(), directory
+                best.student, workspace, self.export, table.means(), directory
             )
             table.finish(best, export=export)
         return 0
 
-    def setting(self) -> Setting:
-        setting = open_setting(
+    def workspace(self) -> Workspace:
+        workspace = open_workspace(
             self.shared or self.directory,
             self.collection,
             need=(),
@@ -159,13 +159,15 @@ class Distill:
             train_queries=self.train_queries,
             titles=self.titles,
         )
-        if setting.test is not None:
-            return setting
-        known = [split for split in (setting.train, setting.dev) if split is not None]
+        if workspace.test is not None:
+            return workspace
+        known = [
+            split for split in (workspace.train, workspace.dev) if split is not None
+        ]
         if any(len(split.qrels) for split in known):
             # Judged queries are there: this says which splits there are.
             load_collection(self.collection, self.test_split)
-        return unjudged.with_probes(setting)
+        return unjudged.with_probes(workspace)
 
     def _check_trainable(self, student: Pretrained) -> None:
         """Before a teacher is asked, and paid."""
@@ -183,12 +185,12 @@ class Distill:
         """Sizes, steps, shapes, memory and cost, without training."""
         return plan(self)
 
-    def _rounds(self, student, setting, models, table, first) -> StageResult:
+    def _rounds(self, student, workspace, models, table, first) -> StageResult:
         best: StageResult | None = None
         best_value, best_row = -float("inf"), "after"
-        if self.keep_base and self._judges_dev(setting):
+        if self.keep_base and self._judges_dev(workspace):
             best_value, best_row = (
-                self._dev_value(student, setting, models, 0),
+                self._dev_value(student, workspace, models, 0),
                 "before",
             )
             best = StageResult(
@@ -199,7 +201,7 @@ class Distill:
                 made={},
             )
             table.best_round = 0
-        if self.stop_measure and self.rounds > 1 and not self._judges_dev(setting):
+        if self.stop_measure and self.rounds > 1 and not self._judges_dev(workspace):
             sentence = (
                 "no dev query is judged: all rounds are run, the last round is kept"
             )
@@ -213,23 +215,23 @@ class Distill:
                 place = self.place(number, stage)
                 if place != Path(self.directory):
                     say(f"round {number} of {self.rounds}: stage {stage.name}")
-                trip = run_stage(stage, student, setting, place, models.load, number)
+                trip = run_stage(stage, student, workspace, place, models.load, number)
                 models.trained[stage.name], student = trip, trip.student
                 table.trips.append((number, trip))
                 name = self.row(number, stage)
-                run = self._measure(student, name, setting, first, place)
+                run = self._measure(student, name, workspace, first, place)
                 table.add(name, run, round_number=number)
             assert trip is not None
             row = self.row(number, self.stages[-1])
-            value = self._dev_value(student, setting, models, number)
-            if best is None or not self._judges_dev(setting) or value > best_value:
+            value = self._dev_value(student, workspace, models, number)
+            if best is None or not self._judges_dev(workspace) or value > best_value:
                 gain = value - best_value
                 best, best_value, table.best_round = trip, value, number
                 best_row = row
-                if self._judges_dev(setting) and number > 1 and gain <= self.min_gain:
+                if self._judges_dev(workspace) and number > 1 and gain <= self.min_gain:
                     say(f"round {number} gained {gain:+.4f}: no further round")
                     break
-            elif self._judges_dev(setting):
+            elif self._judges_dev(workspace):
                 better = f"round {table.best_round}" if table.best_round else "before"
                 say(f"round {number} is no better than {better}: stop")
                 break
@@ -237,10 +239,10 @@ class Distill:
         if best_row != "after":
             table.add("after", table.runs[best_row])
         if best.name == "before" and not best.made:
-            self._say_kept(setting, table)
+            self._say_kept(workspace, table)
         return best
 
-    def _say_kept(self, setting: Setting, table: reporting.Table) -> None:
+    def _say_kept(self, workspace: Workspace, table: reporting.Table) -> None:
         sentence = (
             f"training gained nothing on dev queries ({self.stop_measure}): the model "
             "that the job started from is kept"
@@ -248,29 +250,31 @@ class Distill:
         say(sentence)
         table.notices.append(sentence)
 
-    def _judges_dev(self, setting: Setting) -> bool:
+    def _judges_dev(self, workspace: Workspace) -> bool:
         """Whether dev judgements choose among rounds."""
-        return self.stop_measure is not None and setting.dev_is_judged
+        return self.stop_measure is not None and workspace.dev_is_judged
 
     def _add_beside(
         self, table: reporting.Table, when: str, student: Pretrained, models: Models
     ) -> None:
-        setting = table.setting
+        workspace = table.workspace
         if not self.beside:
             table.add_fused(when)
         for name, source in self.beside.items():
-            asked = self._asked(setting.judged.queries, student, setting, models)
-            run = beside.ranked(name, when, source, asked, self.depth)
+            context = self._context(
+                workspace.judged.queries, student, workspace, models
+            )
+            run = beside.ranked(name, when, source, context, self.depth)
             table.add(f"{when}, {name}", run)
 
     def _add_teacher(
         self, table: reporting.Table, student: Pretrained, models: Models
     ) -> None:
         """The teacher's ranking of queries that nobody judged, where it is free."""
-        setting = table.setting
-        asked = self._asked(setting.judged.queries, student, setting, models)
+        workspace = table.workspace
+        context = self._context(workspace.judged.queries, student, workspace, models)
         folder = Path(self.directory) / "evaluation" / unjudged.TEACHER
-        run = unjudged.teacher_run(self.stages[-1], asked, folder)
+        run = unjudged.teacher_run(self.stages[-1], context, folder)
         if run is not None:
             table.add(unjudged.TEACHER, run)
 
@@ -289,7 +293,9 @@ class Distill:
         directory = directory / "rounds" / str(number)
         return directory / stage.name if len(self.stages) > 1 else directory
 
-    def _second(self, before, after, setting: Setting, models: Models, table) -> None:
+    def _second(
+        self, before, after, workspace: Workspace, models: Models, table
+    ) -> None:
         """The rows of the second first stage: itself, and what is made of it."""
         if self.second_stage is None:
             return
@@ -300,17 +306,17 @@ class Distill:
             )
         folder = Path(self.directory) / "second_stage"
         first = self._first_stage(
-            before, setting, models, source=self.second_stage, name=folder.name
+            before, workspace, models, source=self.second_stage, name=folder.name
         )
         table.add("second_stage", first)
         for name, model in (("before", before), ("after", after)):
-            run = self._measure(model, name, setting, first, folder)
+            run = self._measure(model, name, workspace, first, folder)
             table.add(f"{name} over second_stage", run)
 
     def _first_stage(
         self,
         student: Pretrained,
-        setting: Setting,
+        workspace: Workspace,
         models: Models,
         source: Any = None,
         name: str = "first_stage",
@@ -318,29 +324,31 @@ class Distill:
         """The first stage's ranking of the test queries, kept as a part."""
         directory = Path(self.directory)
         source = source or self._source()
-        queries = setting.judged.queries
-        asked = self._asked(queries, student, setting, models)
+        queries = workspace.judged.queries
+        context = self._context(queries, student, workspace, models)
         inputs = {
-            "collection": setting.collection.digest,
+            "collection": workspace.collection.digest,
             "queries": queries.digest,
             "source": describe(source),
-            **behind(source, asked),
+            **behind(source, context),
         }
         folder = directory / "evaluation" / name
         part(
             folder,
             inputs,
-            lambda folder: source(asked).write(folder / "run.trec"),
+            lambda folder: source(context).write(folder / "run.trec"),
             what=name.replace("_", " "),
         )
-        return Run.read(folder / "run.trec", collection=setting.collection)
+        return Run.read(folder / "run.trec", collection=workspace.collection)
 
     def _source(self) -> Any:
         return self.first_stage or BM25(depth=max(100, self.depth))
 
-    def _asked(self, queries, student, setting: Setting, models: Models) -> Asked:
-        return Asked(
-            setting=setting,
+    def _context(
+        self, queries, student, workspace: Workspace, models: Models
+    ) -> Context:
+        return Context(
+            workspace=workspace,
             queries=queries,
             student=student,
             model=models.load,
@@ -351,7 +359,7 @@ class Distill:
         self,
         student: Pretrained,
         name: str,
-        setting: Setting,
+        workspace: Workspace,
         first: Run,
         place: Path | None = None,
     ) -> Run:
@@ -359,8 +367,8 @@ class Distill:
         place = place or Path(self.directory)
         inputs = {
             "student": student.digest,
-            "collection": setting.collection.digest,
-            "queries": setting.judged.queries.digest,
+            "collection": workspace.collection.digest,
+            "queries": workspace.judged.queries.digest,
             "first stage": first.digest,
             "depth": self.depth,
             "index": self.index,
@@ -373,34 +381,34 @@ class Distill:
         def make(folder: Path) -> None:
             run = ranking.rank(
                 student,
-                setting.judged.queries,
-                setting,
+                workspace.judged.queries,
+                workspace,
                 first_stage=first,
                 depth=self.depth,
-                directory=setting.directory / "vectors",
+                directory=workspace.directory / "vectors",
                 index=self.index,
             )
             run.write(folder / "run.trec")
 
         part(folder, inputs, make, what=f"ranking {name}")
-        return Run.read(folder / "run.trec", collection=setting.collection)
+        return Run.read(folder / "run.trec", collection=workspace.collection)
 
     def _dev_value(
-        self, student: Pretrained, setting: Setting, models: Models, number: int
+        self, student: Pretrained, workspace: Workspace, models: Models, number: int
     ) -> float:
         """The stop measure on dev queries."""
-        if not self._judges_dev(setting):
+        if not self._judges_dev(workspace):
             return 0.0
-        assert setting.dev is not None
-        dev: Split = setting.dev
-        first = self._source()(self._asked(dev.queries, student, setting, models))
+        assert workspace.dev is not None
+        dev: Split = workspace.dev
+        first = self._source()(self._context(dev.queries, student, workspace, models))
         run = ranking.rank(
             student,
             dev.queries,
-            setting,
+            workspace,
             first_stage=first,
             depth=self.depth,
-            directory=setting.directory / "vectors",
+            directory=workspace.directory / "vectors",
         )
         measure = str(self.stop_measure)
         values = evaluate_queries(run, dev.qrels, [measure])[measure]

@@ -18,14 +18,14 @@ from distill_jax.io.errors import UserError
 from distill_jax.io.values import Name, Seed, Size, UserPath
 from distill_jax.jobs.names import CollectionName, Measures
 from distill_jax.recipe import answering, checkpoints
-from distill_jax.recipe.candidates import BM25, Asked, Source
+from distill_jax.recipe.candidates import BM25, Context, Source
 from distill_jax.recipe.checkpoints import Checkpoint, Model
 from distill_jax.recipe.students import load_model
 from distill_jax.runs.run import Run
 from distill_jax.runtime import sharding
 from distill_jax.workspace import ranking
 from distill_jax.workspace.console import say
-from distill_jax.workspace.context import Setting, open_setting
+from distill_jax.workspace.context import Workspace, open_workspace
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,13 +78,13 @@ class Evaluate:
         directory = Path(self.directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.gin").write_text(config, encoding="utf-8")
-        setting = self._setting()
-        found = self._systems(setting, directory)
-        systems = {name: self._measured(run, setting) for name, run in found.items()}
+        workspace = self._workspace()
+        found = self._systems(workspace, directory)
+        systems = {name: self._measured(run, workspace) for name, run in found.items()}
         readings = {}
         if self.reader is not None:
-            asked = self._asked(setting, directory)
-            readings = answering.read_all(self.reader, asked, found)
+            context = self._context(workspace, directory)
+            readings = answering.read_all(self.reader, context, found)
             for name, reading in readings.items():
                 systems[name] |= self._counted(reading.values, found[name])
         last = list(systems)[-1]
@@ -98,14 +98,14 @@ class Evaluate:
             "provenance": {"test split": self.split},
             "notices": [
                 *data["notices"],
-                *self._unmatched(found, setting),
-                *setting.collection.notices,
+                *self._unmatched(found, workspace),
+                *workspace.collection.notices,
             ],
         }
-        lacking = self._on_common(found, systems, setting)
+        lacking = self._on_common(found, systems, workspace)
         if lacking:
             data["verdict"] = ". ".join(filter(None, [data.get("verdict"), lacking]))
-        qrels = setting.judged.qrels
+        qrels = workspace.judged.qrels
         if len(qrels):
             data["ties"] = {
                 name: dataclasses.asdict(ties(run, qrels, [self.measures[0]]))
@@ -116,7 +116,7 @@ class Evaluate:
         if self.groups is not None:
             data["groups"] = _by_group(systems, self.groups)
         data["examples"] = report.examples(
-            data, found, setting.judged.queries, setting.collection, qrels
+            data, found, workspace.judged.queries, workspace.collection, qrels
         )
         found[last].write(directory / "run.trec")
         page = report.publish(directory, data)
@@ -125,24 +125,24 @@ class Evaluate:
         return 3 if any(reading.failed for reading in readings.values()) else 0
 
     def plan(self) -> int:
-        setting = self._setting()
+        workspace = self._workspace()
         systems = [str(name) for name in (*self.runs, *self.checkpoints) if name]
         print(
-            f"{len(setting.judged.queries):,} queries, {len(setting.collection):,} "
+            f"{len(workspace.judged.queries):,} queries, {len(workspace.collection):,} "
             f"documents; systems: {', '.join(systems)}"
         )
         if self.reader is not None:
             # Whether a model is a reranker, and the first stage a system, is not known
             # before it is loaded.
             count = len(systems) + any(self.checkpoints)
-            asked = self._asked(setting, Path(self.directory))
-            print(self.reader.estimate(asked, count))
+            context = self._context(workspace, Path(self.directory))
+            print(self.reader.estimate(context, count))
         return 0
 
-    def _setting(self) -> Setting:
+    def _workspace(self) -> Workspace:
         mesh = sharding.make_mesh(self.mesh)
         if self.questions is not None:
-            setting = answering.open_questions(
+            workspace = answering.open_questions(
                 self.directory,
                 self.collection,
                 self.questions,
@@ -151,7 +151,7 @@ class Evaluate:
                 seed=self.seed,
             )
         else:
-            setting = open_setting(
+            workspace = open_workspace(
                 self.directory,
                 self.collection,
                 mesh=mesh,
@@ -159,18 +159,18 @@ class Evaluate:
                 dev_share=0.0,
                 test_split=self.split,
             )
-        answering.refuse_unmeasured(setting, self.reader)
-        return setting
+        answering.refuse_unmeasured(workspace, self.reader)
+        return workspace
 
-    def _measured(self, run: Run, setting: Setting) -> dict[str, dict[str, float]]:
+    def _measured(self, run: Run, workspace: Workspace) -> dict[str, dict[str, float]]:
         """``{measure: {query id: value}}``: by judgements, by answers, or by both."""
         values = {}
-        queries, qrels = setting.judged.queries, setting.judged.qrels
+        queries, qrels = workspace.judged.queries, workspace.judged.qrels
         if len(qrels):
             values |= evaluate_queries(run, qrels, list(self.measures))
         if queries.answers is not None and any(queries.answers):
             values |= answers.hit_rates(
-                run, answers.accepted(queries), setting.collection, self.hits
+                run, answers.accepted(queries), workspace.collection, self.hits
             )
         return self._counted(values, run)
 
@@ -182,12 +182,12 @@ class Evaluate:
                 for m, per in values.items()}  # fmt: skip
 
     def _on_common(
-        self, runs: dict[str, Run], systems: dict[str, Any], setting: Setting
+        self, runs: dict[str, Run], systems: dict[str, Any], workspace: Workspace
     ) -> str:
         """Where runs lack queries: how many, and the means over those that all rank."""
-        asked = set(setting.judged.qrels) or set(setting.judged.queries.ids)
-        ranked = {name: asked & set(run.query_ids) for name, run in runs.items()}
-        lacking = {name: len(asked) - len(ids) for name, ids in ranked.items()}
+        expected = set(workspace.judged.qrels) or set(workspace.judged.queries.ids)
+        ranked = {name: expected & set(run.query_ids) for name, run in runs.items()}
+        lacking = {name: len(expected) - len(ids) for name, ids in ranked.items()}
         told = [f"{name} lacks {count}" for name, count in lacking.items() if count]
         if not told:
             return ""
@@ -200,22 +200,22 @@ class Evaluate:
         ]
         fate = "count 0" if self.count_missing else "are left out"
         return (
-            f"Of {len(asked)} queries {', '.join(told)}, which {fate}; on the "
+            f"Of {len(expected)} queries {', '.join(told)}, which {fate}; on the "
             f"{len(common)} that all rank, {measure}: {', '.join(means) or 'unknown'}"
         )
 
-    def _unmatched(self, runs: dict[str, Run], setting: Setting) -> list[str]:
+    def _unmatched(self, runs: dict[str, Run], workspace: Workspace) -> list[str]:
         """Queries that only a run has, or only the split: counted, with an example."""
-        asked = set(setting.judged.qrels) or set(setting.judged.queries.ids)
+        expected = set(workspace.judged.qrels) or set(workspace.judged.queries.ids)
         notices = []
         for name, run in runs.items():
             ranked = set(run.query_ids)
-            missing, unknown = sorted(asked - ranked), sorted(ranked - asked)
+            missing, unknown = sorted(expected - ranked), sorted(ranked - expected)
             if missing:
                 fate = "count 0" if self.count_missing else "are left out"
                 notices.append(
-                    f"{name} has no ranking of {len(missing)} of {len(asked)} queries, "
-                    f"e.g. {missing[0]!r}: they {fate}"
+                    f"{name} has no ranking of {len(missing)} of {len(expected)} "
+                    f"queries, e.g. {missing[0]!r}: they {fate}"
                 )
             if unknown:
                 notices.append(
@@ -224,23 +224,23 @@ class Evaluate:
                 )
         return notices
 
-    def _systems(self, setting: Setting, directory: Path) -> dict[str, Run]:
+    def _systems(self, workspace: Workspace, directory: Path) -> dict[str, Run]:
         found = {}
         for path in filter(None, self.runs):
-            run = Run.read(path, collection=setting.collection)
+            run = Run.read(path, collection=workspace.collection)
             found[_name(path, found)] = run
         first = None
         for checkpoint in checkpoints.each(self.checkpoints, self.reading):
             path = str(checkpoint.path)
-            model = load_model(checkpoint, setting)
+            model = load_model(checkpoint, workspace)
             if model.spec.kind not in ranking.ENCODERS and first is None:
-                name, first = self._first_stage(setting, directory, found)
+                name, first = self._first_stage(workspace, directory, found)
                 found = {name: first, **found}
             started = time.monotonic()
             run = ranking.rank(
                 model,
-                setting.judged.queries,
-                setting,
+                workspace.judged.queries,
+                workspace,
                 first_stage=first,
                 depth=self.depth,
                 directory=directory / "vectors",
@@ -259,21 +259,21 @@ class Evaluate:
         return found
 
     def _first_stage(
-        self, setting: Setting, directory: Path, runs: dict[str, Run]
+        self, workspace: Workspace, directory: Path, runs: dict[str, Run]
     ) -> tuple[str, Run]:
         """What rerankers reorder, and the name of its row."""
         if self.first_stage is None and len(runs) == 1:
             (name,) = runs
             return name, runs[name]
         source = self.first_stage or BM25(depth=max(100, self.depth))
-        return "first_stage", source(self._asked(setting, directory))
+        return "first_stage", source(self._context(workspace, directory))
 
-    def _asked(self, setting: Setting, directory: Path) -> Asked:
-        return Asked(
-            setting=setting,
-            queries=setting.judged.queries,
+    def _context(self, workspace: Workspace, directory: Path) -> Context:
+        return Context(
+            workspace=workspace,
+            queries=workspace.judged.queries,
             student=None,
-            model=functools.partial(load_model, setting=setting),
+            model=functools.partial(load_model, workspace=workspace),
             directory=directory,
         )
 

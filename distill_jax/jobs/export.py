@@ -12,7 +12,7 @@ from distill_jax.io.values import Positive, UserPath
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import checkpoints
 from distill_jax.recipe.checkpoints import Model
-from distill_jax.workspace.context import Setting
+from distill_jax.workspace.context import Workspace
 
 AUTO = "auto"
 Format: TypeAlias = Literal[
@@ -66,7 +66,7 @@ class Export:
 
 def exported(
     student: Pretrained,
-    setting: Setting,
+    workspace: Workspace,
     format: str | None,
     measures: Mapping[str, Any],
     directory: str | Path,
@@ -86,12 +86,12 @@ def exported(
         return None
     from distill_jax import export
 
-    judged = setting.test or setting.dev
+    judged = workspace.test or workspace.dev
     assert judged is not None  # measures were taken on one of them
     return export.write(
         student,
         Path(directory) / "export",
         format=None if format == AUTO else format,
         measures=measures,
-        samples=(judged.queries.texts[:4], setting.collection.full_texts()[:16]),
+        samples=(judged.queries.texts[:4], workspace.collection.full_texts()[:16]),
     )

@@ -25,7 +25,7 @@ from distill_jax.jobs.plan import plan_generator
 from distill_jax.jobs.reporting import digest_versions, export_entry
 from distill_jax.lists.building import lists_from_judgements
 from distill_jax.models.pretrained import Pretrained
-from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.candidates import Context
 from distill_jax.recipe.fitting import Stopped, train
 from distill_jax.recipe.models import Models
 from distill_jax.recipe.students import Student
@@ -34,7 +34,7 @@ from distill_jax.runs.run import Run
 from distill_jax.runtime import sharding
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import Counter, say
-from distill_jax.workspace.context import Setting, Split, open_setting
+from distill_jax.workspace.context import Split, Workspace, open_workspace
 
 SYSTEMS = ("cropped", "generated", "human")
 
@@ -86,35 +86,35 @@ class TrainGenerator:
         directory.mkdir(parents=True, exist_ok=True)
         if config and jax.process_index() == 0:
             (directory / "config.gin").write_text(config, encoding="utf-8")
-        setting = self.setting()
-        split, unseen = self.pairs(setting), self.unseen_rows(setting)
-        student = Models(self, setting).initial()
-        asked = Asked(
-            setting=setting,
+        workspace = self.workspace()
+        split, unseen = self.pairs(workspace), self.unseen_rows(workspace)
+        student = Models(self, workspace).initial()
+        context = Context(
+            workspace=workspace,
             queries=split.queries,
             qrels=split.qrels,
             student=student,
             model=None,
             directory=directory,
         )
-        lists = self.lists(setting, split)
+        lists = self.lists(workspace, split)
         say(f"{len(lists):,} (document, query) pairs to learn from")
         try:
-            trained, fit = train(self.training, lists, student, asked)
+            trained, fit = train(self.training, lists, student, context)
         except Stopped as stopped:
             say("stopped; the same command goes on from here")
             return stopped.status
-        found = self.measured(trained, setting, unseen)
+        found = self.measured(trained, workspace, unseen)
         if jax.process_index() == 0:
-            self._publish(setting, trained, fit, found, command, started)
+            self._publish(workspace, trained, fit, found, command, started)
         return 0
 
     def plan(self) -> int:
         """Sizes, steps, shapes and memory, without training."""
         return plan_generator(self)
 
-    def setting(self) -> Setting:
-        return open_setting(
+    def workspace(self) -> Workspace:
+        return open_workspace(
             self.directory,
             self.collection,
             mesh=sharding.make_mesh(self.mesh),
@@ -125,44 +125,46 @@ class TrainGenerator:
             need=("train",),
         )
 
-    def pairs(self, setting: Setting) -> Split:
-        if setting.train is None or not len(setting.train.qrels):
+    def pairs(self, workspace: Workspace) -> Split:
+        if workspace.train is None or not len(workspace.train.qrels):
             raise UserError(
                 "this collection has no training judgements to learn asking from",
                 "use a published generator, e.g. --gin.GENERATOR=hf:NAME in synthesize",
             )
-        return setting.train
+        return workspace.train
 
-    def lists(self, setting: Setting, split: Split) -> Any:
+    def lists(self, workspace: Workspace, split: Split) -> Any:
         """Lists of one document: what was judged relevant, and nothing beside it."""
         count = len(split.queries)
         nothing = Run(
             tuple(split.queries.ids),
             np.full((count, 1), -1, np.int32),
             np.full((count, 1), -np.inf, np.float32),
-            setting.collection.ids,
+            workspace.collection.ids,
         )
         return lists_from_judgements(
             nothing,
             split.qrels,
             split.queries,
-            setting.collection,
+            workspace.collection,
             size=1,
             seed=self.seed,
             per_query=self.per_query,
         )
 
-    def unseen_rows(self, setting: Setting) -> dict[int, str]:
+    def unseen_rows(self, workspace: Workspace) -> dict[int, str]:
         """Document rows that were not trained on, each with a query of people's."""
         from distill_jax.synthesis.crop import sampled
 
-        held_out = [split for split in (setting.test, setting.dev) if split is not None]
+        held_out = [
+            split for split in (workspace.test, workspace.dev) if split is not None
+        ]
         if not held_out:
             raise UserError(
                 "there are no test or dev judgements, so no unseen documents to ask of",
                 "add qrels/test.tsv, or set DEV_SHARE above 0",
             )
-        trained = _documents(setting.train)
+        trained = _documents(workspace.train)
         pairs = [
             (doc_id, text)
             for judged in held_out
@@ -170,22 +172,22 @@ class TrainGenerator:
             for doc_id in judged.qrels.relevant(query_id)
             if doc_id not in trained
         ]
-        asked: dict[int, str] = {}
-        rows = setting.collection.rows([doc_id for doc_id, _ in pairs]).tolist()
+        replied: dict[int, str] = {}
+        rows = workspace.collection.rows([doc_id for doc_id, _ in pairs]).tolist()
         for row, (_, text) in zip(rows, pairs):
             if row >= 0:
-                asked.setdefault(row, text)
-        if not asked:
+                replied.setdefault(row, text)
+        if not replied:
             raise UserError(
                 "every judged document of the test and dev splits is also in training",
                 "split the judgements by documents",
             )
-        rows = np.asarray(sorted(asked))
-        kept = sampled(setting.collection, rows, self.unseen, self.seed)
-        return {row: asked[row] for row in kept.tolist()}
+        rows = np.asarray(sorted(replied))
+        kept = sampled(workspace.collection, rows, self.unseen, self.seed)
+        return {row: replied[row] for row in kept.tolist()}
 
     def measured(
-        self, student: Pretrained, setting: Setting, unseen: dict[int, str]
+        self, student: Pretrained, workspace: Workspace, unseen: dict[int, str]
     ) -> dict[str, Any]:
         """``{"ranks": {system: {doc id: rank or 0}}, "samples": [...]}``, as a part."""
         rows = np.asarray(list(unseen))
@@ -197,12 +199,12 @@ class TrainGenerator:
         folder = Path(self.directory) / "evaluation"
 
         def make(folder: Path) -> None:
-            made = self._made(student, setting, unseen, rows, sampling, folder)
-            write_json(folder / "round_trip.json", self._ranks(made, setting))
+            made = self._made(student, workspace, unseen, rows, sampling, folder)
+            write_json(folder / "round_trip.json", self._ranks(made, workspace))
 
         inputs = {
             "student": student.digest,
-            "collection": setting.collection.digest,
+            "collection": workspace.collection.digest,
             "documents": digest(rows, list(unseen.values())),
             "sampling": sampling,
             "seed": self.seed,
@@ -210,19 +212,21 @@ class TrainGenerator:
         part(folder, inputs, make, what="round trips")
         return read_json(folder / "round_trip.json")
 
-    def _made(self, student, setting, unseen, rows, sampling, folder) -> dict[str, Any]:
+    def _made(
+        self, student, workspace, unseen, rows, sampling, folder
+    ) -> dict[str, Any]:
         from distill_jax.synthesis import t5
         from distill_jax.synthesis.crop import crop
         from distill_jax.synthesis.made import SyntheticQueries
 
-        docs = setting.collection
+        docs = workspace.collection
         with Counter("generating", len(rows), "documents") as counter:
             generated = t5.generate(
                 student,
                 docs,
                 rows,
                 seed=self.seed,
-                mesh=setting.mesh,
+                mesh=workspace.mesh,
                 directory=folder / "generated",
                 progress=counter,
                 **sampling,
@@ -234,11 +238,11 @@ class TrainGenerator:
             "human": SyntheticQueries.of(human, docs.ids),
         }
 
-    def _ranks(self, made: dict[str, Any], setting: Setting) -> dict[str, Any]:
+    def _ranks(self, made: dict[str, Any], workspace: Workspace) -> dict[str, Any]:
         from distill_jax.retrieval import BM25
         from distill_jax.synthesis.filter import source_ranks
 
-        docs = setting.collection
+        docs = workspace.collection
         index = BM25.build(docs)
         depth = max(self.depth, 100)
         ids = [str(docs.ids[row]) for row in made["human"].sources.tolist()]
@@ -258,7 +262,7 @@ class TrainGenerator:
         samples = [{"document": doc, **texts[doc]} for doc in ids[:12]]
         return {"ranks": ranks, "samples": samples, "queries": counts}
 
-    def _publish(self, setting, student, fit, found, command, started) -> None:
+    def _publish(self, workspace, student, fit, found, command, started) -> None:
         from distill_jax import report
 
         measure = f"Success@{self.depth}"
@@ -290,15 +294,15 @@ class TrainGenerator:
             "provenance": {
                 "student": student.digest,
                 "started from": self.student.checkpoint or self.student.backbone,
-                "collection digest": setting.collection.digest,
+                "collection digest": workspace.collection.digest,
                 "seed": self.seed,
                 "training": {k: fit.get(k) for k in ("step", "best_step", "finished")},
                 "versions": digest_versions(),
             },
-            "notices": [*data["notices"], *setting.collection.notices],
+            "notices": [*data["notices"], *workspace.collection.notices],
         }
         export = exported(
-            student, setting, self.export, data["measures"], self.directory
+            student, workspace, self.export, data["measures"], self.directory
         )
         if export is not None:
             data["export"] = export_entry(export)

@@ -13,13 +13,13 @@ from distill_jax import report
 from distill_jax.evaluation import diagnostics
 from distill_jax.io.values import Name, Seed, Size, UserPath
 from distill_jax.jobs.names import CollectionName
-from distill_jax.recipe.candidates import Asked, Source
+from distill_jax.recipe.candidates import Context, Source
 from distill_jax.recipe.queries import Training
 from distill_jax.recipe.students import Student, load_model
 from distill_jax.recipe.teachers import PairTeacher, Teacher
 from distill_jax.runtime import sharding
 from distill_jax.workspace.console import say
-from distill_jax.workspace.context import Setting, Split, open_setting
+from distill_jax.workspace.context import Split, Workspace, open_workspace
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,10 +39,10 @@ class DataJob:
     mesh: Name | None = None
     max_queries: Size | None = None
 
-    def open(self) -> tuple[Setting, Asked]:
-        """The setting, and what its parts are asked."""
+    def open(self) -> tuple[Workspace, Context]:
+        """The workspace, and the context of its parts."""
         Path(self.directory).mkdir(parents=True, exist_ok=True)
-        setting = open_setting(
+        workspace = open_workspace(
             self.directory,
             self.collection,
             mesh=sharding.make_mesh(self.mesh),
@@ -50,39 +50,41 @@ class DataJob:
             dev_share=0.0,
             need=(self.split,) if self.split != "none" else (),
         )
-        split: Split | None = getattr(setting, self.split, None)
+        split: Split | None = getattr(workspace, self.split, None)
         student = None
         if self.student is not None:
-            texts = setting.collection.full_texts
+            texts = workspace.collection.full_texts
             student = self.student.make(texts, self.seed)
-        asked = Asked(
-            setting=setting,
+        context = Context(
+            workspace=workspace,
             queries=split.queries if split else None,  # type: ignore[arg-type]
             qrels=split.qrels if split else None,
             student=student,  # type: ignore[arg-type]
-            model=_loader(setting),
+            model=_loader(workspace),
             directory=Path(self.directory),
         )
         if self.max_queries is not None and split is not None:
-            train = dataclasses.replace(setting, train=split)
+            train = dataclasses.replace(workspace, train=split)
             some = Training(limit=self.max_queries)(
-                dataclasses.replace(asked, setting=train)
+                dataclasses.replace(context, workspace=train)
             )
-            asked = dataclasses.replace(asked, queries=some.queries, qrels=some.qrels)
-        return setting, asked
+            context = dataclasses.replace(
+                context, queries=some.queries, qrels=some.qrels
+            )
+        return workspace, context
 
     def note(self, config: str) -> None:
         if config and jax.process_index() == 0:
             (Path(self.directory) / "config.gin").write_text(config, encoding="utf-8")
 
 
-def _loader(setting: Setting):
+def _loader(workspace: Workspace):
     loaded: dict[str, Any] = {}
 
     def load(model: Any, **overrides: Any) -> Any:
         key = repr((model, sorted(overrides.items())))
         if key not in loaded:
-            loaded[key] = load_model(model, setting, **overrides)
+            loaded[key] = load_model(model, workspace, **overrides)
         return loaded[key]
 
     return load
@@ -96,13 +98,13 @@ class Mine:
     candidates: Source
 
     def __call__(self, *, config: str = "", command: str = "") -> int:
-        setting, asked = self.desk.open()
+        workspace, context = self.desk.open()
         self.desk.note(config)
-        run = self.candidates(asked)
+        run = self.candidates(context)
         path = Path(self.desk.directory) / "run.trec"
         run.write(path)
         say(f"{len(run):,} queries, {int(run.where.sum()):,} candidates in {path}")
-        _publish(self.desk, setting, asked, command, run=run)
+        _publish(self.desk, workspace, context, command, run=run)
         return 0
 
     def plan(self) -> int:
@@ -126,25 +128,25 @@ class Label:
     tfds: bool = False
 
     def __call__(self, *, config: str = "", command: str = "") -> int:
-        setting, asked = self.desk.open()
+        workspace, context = self.desk.open()
         self.desk.note(config)
-        run = self.candidates(asked).on(setting.collection)
+        run = self.candidates(context).on(workspace.collection)
         run.write(Path(self.desk.directory) / "run.trec")
-        labels = self.teacher(asked, run)
+        labels = self.teacher(context, run)
         say(
             f"{len(labels):,} lists, {int(labels.where.sum()):,} labels, "
             f"{int(labels.failed.sum())} failed: {self.desk.directory}/labels"
         )
         pairs = None
         if self.pairwise is not None:
-            pairs = self.pairwise(asked, labels)
+            pairs = self.pairwise(context, labels)
             say(f"{int(pairs.where.sum()):,} pairs: {self.desk.directory}/labels/pairs")
         if self.tfds:
             from distill_jax.labels.tfds import to_tfds
 
             to_tfds(labels, Path(self.desk.directory) / "tfds")
         _publish(
-            self.desk, setting, asked, command, run=run, labels=labels, pairs=pairs
+            self.desk, workspace, context, command, run=run, labels=labels, pairs=pairs
         )
         return 0 if not labels.failed.any() else 3
 
@@ -160,9 +162,9 @@ class Synthesize:
     queries: Any
 
     def __call__(self, *, config: str = "", command: str = "") -> int:
-        _, asked = self.desk.open()
+        _, context = self.desk.open()
         self.desk.note(config)
-        split = self.queries(asked)
+        split = self.queries(context)
         say(
             f"{len(split.queries):,} queries: "
             f"--gin.COLLECTION=beir:{self.desk.directory}/queries"
@@ -173,16 +175,18 @@ class Synthesize:
         return _planned(self.desk, self.queries)
 
 
-def _publish(desk, setting, asked, command, *, run, labels=None, pairs=None) -> None:
+def _publish(
+    desk, workspace, context, command, *, run, labels=None, pairs=None
+) -> None:
     """The report of a job that measures nothing but its own data."""
-    qrels: Any = asked.qrels
+    qrels: Any = context.qrels
     judged = qrels is not None and len(qrels) > 0
     data: dict[str, Any] = {
-        "title": f"{setting.collection.name}: data",
+        "title": f"{workspace.collection.name}: data",
         "collection": desk.collection,
         "measures": {},
         "again": command,
-        "notices": list(setting.collection.notices),
+        "notices": list(workspace.collection.notices),
     }
     if judged:
         assert qrels is not None
@@ -219,12 +223,12 @@ def _planned(desk: DataJob, *parts: Any) -> int:
     """What a data job would do, in counts."""
     from distill_jax.workspace.describe import describe
 
-    setting, asked = desk.open()
-    queries = len(asked.queries) if asked.queries is not None else 0
-    print(f"{queries:,} queries, {len(setting.collection):,} documents")
+    workspace, context = desk.open()
+    queries = len(context.queries) if context.queries is not None else 0
+    print(f"{queries:,} queries, {len(workspace.collection):,} documents")
     for part in parts:
         estimate = getattr(part, "estimate", None)
         print(json.dumps(describe(part), indent=1))
         if estimate is not None:
-            print(estimate(asked))
+            print(estimate(context))
     return 0

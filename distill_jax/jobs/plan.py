@@ -12,9 +12,9 @@ from typing import Any
 from distill_jax.collections.collection import Queries
 from distill_jax.io.errors import UserError
 from distill_jax.jobs import plan_step
-from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.candidates import Context
 from distill_jax.runtime import sharding, targets
-from distill_jax.workspace.context import Setting, Split
+from distill_jax.workspace.context import Split, Workspace
 
 STAND_IN = "a question of about eight words or so"
 
@@ -25,8 +25,8 @@ def plan(job: Any, known: dict[str, plan_step.Step] | None = None) -> int:
     Args:
         known: figures of steps that were compiled for earlier plans; it is added to.
     """
-    setting = job.setting()
-    print(devices(setting))
+    workspace = job.workspace()
+    print(devices(workspace))
     spec, why, checkpoints = None, "", 0
     known = {} if known is None else known
     scored: set[str] = set()
@@ -35,16 +35,16 @@ def plan(job: Any, known: dict[str, plan_step.Step] | None = None) -> int:
         if student is not None and not str(student.checkpoint).startswith("stage:"):
             spec, why = _spec(student)
         print(f"\nstage {stage.name}" + (f", {job.rounds} rounds" * (job.rounds > 1)))
-        lists, size, pairs = stage_lines(stage, setting)
+        lists, size, pairs = stage_lines(stage, workspace)
         training = stage.training
         if hasattr(stage, "texts_of") and spec is not None:
             # A text is read as far as a document, and meets a vector.
             spec = dataclasses.replace(spec, query_length=spec.doc_length)
             training = dataclasses.replace(training, trained="query")
-        step = training_lines(training, spec, why, lists, size, pairs, setting, known)
+        step = training_lines(training, spec, why, lists, size, pairs, workspace, known)
         if spec is not None and repr(spec) not in scored:
             scored.add(repr(spec))
-            for line in plan_step.forward_lines(spec, setting.mesh):
+            for line in plan_step.forward_lines(spec, workspace.mesh):
                 print(f"  {line}")
         if step is not None:
             kept = stage.training.keep + (stage.training.measure is not None)
@@ -53,7 +53,7 @@ def plan(job: Any, known: dict[str, plan_step.Step] | None = None) -> int:
     print("\ndisk")
     print(f"  checkpoints and students  {size_text(checkpoints)}" if checkpoints else
           "  checkpoints and students  not known")  # fmt: skip
-    vectors = vector_bytes(spec, len(setting.collection))
+    vectors = vector_bytes(spec, len(workspace.collection))
     if vectors:
         rankings = 1 + job.rounds * len(job.stages)
         print(f"  vectors of the documents  {size_text(vectors)} a ranking, "
@@ -61,33 +61,33 @@ def plan(job: Any, known: dict[str, plan_step.Step] | None = None) -> int:
     return 0
 
 
-def stage_lines(stage: Any, setting: Setting) -> tuple[int, int, int]:
+def stage_lines(stage: Any, workspace: Workspace) -> tuple[int, int, int]:
     """Prints what a stage learns from; its lists, their documents and their pairs."""
     if hasattr(stage, "texts_of"):
-        count = len(stage.texts_of(setting))
+        count = len(stage.texts_of(workspace))
         print(f"  texts      {count:,}, each encoded once by the teacher")
         return count, 1, 0
-    queries, judged = asked_queries(stage.queries, setting)
+    queries, judged = asked_queries(stage.queries, workspace)
     lists, size, pairs = lists_of(stage.examples, queries, judged)
     bound = "" if exact(stage.queries, stage.examples) else "at most "
     print(f"  queries    {bound}{len(queries):,}")
     print(f"  lists      {bound}{lists:,} of {size} documents, {pairs} pairs")
-    for line in teacher_lines(stage, setting, queries):
+    for line in teacher_lines(stage, workspace, queries):
         print(f"  {line}")
     return lists, size, pairs
 
 
 def plan_generator(job: Any) -> int:
     """The same of a ``TrainGenerator`` job."""
-    setting = job.setting()
-    print(devices(setting))
-    split = job.pairs(setting)
-    lists = len(job.lists(setting, split))
+    workspace = job.workspace()
+    print(devices(workspace))
+    split = job.pairs(workspace)
+    lists = len(job.lists(workspace, split))
     print(f"\n  queries    {len(split.queries):,}")
     print(f"  pairs      {lists:,} of a document and a query")
-    print(f"  asked of   {len(job.unseen_rows(setting)):,} unseen documents")
+    print(f"  asked of   {len(job.unseen_rows(workspace)):,} unseen documents")
     spec, why = _spec(job.student)
-    step = training_lines(job.training, spec, why, lists, 1, 0, setting, {})
+    step = training_lines(job.training, spec, why, lists, 1, 0, workspace, {})
     if step is not None:
         kept = job.training.keep + (job.training.measure is not None)
         total = step.state_bytes * kept + 8 * step.parameters
@@ -95,12 +95,12 @@ def plan_generator(job: Any) -> int:
     return 0
 
 
-def devices(setting: Setting) -> str:
-    mesh = setting.mesh or sharding.make_mesh()
+def devices(workspace: Workspace) -> str:
+    mesh = workspace.mesh or sharding.make_mesh()
     axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
     target = targets.current()
     kind = target.chip.name if target else mesh.devices.flat[0].device_kind
-    return f"{len(setting.collection):,} documents; {mesh.size} x {kind} ({axes})"
+    return f"{len(workspace.collection):,} documents; {mesh.size} x {kind} ({axes})"
 
 
 def _spec(student: Any) -> tuple[Any, str]:
@@ -117,7 +117,7 @@ def training_lines(
     lists: int,
     size: int,
     pairs: int,
-    setting: Setting,
+    workspace: Workspace,
     known: dict[str, plan_step.Step],
 ) -> plan_step.Step | None:
     """Prints a stage's training; the step's figures, where the model is known."""
@@ -138,7 +138,7 @@ def training_lines(
     )
     settings = dataclasses.replace(training, objective=None)
     key = repr((spec, shape, settings, training.objective))
-    mesh = setting.mesh or sharding.make_mesh()
+    mesh = workspace.mesh or sharding.make_mesh()
     if key not in known:
         known[key] = plan_step.step_of(spec, training, shape, steps, mesh)
     step = known[key]
@@ -176,22 +176,22 @@ def machine_lines(
     return lines
 
 
-def asked_queries(source: Any, setting: Setting) -> tuple[Queries, Split | None]:
+def asked_queries(source: Any, workspace: Workspace) -> tuple[Queries, Split | None]:
     """The queries of a source, or stand-ins for as many as it would make at most.
 
     The second is their judgements where they are the collection's own.
     """
     if hasattr(source, "sources"):  # several, one after another
-        parts = [asked_queries(part, setting) for part in source.sources]
+        parts = [asked_queries(part, workspace) for part in source.sources]
         return _stand_ins(sum(len(part) for part, _ in parts)), None
     if hasattr(source, "own"):
-        own = setting.train is not None
-        return asked_queries(source.own if own else source.made, setting)
+        own = workspace.train is not None
+        return asked_queries(source.own if own else source.made, workspace)
     if hasattr(source, "makers"):
-        made = sum(made_by(maker, len(setting.collection)) for maker in source.makers)
+        made = sum(made_by(maker, len(workspace.collection)) for maker in source.makers)
         made = made if source.limit is None else min(made, source.limit)
         return _stand_ins(made), None
-    split = source(_asked(setting))
+    split = source(_context(workspace))
     return split.queries, split
 
 
@@ -238,24 +238,24 @@ def _judged_lists(examples: Any, queries: Queries, judged: Split | None) -> int:
     return sum(count if most is None else min(count, most) for count in counts)
 
 
-def teacher_lines(stage: Any, setting: Setting, queries: Queries) -> list[str]:
+def teacher_lines(stage: Any, workspace: Workspace, queries: Queries) -> list[str]:
     """What the teachers and makers of a stage would be asked."""
     lines = []
     for maker in getattr(stage.queries, "makers", ()):
         if hasattr(maker, "client"):
-            calls = made_by(maker, len(setting.collection))
+            calls = made_by(maker, len(workspace.collection))
             lines.append(f"LLM        {calls:,} calls to write queries")
     depth = getattr(stage.candidates, "depth", None)
     for teacher in _teachers(stage.examples):
         if hasattr(teacher, "estimate"):
-            asked = dataclasses.replace(_asked(setting), queries=queries)
-            lines.append(f"teacher    {teacher.estimate(asked)}")
+            context = dataclasses.replace(_context(workspace), queries=queries)
+            lines.append(f"teacher    {teacher.estimate(context)}")
         elif hasattr(teacher, "delta"):
             both = 2 if getattr(teacher, "both_orders", False) else 1
             count = len(queries) * teacher.pairs * both
             lines.append(f"teacher    at most {count:,} pairs of documents to judge")
         elif hasattr(teacher, "checkpoint") and depth is not None:
-            count = len(queries) * min(depth, len(setting.collection))
+            count = len(queries) * min(depth, len(workspace.collection))
             lines.append(f"teacher    at most {count:,} pairs to score")
     return lines
 
@@ -270,13 +270,13 @@ def _teachers(examples: Any) -> list[Any]:
     return found
 
 
-def _asked(setting: Setting) -> Asked:
-    return Asked(
-        setting=setting,
+def _context(workspace: Workspace) -> Context:
+    return Context(
+        workspace=workspace,
         queries=None,  # type: ignore[arg-type]
         student=None,  # type: ignore[arg-type]
         model=None,
-        directory=setting.directory,
+        directory=workspace.directory,
     )
 
 

@@ -35,14 +35,14 @@ class Table:
     """Measures per query of every system of a job, in the order they were made.
 
     Attributes:
-        job, setting: what is reported on.
+        job, workspace: what is reported on.
         runs: the ranking of each system.
         values: ``{system: {measure: {query: value}}}``.
         trips: (round, ``StageResult``) of each stage that was run.
     """
 
     job: Any
-    setting: Any
+    workspace: Any
     command: str = ""
     started: float = 0.0
     best_round: int = 1
@@ -54,12 +54,12 @@ class Table:
 
     def add(self, name: str, run: Run, round_number: int | None = None) -> None:
         """Measures a system's run on the test judgements, where there are any."""
-        if not len(self.setting.judged.qrels):
+        if not len(self.workspace.judged.qrels):
             self.runs[name] = run
             say(f"{name}: ranked; no judgements to measure it by")
             return
         measured = evaluate_queries(
-            run, self.setting.judged.qrels, list(self.job.measures)
+            run, self.workspace.judged.qrels, list(self.job.measures)
         )
         self.values[name], self.runs[name] = measured, run
         means = self.means()[name]
@@ -96,15 +96,15 @@ class Table:
             *data.get("notices", ()),
             *self.notices,
             *self._beside(),
-            *self.setting.collection.notices,
+            *self.workspace.collection.notices,
         ]
         if self.values:
             data["examples"] = report.examples(
                 data,
                 self.runs,
-                self.setting.judged.queries,
-                self.setting.collection,
-                self.setting.judged.qrels,
+                self.workspace.judged.queries,
+                self.workspace.collection,
+                self.workspace.judged.qrels,
             )
         data = {name: value for name, value in data.items() if value not in (None, {})}
         logs = [trip.directory / "metrics.jsonl" for _, trip in self.trips]
@@ -118,8 +118,8 @@ class Table:
     def _compared(self, system: str) -> dict[str, Any]:
         """Measures, tests and verdicts; fused rows are not among the tests."""
         if not self.values:
-            judged = self.setting.judged
-            return unjudged.report(self.runs, judged.queries, self.setting.collection)
+            judged = self.workspace.judged
+            return unjudged.report(self.runs, judged.queries, self.workspace.collection)
         primary = self.job.measures[0]
         alone = {name: v for name, v in self.values.items() if WITH not in name}
         data = report.compare_systems(alone, primary=primary, system=system)
@@ -157,8 +157,8 @@ class Table:
         folder = best.directory / "labels"
         if not list(folder.glob("*.parquet")):
             return None
-        labels = TeacherLabels.read(folder, collection=self.setting.collection)
-        train = self.setting.train
+        labels = TeacherLabels.read(folder, collection=self.workspace.collection)
+        train = self.workspace.train
         known = [q for q in labels.query_ids if train is not None and q in train.qrels]
         found = diagnostics.teacher_report(
             labels, qrels=train.qrels if train is not None and known else None
@@ -188,7 +188,7 @@ class Table:
 
     def _ties(self, system: str) -> dict[str, Any]:
         found = ties(
-            self.runs[system], self.setting.judged.qrels, [self.job.measures[0]]
+            self.runs[system], self.workspace.judged.qrels, [self.job.measures[0]]
         )
         return {system: dataclasses.asdict(found)}
 
@@ -210,9 +210,9 @@ class Table:
             "student": best.student.digest,
             "best round": self.best_round,
             "started from": self.job.student.checkpoint or self.job.student.backbone,
-            "collection digest": self.setting.collection.digest,
+            "collection digest": self.workspace.collection.digest,
             "test split": self.job.test_split,
-            "test queries digest": self.setting.judged.digest,
+            "test queries digest": self.workspace.judged.digest,
             "seed": self.job.seed,
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "python": platform.python_version(),

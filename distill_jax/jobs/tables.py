@@ -17,7 +17,7 @@ from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import atomic_write
 from distill_jax.jobs.evaluate import without_own
 from distill_jax.recipe import checkpoints
-from distill_jax.recipe.candidates import BM25, Asked
+from distill_jax.recipe.candidates import BM25, Context
 from distill_jax.recipe.checkpoints import Checkpoint
 from distill_jax.recipe.students import load_model
 from distill_jax.report.grid import (
@@ -34,7 +34,7 @@ from distill_jax.workspace import ranking
 from distill_jax.workspace.behind import behind
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
-from distill_jax.workspace.context import Setting, open_setting
+from distill_jax.workspace.context import Workspace, open_workspace
 from distill_jax.workspace.describe import describe
 
 _FORUMS = (
@@ -157,7 +157,7 @@ class Tables:
             for path in files:
                 yield _stem(path), Run.read(path), qrels
             return
-        setting = open_setting(
+        workspace = open_workspace(
             directory / slug(where),
             where,
             mesh=sharding.make_mesh(self.mesh),
@@ -166,19 +166,19 @@ class Tables:
             test_split=self.split,
             max_test_queries=self.max_queries,
         )
-        qrels = setting.judged.qrels
+        qrels = workspace.judged.qrels
         for path in files:
-            yield _stem(path), Run.read(path, collection=setting.collection), qrels
+            yield _stem(path), Run.read(path, collection=workspace.collection), qrels
         first: dict[str, Run] = {}
         for source in self.first_stages:
             name = _name_of(source)
-            first[name] = self._from_source(source, name, setting)
+            first[name] = self._from_source(source, name, workspace)
             yield name, self._own(first[name]), qrels
         for checkpoint in checkpoints.each(self.checkpoints, self.reading):
-            model = load_model(checkpoint, setting)
+            model = load_model(checkpoint, workspace)
             name = _stem(str(checkpoint.path))
             if model.spec.kind in ranking.ENCODERS:
-                yield name, self._own(self._from_model(model, name, setting)), qrels
+                yield name, self._own(self._from_model(model, name, workspace)), qrels
                 continue
             if not first:
                 raise UserError(
@@ -187,22 +187,22 @@ class Tables:
                 )
             for stage, run in first.items():
                 both = name if len(first) == 1 else f"{name} over {stage}"
-                ranked = self._from_model(model, both, setting, run)
+                ranked = self._from_model(model, both, workspace, run)
                 yield both, self._own(ranked), qrels
 
-    def _from_source(self, source: Any, name: str, setting: Setting) -> Run:
-        asked = Asked(
-            setting=setting,
-            queries=setting.judged.queries,
+    def _from_source(self, source: Any, name: str, workspace: Workspace) -> Run:
+        context = Context(
+            workspace=workspace,
+            queries=workspace.judged.queries,
             student=None,  # type: ignore[arg-type]
-            model=lambda model, **fields: load_model(model, setting, **fields),
-            directory=setting.directory,
+            model=lambda model, **fields: load_model(model, workspace, **fields),
+            directory=workspace.directory,
         )
-        inputs = {"source": describe(source), **behind(source, asked)}
-        return _kept(setting, name, inputs, lambda: source(asked).top(self.depth))
+        inputs = {"source": describe(source), **behind(source, context)}
+        return _kept(workspace, name, inputs, lambda: source(context).top(self.depth))
 
     def _from_model(
-        self, model: Any, name: str, setting: Setting, first: Run | None = None
+        self, model: Any, name: str, workspace: Workspace, first: Run | None = None
     ) -> Run:
         inputs = {
             "model": model.digest,
@@ -211,16 +211,16 @@ class Tables:
             "index": self.index,
         }
         return _kept(
-            setting,
+            workspace,
             name,
             inputs,
             lambda: ranking.rank(
                 model,
-                setting.judged.queries,
-                setting,
+                workspace.judged.queries,
+                workspace,
                 first_stage=first,
                 depth=self.depth,
-                directory=setting.directory / "vectors",
+                directory=workspace.directory / "vectors",
                 index=self.index,
             ),
         )
@@ -271,21 +271,21 @@ class Tables:
         print(f"report: {page}")
 
 
-def _kept(setting: Setting, name: str, inputs: dict, make: Any) -> Run:
+def _kept(workspace: Workspace, name: str, inputs: dict, make: Any) -> Run:
     """A system's run of a collection, made once."""
-    folder = setting.directory / "runs" / slug(name)
+    folder = workspace.directory / "runs" / slug(name)
     inputs = {
         **inputs,
-        "collection": setting.collection.digest,
-        "queries": setting.judged.queries.digest,
+        "collection": workspace.collection.digest,
+        "queries": workspace.judged.queries.digest,
     }
     part(
         folder,
         inputs,
         lambda folder: make().write(folder / "run.trec"),
-        what=f"{setting.collection.name}: {name}",
+        what=f"{workspace.collection.name}: {name}",
     )
-    return Run.read(folder / "run.trec", collection=setting.collection)
+    return Run.read(folder / "run.trec", collection=workspace.collection)
 
 
 def _name_of(source: Any) -> str:

@@ -21,7 +21,7 @@ from distill_jax.io.draws import share
 from distill_jax.report.data import side_by_side as examples
 from distill_jax.runs.run import Run
 from distill_jax.synthesis.crop import crop
-from distill_jax.workspace.context import Setting, Split
+from distill_jax.workspace.context import Split, Workspace
 
 NOT_MEASURED = "Not measured: no judgements"
 MOST_QUERIES = 50
@@ -30,30 +30,32 @@ DEPTH = 10
 TEACHER = "teacher"
 
 
-def with_probes(setting: Setting) -> Setting:
-    """The setting with queries to look at where its test split is missing.
+def with_probes(workspace: Workspace) -> Workspace:
+    """The workspace with queries to look at where its test split is missing.
 
     At most ``MOST_QUERIES`` and a fifth of the training queries, chosen by the hashes
     of their ids, leave training; without training queries, as many sentences of the
     documents are taken.
     """
-    train = setting.train
+    train = workspace.train
     if train is None:
         made = crop(
-            setting.collection,
-            np.arange(len(setting.collection)),
+            workspace.collection,
+            np.arange(len(workspace.collection)),
             sample=MOST_QUERIES,
-            seed=setting.seed,
+            seed=workspace.seed,
         )
         ids = [f"probe-{number}" for number in range(len(made.texts))]
         probes = Queries(ids, list(made.texts))
-        return dataclasses.replace(setting, test=Split(queries=probes, qrels=Qrels({})))
+        return dataclasses.replace(
+            workspace, test=Split(queries=probes, qrels=Qrels({}))
+        )
     count = min(MOST_QUERIES, len(train.queries) // 5)
     order = np.argsort([share(query, "probe") for query in train.queries.ids])
     where = np.zeros(len(train.queries), bool)
     where[order[:count]] = True
     probes = Split(queries=train.take(where).queries, qrels=Qrels({}))
-    return dataclasses.replace(setting, train=train.take(~where), test=probes)
+    return dataclasses.replace(workspace, train=train.take(~where), test=probes)
 
 
 def overlaps(runs: Mapping[str, Run]) -> dict[str, dict[str, float]]:

@@ -25,7 +25,7 @@ from distill_jax.jobs.plan import plan
 from distill_jax.jobs.tables import slug
 from distill_jax.report.grid import latex, write_tsv
 from distill_jax.workspace.console import end, say
-from distill_jax.workspace.context import Setting
+from distill_jax.workspace.context import Workspace
 from distill_jax.workspace.describe import describe
 
 Changes = Mapping[str, Any]
@@ -176,13 +176,13 @@ class Variants:
         verdicts = {(test.baseline, test.system): test.verdict() for test in tests}
         key = (data["baseline"], data["system"])
         data |= {"measures": means, "verdict": verdicts.get(key, data["verdict"])}
-        setting = next(iter(jobs.values())).setting() if self.timed else None
+        workspace = next(iter(jobs.values())).workspace() if self.timed else None
         data |= {
             "title": f"{len(jobs)} variants of one recipe",
             "collection": self.job.collection,
             "systems": {
                 name: {
-                    **self._facts(job, setting),
+                    **self._facts(job, workspace),
                     **(
                         {"paper": figure}
                         if (figure := self.figure(changes[name]))
@@ -205,8 +205,8 @@ class Variants:
         self._write_tables(directory, data, changes)
         print(f"report: {page}")
 
-    def _facts(self, job: Distill, setting: Setting | None) -> dict[str, Any]:
-        return {} if setting is None else facts_of(Path(job.directory), setting)
+    def _facts(self, job: Distill, workspace: Workspace | None) -> dict[str, Any]:
+        return {} if workspace is None else facts_of(Path(job.directory), workspace)
 
     def _write_tables(self, directory: Path, data: dict, changes: Mapping) -> None:
         baseline, primary = data["baseline"], data["primary"]

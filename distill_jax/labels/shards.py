@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from distill_jax.io.errors import UserError
+from distill_jax.io.errors import UserError, whole
 from distill_jax.io.files import atomic_write
 
 RELABEL = "label again into another MODEL_DIR, or delete this folder"
@@ -78,17 +79,21 @@ def list_column(flat: Any, lengths: np.ndarray) -> Any:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _whole(path):
         metadata = pq.read_schema(path).metadata or {}
         loaded = json.loads(metadata.get(_METADATA, b"{}"))
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _damaged(path, error) from None
-    if not isinstance(loaded, dict):
-        raise _damaged(path, ValueError("its metadata is not an object"))
+        if not isinstance(loaded, dict):
+            raise ValueError("its metadata is not an object")
     return {"provenance": {}, **loaded}
+
+
+def column_names(path: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    with _whole(path):
+        return pq.read_schema(path).names
 
 
 def read_table(path: Path, columns: list[str]) -> Any:
@@ -102,20 +107,18 @@ def read_table(path: Path, columns: list[str]) -> Any:
         "probability": pa.float32(),
     }
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in columns])
-    try:
+    with _whole(path):
         table = pq.read_table(path, columns=columns, page_checksum_verification=True)
         missing = [name for name in columns if name not in table.column_names]
         if missing:
             raise UserError(
                 f"{path}: no column {missing[0]!r}; it has"
-                f" {', '.join(pq.read_schema(path).names)}",
+                f" {', '.join(column_names(path))}",
                 f"labels have the columns {', '.join(columns)}",
             )
-        return table.select(columns).cast(schema)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise _damaged(path, error) from None
+        table = table.select(columns).cast(schema)
+        table.validate(full=True)  # text that is not UTF-8
+        return table
 
 
 def check_lengths(path: Path, table: Any) -> None:
@@ -135,18 +138,14 @@ def check_lengths(path: Path, table: Any) -> None:
 
 
 def rows_in(path: Path) -> int:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _whole(path):
         return pq.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-    return UserError(
-        f"{path}: the shard cannot be read ({reason})",
+def _whole(path: Path) -> AbstractContextManager[None]:
+    return whole(
+        f"{path}: the shard cannot be read",
         "delete it and label again: only its queries are computed",
     )

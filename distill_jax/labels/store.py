@@ -25,6 +25,7 @@ from distill_jax.labels.shards import (
     RELABEL,
     Labels,
     check_lengths,
+    column_names,
     read_metadata,
     read_table,
     rows_in,
@@ -291,9 +292,7 @@ def _last_word(query_ids: list[str], failed: Any) -> np.ndarray:
 
 
 def _query_ids(path: Path, metadata: Mapping[str, Any], retry_failed: bool) -> set[str]:
-    import pyarrow.parquet as pq
-
-    names = pq.read_schema(path).names
+    names = column_names(path)
     if "failed" in names and retry_failed:
         table = read_table(path, ["query_id", "failed"])
         table = table.filter([not failed for failed in table["failed"].to_pylist()])

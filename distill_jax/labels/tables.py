@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.io.bad_lines import parsed
-from distill_jax.io.errors import UserError, clip
+from distill_jax.io.errors import UserError, clip, whole
 from distill_jax.io.named_columns import Columns, number_of
 from distill_jax.labels.labels import Kind
 from distill_jax.labels.records import RECORDS, Record, as_id, as_number
@@ -83,11 +83,10 @@ def _from_run(query_id: str, docs: list[tuple[float, int, str]], kind: Kind) -> 
 def parquet(path: Path, kind: Kind | None) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
-    try:
+    with whole(f"{path}: not a Parquet file", "write it again"):
         table = pq.read_table(path)
-    except Exception as error:  # pyarrow raises several unrelated kinds
-        raise UserError(f"{path}: not a Parquet file ({error})") from None
-    names = set(table.column_names)
+        table.validate(full=True)  # text that is not UTF-8
+        names = set(table.column_names)
     if {"query_id", "doc_id", "score"} <= names:
         runs: dict[str, list[tuple[float, int, str]]] = {}
         for i, row in enumerate(table.to_pylist()):

@@ -14,11 +14,11 @@ from distill_jax.collections.qrels import Qrels
 from distill_jax.collections.schemes import load_collection
 from distill_jax.evaluation import answers
 from distill_jax.io.errors import UserError
-from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.candidates import Context
 from distill_jax.recipe.llm import money
 from distill_jax.runs.run import Run
 from distill_jax.workspace.console import say
-from distill_jax.workspace.context import Setting, Split
+from distill_jax.workspace.context import Split, Workspace
 
 
 def open_questions(
@@ -29,7 +29,7 @@ def open_questions(
     split: str,
     mesh: Any,
     seed: int,
-) -> Setting:
+) -> Workspace:
     """The documents of one place and the questions of another; nothing is judged.
 
     Raises:
@@ -47,7 +47,7 @@ def open_questions(
     for notice in (*docs.notices, *notices):
         say(f"note: {notice}")
     say(f"{collection}: {len(docs):,} documents; {questions}: {len(queries)} questions")
-    return Setting(
+    return Workspace(
         directory=Path(directory),
         collection=docs.with_notices(*notices),
         train=None,
@@ -58,12 +58,12 @@ def open_questions(
     )
 
 
-def read_all(reader: Any, asked: Asked, runs: Mapping[str, Run]) -> dict[str, Any]:
+def read_all(reader: Any, context: Context, runs: Mapping[str, Run]) -> dict[str, Any]:
     """``jobs.llm.Reading`` of each system; ``reading/SYSTEM/answers.json``."""
     found = {}
     for name, run in runs.items():
-        folder = asked.directory / "reading" / name
-        found[name] = reader(dataclasses.replace(asked, directory=folder), run)
+        folder = context.directory / "reading" / name
+        found[name] = reader(dataclasses.replace(context, directory=folder), run)
         values, counts = found[name].values, found[name].counts
         means = "  ".join(f"{m} {answers.mean(per):.4f}" for m, per in values.items())
         say(
@@ -86,9 +86,9 @@ def cost(readings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(total) | {"money": "unknown" if None in costs else sum(costs)}
 
 
-def refuse_unmeasured(setting: Setting, reader: Any) -> None:
+def refuse_unmeasured(workspace: Workspace, reader: Any) -> None:
     """Ends a job early that would measure nothing, or has nothing to read for."""
-    judged = setting.judged
+    judged = workspace.judged
     if reader is not None or not len(judged.qrels):
         try:
             answers.accepted(judged.queries)

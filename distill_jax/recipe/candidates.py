@@ -18,11 +18,11 @@ from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe.checkpoints import Model
 from distill_jax.runs.run import Run
 from distill_jax.workspace import ranking
-from distill_jax.workspace.context import Setting
+from distill_jax.workspace.context import Workspace
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
+class Context:
     """The context that every source is called with: queries, student, output folder.
 
     Attributes:
@@ -33,7 +33,7 @@ class Asked:
         model: from a checkpoint's name to a model (``stage:NAME`` included).
     """
 
-    setting: Setting
+    workspace: Workspace
     queries: Queries
     student: Pretrained | None
     model: Any
@@ -45,7 +45,7 @@ class Asked:
 class Source(Protocol):
     """Where candidates come from."""
 
-    def __call__(self, asked: Asked, /) -> Run:
+    def __call__(self, context: Context, /) -> Run:
         """The candidates of each query, best first."""
         ...
 
@@ -53,7 +53,7 @@ class Source(Protocol):
 class Filter(Protocol):
     """What leaves candidates out."""
 
-    def __call__(self, asked: Asked, run: Run, /) -> Run:
+    def __call__(self, context: Context, run: Run, /) -> Run:
         """The run without what it leaves out."""
         ...
 
@@ -66,11 +66,11 @@ class BM25:
     k1: NotNegative = 0.9
     b: Share = 0.4
 
-    def __call__(self, asked: Asked) -> Run:
+    def __call__(self, context: Context) -> Run:
         from distill_jax.retrieval import BM25 as Index
 
-        index = Index.build(asked.setting.collection, k1=self.k1, b=self.b)
-        return index.search(asked.queries, self.depth)
+        index = Index.build(context.workspace.collection, k1=self.k1, b=self.b)
+        return index.search(context.queries, self.depth)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,8 +90,8 @@ class Search:
     index: ranking.Index = "exact"
     doc_length: Size | None = None
 
-    def __call__(self, asked: Asked) -> Run:
-        model = model_of(self, asked, doc_length=self.doc_length)
+    def __call__(self, context: Context) -> Run:
+        model = model_of(self, context, doc_length=self.doc_length)
         if model.spec.kind not in ranking.ENCODERS:
             raise UserError(
                 f"a {model.spec.kind} cannot search a collection",
@@ -99,10 +99,10 @@ class Search:
             )
         return ranking.search(
             model,
-            asked.queries,
-            asked.setting,
+            context.queries,
+            context.workspace,
             depth=self.depth,
-            directory=asked.setting.directory / "vectors",
+            directory=context.workspace.directory / "vectors",
             index=self.index,
         )
 
@@ -115,23 +115,23 @@ class Reranked:
     checkpoint: Model | None = None
     depth: Size = 100
 
-    def __call__(self, asked: Asked) -> Run:
-        model = model_of(self, asked)
-        candidates = self.source(asked).top(self.depth)
-        return ranking.rerank(model, asked.queries, candidates, asked.setting)
+    def __call__(self, context: Context) -> Run:
+        model = model_of(self, context)
+        candidates = self.source(context).top(self.depth)
+        return ranking.rerank(model, context.queries, candidates, context.workspace)
 
 
-def model_of(source: Any, asked: Asked, **overrides: Any) -> Pretrained:
+def model_of(source: Any, context: Context, **overrides: Any) -> Pretrained:
     """The source's checkpoint, or the student where it names none."""
     if source.checkpoint:
-        return asked.model(source.checkpoint, **overrides)
-    if asked.student is None:
+        return context.model(source.checkpoint, **overrides)
+    if context.student is None:
         name = f"candidates.{type(source).__name__}"
         raise UserError(
             f"{name} takes the student, and this job has none at this point",
             f"name a model: {name}.checkpoint = 'PATH'",
         )
-    return asked.student
+    return context.student
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,11 +141,11 @@ class RunFile:
     path: UserPath | None
     depth: Size | None = None
 
-    def __call__(self, asked: Asked) -> Run:
+    def __call__(self, context: Context) -> Run:
         if self.path is None:
             raise UserError("candidates.RunFile has no path", "set --gin.RUN=FILE")
-        run = Run.read(self.path, collection=asked.setting.collection)
-        run = run.select(asked.queries.ids)
+        run = Run.read(self.path, collection=context.workspace.collection)
+        run = run.select(context.queries.ids)
         return run if self.depth is None else run.top(self.depth)
 
 
@@ -158,8 +158,8 @@ class Named:
     depth: Size = 100
     index: ranking.Index = "exact"
 
-    def __call__(self, asked: Asked) -> Run:
-        return self.source(asked)
+    def __call__(self, context: Context) -> Run:
+        return self.source(context)
 
     @property
     def source(self) -> Any:
@@ -185,8 +185,8 @@ class Fused:
     weights: tuple[NotNegative, ...] | None = None
     normalise: Literal["zscore", "minmax"] | None = None
 
-    def __call__(self, asked: Asked) -> Run:
-        runs = [source(asked) for source in self.sources]
+    def __call__(self, context: Context) -> Run:
+        runs = [source(context) for source in self.sources]
         if self.normalise is None:
             return Run.fuse(runs, weights=self.weights, depth=self.depth)
         weights = self.weights or (1.0,) * len(runs)
@@ -208,41 +208,43 @@ class Shared:
     used: tuple[Count, ...] | None = None
     compared: Count = 0
 
-    def __call__(self, asked: Asked) -> Run:
+    def __call__(self, context: Context) -> Run:
         parts = np.asarray(
             [
                 int(share(query, "source") * len(self.sources))
-                for query in asked.queries.ids
+                for query in context.queries.ids
             ]
         )
         lists: dict[str, list[tuple[str, float]]] = {}
         if self.compared:
-            self._compare(asked)
+            self._compare(context)
         for number, source in enumerate(self.sources):
             rows = np.flatnonzero(parts == number)
             if len(rows) and (self.used is None or number in self.used):
-                some = dataclasses.replace(asked, queries=asked.queries.select(rows))
+                some = dataclasses.replace(
+                    context, queries=context.queries.select(rows)
+                )
                 lists |= source(some).lists()
-        ids = [query for query in asked.queries.ids if query in lists]
+        ids = [query for query in context.queries.ids if query in lists]
         if not ids:
             raise UserError(
                 f"no query asks one of the sources {self.used}",
                 f"their numbers are 0 to {len(self.sources) - 1}",
             )
         return Run.from_lists(
-            ids, [lists[query] for query in ids], asked.setting.collection.ids
+            ids, [lists[query] for query in ids], context.workspace.collection.ids
         )
 
-    def _compare(self, asked: Asked) -> None:
-        rows = np.arange(min(self.compared, len(asked.queries)))
-        some = dataclasses.replace(asked, queries=asked.queries.select(rows))
+    def _compare(self, context: Context) -> None:
+        rows = np.arange(min(self.compared, len(context.queries)))
+        some = dataclasses.replace(context, queries=context.queries.select(rows))
         runs = {}
         for number, source in enumerate(self.sources):
             checkpoint = getattr(source, "checkpoint", None)
             name = type(source).__name__ + (f" {checkpoint}" if checkpoint else "")
             runs[f"{number} {name}"] = source(some)
-        asked.directory.mkdir(parents=True, exist_ok=True)
-        write_json(asked.directory / "sources.json", intersection_rates(runs))
+        context.directory.mkdir(parents=True, exist_ok=True)
+        write_json(context.directory / "sources.json", intersection_rates(runs))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -255,8 +257,8 @@ class InRounds:
 
     sources: tuple[Source, ...]
 
-    def __call__(self, asked: Asked) -> Run:
-        return self.sources[min(asked.round_number, len(self.sources)) - 1](asked)
+    def __call__(self, context: Context) -> Run:
+        return self.sources[min(context.round_number, len(self.sources)) - 1](context)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -266,12 +268,12 @@ class WithJudged:
     It comes last, below the last candidate's score, and is labelled like the others.
     """
 
-    def __call__(self, asked: Asked, run: Run) -> Run:
-        if asked.qrels is None or not len(asked.qrels):
+    def __call__(self, context: Context, run: Run) -> Run:
+        if context.qrels is None or not len(context.qrels):
             return run
         lists = run.lists()
         for query, docs in lists.items():
-            grades = asked.qrels.of(query)
+            grades = context.qrels.of(query)
             best = max(grades, key=lambda doc: grades[doc], default=None)
             if best is None or grades[best] <= 0:
                 continue
@@ -281,7 +283,7 @@ class WithJudged:
             docs.append((best, lowest - 1.0))
         ids = list(run.query_ids)
         return Run.from_lists(
-            ids, [lists[query] for query in ids], asked.setting.collection.ids
+            ids, [lists[query] for query in ids], context.workspace.collection.ids
         )
 
 
@@ -294,14 +296,14 @@ class WithoutKnown:
     documents is what there is to learn.
     """
 
-    def __call__(self, asked: Asked, run: Run) -> Run:
-        if asked.qrels is None:
+    def __call__(self, context: Context, run: Run) -> Run:
+        if context.qrels is None:
             return run
-        run = run.on(asked.setting.collection)
-        ids = asked.setting.collection.ids
+        run = run.on(context.workspace.collection)
+        ids = context.workspace.collection.ids
         known = np.zeros(run.rows.shape, bool)
         for place, query in enumerate(run.query_ids):
-            grades = asked.qrels.of(query)
+            grades = context.qrels.of(query)
             known[place] = [
                 row >= 0 and grades.get(ids[row], 0) > 0 for row in run.rows[place]
             ]

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 
 from distill_jax.collections.collection import Queries
-from distill_jax.io.errors import UserError, near
+from distill_jax.io.errors import UserError, near, whole
 from distill_jax.io.files import digest
 from distill_jax.lists.lists import Lists, empty_lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.templates import side_template
-from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.candidates import Context
 from distill_jax.recipe.fitting import train
 from distill_jax.recipe.stage import StageResult
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.training import Training
 from distill_jax.text.templates import Features
 from distill_jax.workspace.console import Counter, say
-from distill_jax.workspace.context import Setting
+from distill_jax.workspace.context import Workspace
 
 TEXTS = ("documents", "queries")
 
@@ -45,12 +45,12 @@ class Encoder:
     doc_length: int | None = None
     cache: str | None = None
 
-    def __call__(self, asked: Asked) -> np.ndarray:
+    def __call__(self, context: Context) -> np.ndarray:
         from distill_jax.inference.forward import encode_all
         from distill_jax.teaching.vectors import VectorStore
 
-        setting = asked.setting
-        model = asked.model(self.checkpoint, doc_length=self.doc_length)
+        workspace = context.workspace
+        model = context.model(self.checkpoint, doc_length=self.doc_length)
         if model.spec.kind != "dual_encoder":
             raise UserError(
                 f"{self.checkpoint} is a {model.spec.kind}, which has no vector of a "
@@ -61,15 +61,15 @@ class Encoder:
 
         def make(texts: list[str]) -> np.ndarray:
             part = Queries([str(i) for i in range(len(texts))], texts)
-            store = setting.queries(part, model.tokenizer)
+            store = workspace.queries(part, model.tokenizer)
             features = Features(template, model.tokenizer, text=store)
             rows = np.arange(len(texts))
-            return encode_all(model, "doc", features, rows, mesh=setting.mesh)
+            return encode_all(model, "doc", features, rows, mesh=workspace.mesh)
 
         name = digest(model.doc_digest, template.to_json())
-        store = VectorStore(self.cache or setting.directory / "teacher", name)
-        with Counter("encoding", len(asked.queries), "texts") as counter:
-            return store.of(asked.queries.texts, make, counter.more)
+        store = VectorStore(self.cache or workspace.directory / "teacher", name)
+        with Counter("encoding", len(context.queries), "texts") as counter:
+            return store.of(context.queries.texts, make, counter.more)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,19 +84,19 @@ class VectorFile:
 
     path: str
 
-    def __call__(self, asked: Asked) -> np.ndarray:
+    def __call__(self, context: Context) -> np.ndarray:
         from distill_jax.teaching.vectors import checked
 
-        path, texts = Path(self.path), asked.queries
+        path, texts = Path(self.path), context.queries
         if path.suffix == ".npy":
-            try:
+            with whole(f"{path}: cannot be read", "give a file of np.save"):
                 found = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path}: {error}", "give a file of np.save") from None
-            if len(found) != len(asked.setting.collection):
+                if found.ndim != 2:
+                    raise ValueError(f"an array of shape {found.shape}, not [M, E]")
+            if len(found) != len(context.workspace.collection):
                 raise UserError(
                     f"{path} has {len(found)} vectors, and the collection has "
-                    f"{len(asked.setting.collection)} documents",
+                    f"{len(context.workspace.collection)} documents",
                     "one vector a document, in the collection's order",
                 )
             names = [name.split(":", 1) for name in texts.ids]
@@ -105,17 +105,15 @@ class VectorFile:
                     f"{path} has no vectors of queries",
                     "set texts = ('documents',), or give a Parquet file",
                 )
-            rows = asked.setting.collection.rows([name for _, name in names])
+            rows = context.workspace.collection.rows([name for _, name in names])
             return checked(found[rows], len(rows), str(path))
         import pyarrow.parquet as pq
 
-        try:
+        todo = "give a .npy file, or Parquet with id and embedding"
+        with whole(f"{path}: cannot be read", todo):
             table = pq.read_table(path, columns=["id", "embedding"])
-        except Exception as error:  # pyarrow raises several unrelated kinds
-            raise UserError(
-                f"{path}: {error}", "a .npy file, or Parquet with id and embedding"
-            ) from None
-        by_id = dict(zip(map(str, table["id"].to_pylist()), table["embedding"]))
+            table.validate(full=True)
+            by_id = dict(zip(map(str, table["id"].to_pylist()), table["embedding"]))
         wanted = [name.split(":", 1)[1] for name in texts.ids]
         missing = [name for name in wanted if name not in by_id]
         if missing:
@@ -124,7 +122,8 @@ class VectorFile:
                 f"{missing[0]!r}",
                 "give a vector of each document, and of each training query",
             )
-        found = np.asarray([by_id[name].as_py() for name in wanted], np.float32)
+        with whole(f"{path}: not vectors of one width", todo):
+            found = np.asarray([by_id[name].as_py() for name in wanted], np.float32)
         return checked(found, len(wanted), str(path))
 
 
@@ -134,7 +133,7 @@ class EmbeddingStage:
 
     Attributes:
         name: of its folder, and of ``stage:NAME`` for later stages.
-        teacher: called with (asked), whose queries are the texts, for float32[M, E].
+        teacher: called with (context), whose queries are the texts, for float32[M, E].
         training: its objective reads representations (``on="rep"``), see
             ``losses.embedding_distance``.
         texts: "documents", "queries" (the training ones), or both.
@@ -163,20 +162,20 @@ class EmbeddingStage:
     def run(
         self,
         student: Pretrained,
-        setting: Setting,
+        workspace: Workspace,
         directory: Path,
         model: Callable[[str], Pretrained],
     ) -> StageResult:
         """The teacher's vectors, then training; resumes wherever it was interrupted."""
-        texts = self.texts_of(setting)
-        asked = Asked(
-            setting=setting,
+        texts = self.texts_of(workspace)
+        context = Context(
+            workspace=workspace,
             queries=texts,
             student=student,
             model=model,
             directory=directory,
         )
-        vectors = self.teacher(asked)
+        vectors = self.teacher(context)
         self._check(student, vectors)
         count = len(texts)
         say(f"{count:,} texts, vectors of {vectors.shape[1]} by the teacher")
@@ -192,7 +191,7 @@ class EmbeddingStage:
         # A text is read as far as a document, on the side that is trained.
         reads = dataclasses.replace(student.spec, query_length=student.spec.doc_length)
         trained, fit = train(
-            self.training, lists, student.replace(spec=reads), asked, vectors=vectors
+            self.training, lists, student.replace(spec=reads), context, vectors=vectors
         )
         spec = dataclasses.replace(trained.spec, query_length=student.spec.query_length)
         trained = trained.replace(spec=spec)
@@ -206,16 +205,16 @@ class EmbeddingStage:
             made={"lists": {"lists": count, "docs_per_list": 1.0}},
         )
 
-    def texts_of(self, setting: Setting) -> Queries:
+    def texts_of(self, workspace: Workspace) -> Queries:
         """The texts, each with an id of its own; empty ones are left out."""
         ids: list[str] = []
         texts: list[str] = []
         if "documents" in self.texts:
-            ids += [f"document:{doc}" for doc in setting.collection.ids]
-            texts += list(setting.collection.full_texts())
-        if "queries" in self.texts and setting.train is not None:
-            ids += [f"query:{query}" for query in setting.train.queries.ids]
-            texts += list(setting.train.queries.texts)
+            ids += [f"document:{doc}" for doc in workspace.collection.ids]
+            texts += list(workspace.collection.full_texts())
+        if "queries" in self.texts and workspace.train is not None:
+            ids += [f"query:{query}" for query in workspace.train.queries.ids]
+            texts += list(workspace.train.queries.texts)
         kept = [i for i, text in enumerate(texts) if text.strip()]
         if not kept:
             raise UserError(

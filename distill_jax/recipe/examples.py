@@ -18,7 +18,7 @@ from distill_jax.lists.building import (
 )
 from distill_jax.lists.lists import Lists, concatenate
 from distill_jax.lists.negatives import filter_negatives
-from distill_jax.recipe.candidates import Asked, WithJudged
+from distill_jax.recipe.candidates import Context, WithJudged
 from distill_jax.recipe.teachers import PairTeacher, Teacher
 from distill_jax.runs.run import Run
 from distill_jax.workspace.console import say
@@ -31,7 +31,7 @@ Percent: TypeAlias = Annotated[float, Range(least=0, below=100)]
 class Examples(Protocol):
     """What a stage learns from."""
 
-    def __call__(self, asked: Asked, run: Run, /) -> Lists:
+    def __call__(self, context: Context, run: Run, /) -> Lists:
         """Lists of documents with what is known of them."""
         ...
 
@@ -66,45 +66,47 @@ class FromQrels:
     absolute_margin: float | None = None
     relative_margin: float | None = None
 
-    def __call__(self, asked: Asked, run: Run) -> Lists:
-        setting = asked.setting
-        if asked.qrels is None or not len(asked.qrels):
+    def __call__(self, context: Context, run: Run) -> Lists:
+        workspace = context.workspace
+        if context.qrels is None or not len(context.qrels):
             raise UserError(
                 "these queries have no judgements",
                 "use a recipe that learns from a teacher, e.g. specialize.gin",
             )
         labels = None
         if self.teacher is not None:
-            run = WithJudged()(asked, run)
-            labels = self.teacher(asked, run)
+            run = WithJudged()(context, run)
+            labels = self.teacher(context, run)
         filtered = filter_negatives(
             run,
             teacher=labels,
             teacher_margin=self.teacher_margin,
             teacher_threshold=self.teacher_threshold,
-            qrels=asked.qrels,
-            collection=setting.collection,
-            queries=asked.queries,
+            qrels=context.qrels,
+            collection=workspace.collection,
+            queries=context.queries,
             absolute_margin=self.absolute_margin,
             relative_margin=self.relative_margin,
         )
         write_json(
-            asked.directory / "negatives.json",
+            context.directory / "negatives.json",
             {
                 "funnel": filtered.funnel,
-                "suspects": filtered.suspects(20, asked.queries, setting.collection),
+                "suspects": filtered.suspects(
+                    20, context.queries, workspace.collection
+                ),
             },
         )
         return concatenate(
             [
                 lists_from_judgements(
                     filtered.run,
-                    asked.qrels,
-                    asked.queries,
-                    setting.collection,
+                    context.qrels,
+                    context.queries,
+                    workspace.collection,
                     size=self.size,
                     window=self.window,
-                    seed=setting.seed + draw * 7919,
+                    seed=workspace.seed + draw * 7919,
                     per_query=self.per_query,
                     sampling=self.sampling,
                 )
@@ -125,11 +127,11 @@ class JudgedPairs:
     judged: FromQrels
     pairs: Size = 3
 
-    def __call__(self, asked: Asked, run: Run) -> Lists:
-        lists = self.judged(asked, run)
-        ids = asked.queries.ids
+    def __call__(self, context: Context, run: Run) -> Lists:
+        lists = self.judged(context, run)
+        ids = context.queries.ids
         names = [str(ids[row]) for row in lists.query_rows]
-        return with_judged_pairs(lists, names, self.pairs, asked.setting.seed)
+        return with_judged_pairs(lists, names, self.pairs, context.workspace.seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,8 +139,8 @@ class FromTeacher:
     """A teacher's labels over the candidates, and a pairwise teacher's on top.
 
     Attributes:
-        teacher: called with (asked, run) for ``TeacherLabels``.
-        pairwise: called with (asked, labels) for ``PairLabels``; None for none.
+        teacher: called with (context, run) for ``TeacherLabels``.
+        pairwise: called with (context, labels) for ``PairLabels``; None for none.
         size: candidates of a list (N).
         depth: only candidates of the first so many ranks of the first stage, whatever
             was labelled (Rank-DistiLLM's sub-samples); None keeps all.
@@ -163,34 +165,34 @@ class FromTeacher:
     source_first: bool = False
     drop_below_percentile: Percent | None = None
 
-    def __call__(self, asked: Asked, run: Run) -> Lists:
-        setting = asked.setting
+    def __call__(self, context: Context, run: Run) -> Lists:
+        workspace = context.workspace
         if self.teacher is None:
             raise UserError("nothing labels the candidates", "set TEACHER or LABELS")
-        labels = self.teacher(asked, run)
+        labels = self.teacher(context, run)
         if self.depth is not None:
-            labels = _shallow(labels, run.top(self.depth), setting.collection)
+            labels = _shallow(labels, run.top(self.depth), workspace.collection)
         if self.source_first:
-            labels = _source_first(labels, asked)
-        pairs = None if self.pairwise is None else self.pairwise(asked, labels)
-        qrels = asked.qrels if self.judgements else None
+            labels = _source_first(labels, context)
+        pairs = None if self.pairwise is None else self.pairwise(context, labels)
+        qrels = context.qrels if self.judgements else None
         lists = lists_from_labels(
             labels,
-            asked.queries,
-            setting.collection,
+            context.queries,
+            workspace.collection,
             size=self.size,
             pairs=pairs,
             qrels=qrels,
             sampling=self.sampling,
-            seed=setting.seed,
+            seed=workspace.seed,
             trust_first=self.trust_first,
             values=normalise.normalise(labels, self.normalisation),
         )
         if self.drop_below_percentile is not None:
-            lists = self._confident(labels, lists, asked)
+            lists = self._confident(labels, lists, context)
         return lists
 
-    def _confident(self, labels: Any, lists: Lists, asked: Asked) -> Lists:
+    def _confident(self, labels: Any, lists: Lists, context: Context) -> Lists:
         """Without the queries whose best document the teacher does not believe in."""
         scores = labels.training_labels()
         kept = normalise.above_percentile(
@@ -200,7 +202,7 @@ class FromTeacher:
             percent=self.drop_below_percentile or 0.0,
         )
         names = {query for query, keep in zip(labels.query_ids, kept) if keep}
-        ids = asked.queries.ids
+        ids = context.queries.ids
         confident = [ids[row] in names for row in lists.query_rows]
         say(f"{len(names)} of {len(labels)} queries have a confident best document")
         return lists.take(np.flatnonzero(confident))
@@ -218,15 +220,15 @@ def _shallow(labels: Any, run: Run, collection: Any) -> Any:
     return labels.keep(kept & labels.where)
 
 
-def _source_first(labels: Any, asked: Asked) -> Any:
+def _source_first(labels: Any, context: Context) -> Any:
     """Without the queries whose known document the teacher puts anywhere but first."""
     scores = np.where(labels.where, labels.training_labels(), -np.inf)
     best = np.argmax(scores, axis=1)
     kept = [
         query
         for row, query in enumerate(labels.query_ids)
-        if asked.qrels is not None
-        and asked.qrels.of(query).get(labels.doc_ids[labels.rows[row, best[row]]], 0)
+        if context.qrels is not None
+        and context.qrels.of(query).get(labels.doc_ids[labels.rows[row, best[row]]], 0)
         > 0
     ]
     say(f"{len(kept)} of {len(labels)} queries: the teacher puts their document first")
@@ -244,5 +246,5 @@ class Mixed:
 
     sources: tuple[Examples, ...]
 
-    def __call__(self, asked: Asked, run: Run) -> Lists:
-        return concatenate([source(asked, run) for source in self.sources])
+    def __call__(self, context: Context, run: Run) -> Lists:
+        return concatenate([source(context, run) for source in self.sources])

@@ -9,7 +9,7 @@ import numpy as np
 
 from distill_jax.io.errors import UserError
 from distill_jax.recipe import candidates
-from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.candidates import Context
 from distill_jax.runs.run import Run
 from distill_jax.workspace import ranking
 
@@ -34,22 +34,24 @@ class Feedback:
     checkpoint: str | None = None
     doc_length: int | None = None
 
-    def __call__(self, asked: Asked) -> Run:
+    def __call__(self, context: Context) -> Run:
         from distill_jax.inference.forward import encode_all
         from distill_jax.retrieval import Exact, feedback
 
-        setting = asked.setting
-        model = candidates.model_of(self, asked, doc_length=self.doc_length)
+        workspace = context.workspace
+        model = candidates.model_of(self, context, doc_length=self.doc_length)
         if model.spec.kind != "dual_encoder":
             raise UserError(
                 f"feedback moves a query's vector, and a {model.spec.kind} has none",
                 "name a dual encoder: feedback.Feedback.checkpoint = 'PATH'",
             )
-        first = self.source(asked).on(setting.collection).top(self.docs)
-        vectors = ranking.corpus_vectors(model, setting, setting.directory / "vectors")
-        rows = asked.queries.rows(list(first.query_ids))
-        features = setting.query_features(model, asked.queries)
-        queries = encode_all(model, "query", features, rows, mesh=setting.mesh)
+        first = self.source(context).on(workspace.collection).top(self.docs)
+        vectors = ranking.corpus_vectors(
+            model, workspace, workspace.directory / "vectors"
+        )
+        rows = context.queries.rows(list(first.query_ids))
+        features = workspace.query_features(model, context.queries)
+        queries = encode_all(model, "query", features, rows, mesh=workspace.mesh)
         docs = np.asarray(vectors[np.maximum(first.rows, 0).ravel()], np.float32)
         docs = docs.reshape(*first.rows.shape, -1)
         if not model.spec.normalise:
@@ -64,9 +66,9 @@ class Feedback:
         )
         index = Exact.build(
             vectors,
-            doc_ids=setting.collection.ids,
+            doc_ids=workspace.collection.ids,
             similarity=model.spec.similarity,
-            mesh=setting.mesh,
+            mesh=workspace.mesh,
         )
         return index.search(moved, self.depth, query_ids=first.query_ids)
 

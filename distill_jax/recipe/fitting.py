@@ -19,7 +19,7 @@ from distill_jax.io.reading import read_json, write_json
 from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import averaging, query_side, selection
-from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.candidates import Context
 from distill_jax.recipe.students import trained_dtype
 from distill_jax.recipe.training import Training, known_stream
 from distill_jax.training.loop import Fit, FitResult
@@ -54,7 +54,7 @@ def train(
     training: Training,
     lists: Lists,
     student: Pretrained,
-    asked: Asked,
+    context: Context,
     *,
     vectors: Any = None,
 ) -> tuple[Pretrained, dict]:
@@ -65,9 +65,12 @@ def train(
             collection: constants that the student's vectors of the queries meet.
     """
     trained_dtype(student.spec.backbone.dtype)
-    directory = asked.directory
+    directory = context.directory
     settings = describe(dataclasses.replace(training, objective=None))
-    settings |= {"objective": describe(training.objective), "seed": asked.setting.seed}
+    settings |= {
+        "objective": describe(training.objective),
+        "seed": context.workspace.seed,
+    }
     inputs = {"lists": lists.digest, "student": student.digest}
     if vectors is not None:
         inputs["vectors"] = query_side.vectors_digest(vectors)
@@ -75,7 +78,9 @@ def train(
 
     def make(folder: Path) -> dict:
         write_json(folder / "settings.json", settings)
-        result, trained, kept = _fit(training, lists, student, asked, settings, vectors)
+        result, trained, kept = _fit(
+            training, lists, student, context, settings, vectors
+        )
         if result.interrupted:
             raise Stopped(128 + (result.signal or 0))
         if jax.process_index() == 0:
@@ -147,22 +152,24 @@ def _fit(
     training: Training,
     lists: Lists,
     student: Pretrained,
-    asked: Asked,
+    context: Context,
     settings: dict,
     vectors: Any,
 ) -> tuple[FitResult, Pretrained, dict]:
     """What training ended with, the student, and facts of what was not trained."""
-    setting, mesh = asked.setting, asked.setting.mesh
+    workspace, mesh = context.workspace, context.workspace.mesh
     whole, frozen, kept = student, None, {}
     if training.trained == "query":
         student = query_side.query_tower(whole)
         if vectors is None:
-            vectors = frozen = query_side.doc_vectors(whole, asked)
+            vectors = frozen = query_side.doc_vectors(whole, context)
             kept = {"document_vectors": query_side.vectors_digest(frozen)}
-    ids = asked.queries.ids
-    lists, dev = selection.held_out(training, lists, asked)
+    ids = context.queries.ids
+    lists, dev = selection.held_out(training, lists, context)
     steps = training.total(len(lists))
-    featurizer: Any = make_featurizer(_cut(student, training), asked, training.lengths)
+    featurizer: Any = make_featurizer(
+        _cut(student, training), context, training.lengths
+    )
     if vectors is not None:
         featurizer = VectorFeaturizer(featurizer, vectors, mesh)
     feed = Feed(
@@ -170,13 +177,13 @@ def _fit(
         featurizer=featurizer,
         stream=_stream(training.stream),
         batch_size=training.batch_size,
-        directory=asked.directory / "records",
-        seed=setting.seed,
+        directory=context.directory / "records",
+        seed=workspace.seed,
         host=jax.process_index(),
         hosts=jax.process_count(),
     )
     evaluate = selection.evaluation(
-        training, student, asked, featurizer, dev, vectors=frozen
+        training, student, context, featurizer, dev, vectors=frozen
     )
     say(
         f"training {student.spec.kind}: {steps} steps of {training.batch_size} lists "
@@ -184,10 +191,10 @@ def _fit(
     )
     fit = Fit(
         steps=steps,
-        directory=asked.directory,
+        directory=context.directory,
         optimizer=training.made_optimizer(steps),
         mesh=mesh,
-        seed=setting.seed,
+        seed=workspace.seed,
         chunk=training.chunk,
         micro_batch=training.micro_batch,
         remat=training.remat or "none",
@@ -218,12 +225,12 @@ def _fit(
         kept |= {"averaged": facts}
     if result.adapters and result.finished and jax.process_index() == 0:
         share = facts.get("share", 1.0)
-        folder = asked.directory / "student" / "adapter"
+        folder = context.directory / "student" / "adapter"
         kept |= {"adapter": peft.write(folder, student, result.adapters, share=share)}
     if training.trained == "query":
         trained = query_side.with_query_tower(whole, params)
-        return result, trained.replace(source=str(asked.directory)), kept
-    trained = student.replace(params=params, source=str(asked.directory), fresh=())
+        return result, trained.replace(source=str(context.directory)), kept
+    trained = student.replace(params=params, source=str(context.directory), fresh=())
     return result, trained, kept
 
 
@@ -249,18 +256,18 @@ def _stream(name: str) -> SeqioStream | ArrayStream:
 
 
 def make_featurizer(
-    student: Pretrained, asked: Asked, lengths: tuple[int, ...]
+    student: Pretrained, context: Context, lengths: tuple[int, ...]
 ) -> Featurizer:
     """The student's path from row numbers to tokens."""
-    kind, setting = student.spec.kind, asked.setting
+    kind, workspace = student.spec.kind, context.workspace
     pad_id = student.tokenizer.pad_id or 0
     if kind in (*ranking.ENCODERS, "generator"):
         return Featurizer(
             kind=kind,
             pad_id=pad_id,
-            query=setting.query_features(student, asked.queries),
-            doc=setting.doc_features(student),
+            query=workspace.query_features(student, context.queries),
+            doc=workspace.doc_features(student),
             buckets=lengths,
         )
-    pair = setting.pair_features(student, asked.queries)
+    pair = workspace.pair_features(student, context.queries)
     return Featurizer(kind=kind, pad_id=pad_id, pair=pair, buckets=lengths)

@@ -19,12 +19,12 @@ from distill_jax.io.values import Name, UserPath
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.labels.readers import read_labels
-from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.candidates import Context
 from distill_jax.recipe.examples import FromTeacher
 from distill_jax.runs.run import Run
 from distill_jax.workspace.behind import of_path
 from distill_jax.workspace.console import say
-from distill_jax.workspace.context import Setting, Split
+from distill_jax.workspace.context import Split, Workspace
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class LabelFile:
     pairs: UserPath | None = None
     first_stage: UserPath | None = None
 
-    def open(self, asked: Asked) -> Labelled:
+    def open(self, context: Context) -> Labelled:
         """Reads the labels, and the queries and documents that belong to them.
 
         Raises:
@@ -57,7 +57,7 @@ class LabelFile:
         """
         folder = Path(self.path).expanduser()
         if folder.is_dir():
-            return self._folder(folder, asked)
+            return self._folder(folder, context)
         found = read_labels(
             self.path,
             form=self.format,
@@ -66,19 +66,19 @@ class LabelFile:
         )
         for notice in found.notices:
             say(f"note: {notice}")
-        setting = asked.setting
-        if found.collection is not None and not _holds(setting, found.collection):
-            setting = dataclasses.replace(setting, collection=found.collection)
+        workspace = context.workspace
+        if found.collection is not None and not _holds(workspace, found.collection):
+            workspace = dataclasses.replace(workspace, collection=found.collection)
             say(
                 f"{self.path} brings {len(found.collection):,} documents of its own: "
                 "they are trained on"
             )
-        split = _named(asked, found.labels.query_ids)
+        split = _named(context, found.labels.query_ids)
         if found.queries is not None:
             split = Split(queries=found.queries, qrels=Qrels({}))
-        return self._labelled(setting, split, found.labels, found.pairs)
+        return self._labelled(workspace, split, found.labels, found.pairs)
 
-    def _folder(self, folder: Path, asked: Asked) -> Labelled:
+    def _folder(self, folder: Path, context: Context) -> Labelled:
         labels = folder / "labels" if (folder / "labels").is_dir() else folder
         first = folder / "run.trec"
         beside = labels / "pairs"
@@ -86,15 +86,15 @@ class LabelFile:
         if beside.is_dir() and self.pairs is None:
             pairs = PairLabels.read(beside)
         found = TeacherLabels.read(labels)
-        split = _named(asked, found.query_ids)
+        split = _named(context, found.query_ids)
         source = self
         if self.first_stage is None and first.is_file():
             source = dataclasses.replace(self, first_stage=str(first))
-        return source._labelled(asked.setting, split, found, pairs)
+        return source._labelled(context.workspace, split, found, pairs)
 
     def _labelled(
         self,
-        setting: Setting,
+        workspace: Workspace,
         split: Split | None,
         labels: TeacherLabels,
         pairs: PairLabels | None,
@@ -102,10 +102,10 @@ class LabelFile:
         if split is None or not len(split.queries):
             raise UserError(
                 f"{self.path}: none of its {len(labels):,} queries is a training query "
-                f"of {setting.collection.name}, e.g. {labels.query_ids[0]!r}",
+                f"of {workspace.collection.name}, e.g. {labels.query_ids[0]!r}",
                 "give the queries too: --gin.TRAIN_QUERIES=queries:FILE",
             )
-        collection = setting.collection
+        collection = workspace.collection
         labels = labels.select(
             [q for q in labels.query_ids if q in set(split.queries.ids)]
         )
@@ -130,7 +130,7 @@ class LabelFile:
             run = Run.read(self.first_stage, collection=collection)
             run = run.select(labels.query_ids)
         return Labelled(
-            setting=setting,
+            workspace=workspace,
             split=split,
             run=run,
             labels=labels,
@@ -149,7 +149,7 @@ class Labelled:
             ``ranked``, else in the teacher's.
     """
 
-    setting: Setting
+    workspace: Workspace
     split: Split
     run: Run
     labels: TeacherLabels
@@ -195,8 +195,8 @@ class Given:
     digest: str
     found: Any = dataclasses.field(repr=False)
 
-    def __call__(self, asked: Asked, run: Any) -> Any:
-        del asked, run
+    def __call__(self, context: Context, run: Any) -> Any:
+        del context, run
         return self.found
 
 
@@ -205,18 +205,18 @@ def source(labels: Any) -> LabelFile:
     return labels if isinstance(labels, LabelFile) else LabelFile(path=str(labels))
 
 
-def _named(asked: Asked, query_ids: tuple[str, ...]) -> Split | None:
+def _named(context: Context, query_ids: tuple[str, ...]) -> Split | None:
     """The training queries among these."""
-    train = asked.setting.train
+    train = context.workspace.train
     if train is None:
         return None
     known = set(query_ids)
     return train.take(np.asarray([query in known for query in train.queries.ids], bool))
 
 
-def _holds(setting: Setting, documents: Collection) -> bool:
+def _holds(workspace: Workspace, documents: Collection) -> bool:
     """Whether the collection has all of these documents, under their ids."""
-    return bool((setting.collection.rows(documents.ids) >= 0).all())
+    return bool((workspace.collection.rows(documents.ids) >= 0).all())
 
 
 def _pairs(path: str, form: str | None) -> PairLabels:

@@ -12,7 +12,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.io.reading import write_json
 from distill_jax.io.values import Name, NotNegative, Range, Share, Size
 from distill_jax.labels.labels import TeacherLabels
-from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.candidates import Context
 from distill_jax.runs.run import Run
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import Counter, say
@@ -55,27 +55,27 @@ class Listwise:
     most_failed: Share = dataclasses.field(default=0.2, repr=False)
     retry_failed: bool = dataclasses.field(default=False, repr=False)
 
-    def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
+    def __call__(self, context: Context, run: Run) -> TeacherLabels:
         from distill_jax.teaching.rankings import label_listwise
 
-        setting = asked.setting
-        run = run.on(setting.collection)
+        workspace = context.workspace
+        run = run.on(workspace.collection)
         run = run if self.depth is None else run.top(self.depth)
-        client = self.client.at(setting.directory / "llm", **_loader(self, asked))
-        folder = asked.directory / "labels"
+        client = self.client.at(workspace.directory / "llm", **_loader(self, context))
+        folder = context.directory / "labels"
 
         def make(folder: Path) -> dict:
             with Counter("asking", len(run), "queries") as counter:
                 labels = label_listwise(
                     client,
-                    asked.queries,
-                    setting.collection,
+                    context.queries,
+                    workspace.collection,
                     run,
                     folder,
                     most_failed=self.most_failed,
                     retry_failed=self.retry_failed,
                     progress=counter,
-                    **self._method(setting.seed),
+                    **self._method(workspace.seed),
                 )
             counts = labels.provenance["counts"]
             say(
@@ -90,30 +90,30 @@ class Listwise:
             "model": client.model,
             "prompt": self._prompt_digest(),
             "candidates": run.digest,
-            "collection": setting.collection.digest,
-            "queries": asked.queries.digest,
-            "seed": setting.seed,
+            "collection": workspace.collection.digest,
+            "queries": context.queries.digest,
+            "seed": workspace.seed,
         }
         if self.retry_failed:
             inputs["retry"] = True
         part(folder, inputs, make, what="labels")
-        return TeacherLabels.read(folder, collection=setting.collection)
+        return TeacherLabels.read(folder, collection=workspace.collection)
 
-    def estimate(self, asked: Asked, run: Run | None = None) -> str:
+    def estimate(self, context: Context, run: Run | None = None) -> str:
         """Calls, tokens and cost before the first call, for ``--plan``."""
         from distill_jax.teaching.rankings import estimate
 
-        if asked.queries is None or not len(asked.queries):
+        if context.queries is None or not len(context.queries):
             return "LLM: no queries"
         if run is not None and self.depth is not None:
             run = run.top(self.depth)
         found = estimate(
             self.client.cost,
-            asked.queries,
-            asked.setting.collection,
+            context.queries,
+            context.workspace.collection,
             run,
             depth=self.depth or 100,
-            **self._method(asked.setting.seed),
+            **self._method(context.workspace.seed),
         )
         limit = getattr(self.client, "budget_calls", None)
         budget = "" if limit is None else f" (budget {limit:,})"
@@ -154,7 +154,7 @@ class Reader:
     max_tokens: Size = 64
     most_failed: Share = dataclasses.field(default=0.2, repr=False)
 
-    def __call__(self, asked: Asked, run: Run) -> Reading:
+    def __call__(self, context: Context, run: Run) -> Reading:
         """Reads for every question that has answers, and writes ``answers.json``.
 
         Raises:
@@ -163,15 +163,15 @@ class Reader:
         """
         from distill_jax.teaching.reader import answer_questions
 
-        queries, setting = asked.queries, asked.setting
+        queries, workspace = context.queries, context.workspace
         expected = answers.accepted(queries)
-        client = self.client.at(setting.directory / "llm", **_loader(self, asked))
+        client = self.client.at(workspace.directory / "llm", **_loader(self, context))
         run = run.select([query for query in run.query_ids if query in expected])
         with Counter("reading", len(run), "questions") as counter:
             said, counts = answer_questions(
                 client,
                 queries,
-                setting.collection,
+                workspace.collection,
                 run,
                 progress=counter,
                 **self._method(),
@@ -187,7 +187,7 @@ class Reader:
         values = answers.evaluate_answers(given, expected)
         means = {name: answers.mean(per) for name, per in values.items()}
         write_json(
-            asked.directory / "answers.json",
+            context.directory / "answers.json",
             {
                 "model": client.model,
                 "top_k": self.top_k,
@@ -200,18 +200,18 @@ class Reader:
         )
         return Reading(values=values, failed=len(failed), counts=counts)
 
-    def estimate(self, asked: Asked, systems: int = 1) -> str:
+    def estimate(self, context: Context, systems: int = 1) -> str:
         """Calls, tokens and cost before the first call, for ``--plan``."""
         from distill_jax.teaching.reader import estimate
 
-        queries = asked.queries
+        queries = context.queries
         expected = answers.accepted(queries)
         rows = [row for row, query in enumerate(queries.ids) if query in expected]
         found = estimate(
             self.client.cost,
             queries.select(rows),
-            asked.setting.collection,
-            seed=asked.setting.seed,
+            context.workspace.collection,
+            seed=context.workspace.seed,
             **self._method(),
         )
         limit = getattr(self.client, "budget_calls", None)
@@ -266,6 +266,6 @@ def money(cost: float | None) -> str:
     return f"cost {cost:.2f}"
 
 
-def _loader(job: Any, asked: Asked) -> dict[str, Any]:
+def _loader(job: Any, context: Context) -> dict[str, Any]:
     # A local model may be another stage's; an endpoint has nothing to load.
-    return {"load": asked.model} if hasattr(job.client, "checkpoint") else {}
+    return {"load": context.model} if hasattr(job.client, "checkpoint") else {}

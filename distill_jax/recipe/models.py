@@ -17,16 +17,16 @@ from distill_jax.recipe.students import Student, load_model
 from distill_jax.workspace.behind import of_path
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
-from distill_jax.workspace.context import Setting
+from distill_jax.workspace.context import Workspace
 from distill_jax.workspace.describe import describe
 
 
 class Models:
     """Models by name: checkpoints, and what earlier stages of this job trained."""
 
-    def __init__(self, job: Any, setting: Setting):
+    def __init__(self, job: Any, workspace: Workspace):
         self.job = job
-        self.setting = setting
+        self.workspace = workspace
         self.trained: dict[str, StageResult] = {}
         self.loaded: dict[str, Pretrained] = {}
 
@@ -36,7 +36,7 @@ class Models:
         inputs = {
             "student": describe(self.job.student),
             "seed": self.job.seed,
-            "collection": self.setting.collection.digest
+            "collection": self.workspace.collection.digest
             if not self.job.student.checkpoint
             else None,
             "weights": of_path(checkpoints.path_of(self.job.student.checkpoint)),
@@ -57,7 +57,7 @@ class Models:
 
     def made(self, student: Student) -> Pretrained:
         return student.make(
-            lambda: self.setting.collection.full_texts(), self.job.seed, self._path
+            lambda: self.workspace.collection.full_texts(), self.job.seed, self._path
         )
 
     def load(self, model: Any, **overrides: Any) -> Pretrained:
@@ -80,7 +80,7 @@ class Models:
             found = dataclasses.replace(found, path=self._path(name))
         key = repr(found)
         if key not in self.loaded:
-            self.loaded[key] = load_model(found, self.setting)
+            self.loaded[key] = load_model(found, self.workspace)
         return self.loaded[key]
 
     def _stage(self, name: str) -> Pretrained:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.candidates import Context
 from distill_jax.synthesis.sentences import words
 from distill_jax.workspace.console import say
 from distill_jax.workspace.context import Split
@@ -27,12 +27,12 @@ class Titles:
     queries: int | None = None
     min_words: int = 3
 
-    def make(self, asked: Asked, rows: np.ndarray, folder: Path) -> Any:
+    def make(self, context: Context, rows: np.ndarray, folder: Path) -> Any:
         from distill_jax.synthesis.crop import sampled
         from distill_jax.synthesis.made import SyntheticQueries
 
         del folder
-        collection, seed = asked.setting.collection, asked.setting.seed
+        collection, seed = context.workspace.collection, context.workspace.seed
         if self.queries is not None:
             rows = sampled(collection, rows, self.queries, seed)
         titles = [(int(row), collection.title(int(row)).strip()) for row in rows]
@@ -53,8 +53,8 @@ class OwnElseMade:
     own: Any
     made: Any
 
-    def __call__(self, asked: Asked) -> Split:
-        if asked.setting.train is not None:
-            return self.own(asked)
+    def __call__(self, context: Context) -> Split:
+        if context.workspace.train is not None:
+            return self.own(context)
         say("the collection has no training queries: they are made from documents")
-        return self.made(asked)
+        return self.made(context)

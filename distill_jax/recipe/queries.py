@@ -19,7 +19,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.io.reading import write_json
 from distill_jax.io.values import Count, Name, NotNegative, Size
 from distill_jax.recipe import llm
-from distill_jax.recipe.candidates import Asked, Source
+from distill_jax.recipe.candidates import Context, Source
 from distill_jax.recipe.checkpoints import Model
 from distill_jax.workspace.behind import behind
 from distill_jax.workspace.cached_step import part
@@ -31,7 +31,7 @@ from distill_jax.workspace.describe import describe
 class QuerySource(Protocol):
     """Which queries a stage is trained on."""
 
-    def __call__(self, asked: Asked, /) -> Split:
+    def __call__(self, context: Context, /) -> Split:
         """Queries, and what is known of them."""
         ...
 
@@ -42,8 +42,8 @@ class Training:
 
     limit: Count | None = None
 
-    def __call__(self, asked: Asked) -> Split:
-        train = asked.setting.train
+    def __call__(self, context: Context) -> Split:
+        train = context.workspace.train
         if train is None:
             raise UserError(
                 "this collection has no training queries",
@@ -74,18 +74,18 @@ class Cropped:
     max_words: Size = 64
     stands_in: bool = dataclasses.field(default=False, repr=False)
 
-    def make(self, asked: Asked, rows: np.ndarray, folder: Path) -> Any:
+    def make(self, context: Context, rows: np.ndarray, folder: Path) -> Any:
         from distill_jax.synthesis.crop import crop
 
         del folder
         return crop(
-            asked.setting.collection,
+            context.workspace.collection,
             rows,
             per_doc=self.per_doc,
             min_words=self.min_words,
             max_words=self.max_words,
             sample=self.queries,
-            seed=asked.setting.seed,
+            seed=context.workspace.seed,
         )
 
 
@@ -106,26 +106,26 @@ class Generated:
     temperature: NotNegative = 1.0
     max_new_tokens: Size = 48
 
-    def make(self, asked: Asked, rows: np.ndarray, folder: Path) -> Any:
+    def make(self, context: Context, rows: np.ndarray, folder: Path) -> Any:
         from distill_jax.synthesis import t5
         from distill_jax.synthesis.crop import sampled
 
-        setting = asked.setting
+        workspace = context.workspace
         if self.queries is not None:
             rows = sampled(
-                setting.collection, rows, self.queries, setting.seed, "generated"
+                workspace.collection, rows, self.queries, workspace.seed, "generated"
             )
         with Counter("generating", len(rows), "documents") as counter:
             return t5.generate(
-                asked.model(self.checkpoint),
-                setting.collection,
+                context.model(self.checkpoint),
+                workspace.collection,
                 rows,
                 samples=self.samples,
                 max_new_tokens=self.max_new_tokens,
                 temperature=self.temperature,
                 top_k=self.top_k,
-                seed=setting.seed,
-                mesh=setting.mesh,
+                seed=workspace.seed,
+                mesh=workspace.mesh,
                 directory=folder / "t5",
                 progress=counter,
             )
@@ -155,19 +155,19 @@ class Written:
     temperature: NotNegative = 0.8
     max_tokens: Size = 50
 
-    def make(self, asked: Asked, rows: np.ndarray, folder: Path) -> Any:
+    def make(self, context: Context, rows: np.ndarray, folder: Path) -> Any:
         from distill_jax.synthesis import llm
         from distill_jax.synthesis.crop import sampled
 
-        setting = asked.setting
+        workspace = context.workspace
         if self.queries is not None:
             rows = sampled(
-                setting.collection, rows, self.queries, setting.seed, "written"
+                workspace.collection, rows, self.queries, workspace.seed, "written"
             )
-        client = self.client.at(setting.directory / "llm")
+        client = self.client.at(workspace.directory / "llm")
         with Counter("writing queries", len(rows), "documents") as counter:
             return llm.generate(
-                setting.collection,
+                workspace.collection,
                 rows,
                 client.complete_all,
                 kinds=self.kinds,
@@ -175,7 +175,7 @@ class Written:
                 samples=self.samples,
                 temperature=self.temperature,
                 max_tokens=self.max_tokens,
-                seed=setting.seed,
+                seed=workspace.seed,
                 model=client.model,
                 progress=counter,
             )
@@ -201,17 +201,17 @@ class Synthetic:
     deduplicate: bool = True
     limit: Count | None = None
 
-    def __call__(self, asked: Asked) -> Split:
-        setting = asked.setting
+    def __call__(self, context: Context) -> Split:
+        workspace = context.workspace
         inputs = {
-            "collection": setting.collection.digest,
+            "collection": workspace.collection.digest,
             "makers": describe(self),
-            "seed": setting.seed,
-            "held out": setting.test.queries.digest if setting.test else None,
-            **behind((self._asking(), self.round_trip), asked),
+            "seed": workspace.seed,
+            "held out": workspace.test.queries.digest if workspace.test else None,
+            **behind((self._asking(), self.round_trip), context),
         }
-        folder = asked.directory / "queries"
-        part(folder, inputs, lambda folder: self._make(asked, folder), what="queries")
+        folder = context.directory / "queries"
+        part(folder, inputs, lambda folder: self._make(context, folder), what="queries")
         _, queries, qrels = load_collection(f"beir:{folder}", split="train")
         return Split(queries=queries, qrels=qrels)
 
@@ -224,17 +224,17 @@ class Synthetic:
             )
         return tuple(named)
 
-    def _make(self, asked: Asked, folder: Path) -> dict:
+    def _make(self, context: Context, folder: Path) -> dict:
         from distill_jax.lists.dedup import near_duplicates
         from distill_jax.synthesis.filter import Funnel
         from distill_jax.synthesis.made import SyntheticQueries
         from distill_jax.synthesis.survey import survey
 
-        setting = asked.setting
+        workspace = context.workspace
         duplicates = (
-            near_duplicates(setting.collection.texts) if self.deduplicate else None
+            near_duplicates(workspace.collection.texts) if self.deduplicate else None
         )
-        found = survey(setting.collection, duplicates=duplicates)
+        found = survey(workspace.collection, duplicates=duplicates)
         for notice in found.notices:
             say(f"note: {notice}")
         for maker in self._asking():
@@ -246,16 +246,16 @@ class Synthetic:
                     "when it was measured). Name LLM_BASE_URL and LLM_MODEL"
                 )
         made = SyntheticQueries.join(
-            [maker.make(asked, found.rows, folder) for maker in self._asking()]
+            [maker.make(context, found.rows, folder) for maker in self._asking()]
         )
         funnel = Funnel(made).without_duplicates()
-        if setting.test is not None:
-            funnel.without(setting.test.queries, "test")
+        if workspace.test is not None:
+            funnel.without(workspace.test.queries, "test")
         if self.round_trip is not None and len(funnel.made):
             run = self.round_trip(
-                dataclasses.replace(asked, queries=funnel.made.queries)
+                dataclasses.replace(context, queries=funnel.made.queries)
             )
-            funnel.round_trip(run.on(setting.collection), self.round_trip_depth)
+            funnel.round_trip(run.on(workspace.collection), self.round_trip_depth)
         if self.limit is not None and len(funnel.made) > self.limit:
             funnel.keep("beyond the limit", _first(funnel.made, self.limit))
         print(funnel.table(), flush=True)
@@ -266,9 +266,9 @@ class Synthetic:
             )
         funnel.made.write(
             folder,
-            setting.collection,
+            workspace.collection,
             fractions={"train": 1.0},
-            seed=setting.seed,
+            seed=workspace.seed,
             provenance={"makers": describe(self.makers)},
         )
         write_json(folder / "funnel.json", funnel.to_json())
@@ -290,13 +290,13 @@ class Together:
 
     sources: tuple[QuerySource, ...]
 
-    def __call__(self, asked: Asked) -> Split:
+    def __call__(self, context: Context) -> Split:
         ids: list[str] = []
         texts: list[str] = []
         grades: dict[str, dict[str, int]] = {}
         for number, source in enumerate(self.sources):
-            place = asked.directory / f"source-{number}"
-            split = source(dataclasses.replace(asked, directory=place))
+            place = context.directory / f"source-{number}"
+            split = source(dataclasses.replace(context, directory=place))
             ids += list(split.queries.ids)
             texts += list(split.queries.texts)
             grades |= {q: split.qrels.of(q) for q in split.qrels.query_ids}

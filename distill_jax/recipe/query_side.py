@@ -16,7 +16,7 @@ from distill_jax.inference.forward import encode_all
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest
 from distill_jax.models.pretrained import Pretrained
-from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.candidates import Context
 from distill_jax.runs.run import Run
 from distill_jax.workspace import ranking
 
@@ -53,10 +53,10 @@ def with_query_tower(student: Pretrained, params: dict) -> Pretrained:
     )
 
 
-def doc_vectors(student: Pretrained, asked: Asked) -> Any:
+def doc_vectors(student: Pretrained, context: Context) -> Any:
     """float[M, D] of the collection, kept in ``MODEL_DIR/vectors``."""
-    setting = asked.setting
-    return ranking.corpus_vectors(student, setting, setting.directory / "vectors")
+    workspace = context.workspace
+    return ranking.corpus_vectors(student, workspace, workspace.directory / "vectors")
 
 
 def vectors_digest(vectors: Any) -> str:
@@ -65,24 +65,24 @@ def vectors_digest(vectors: Any) -> str:
 
 
 def searcher(
-    tower: Pretrained, asked: Asked, queries: Any, vectors: Any, depth: int
+    tower: Pretrained, context: Context, queries: Any, vectors: Any, depth: int
 ) -> Callable[[dict], Run]:
     """From parameters of a query tower to its exact search of frozen vectors."""
     from distill_jax.retrieval import Exact
 
-    setting = asked.setting
+    workspace = context.workspace
     index = Exact.build(
         vectors,
-        doc_ids=setting.collection.ids,
+        doc_ids=workspace.collection.ids,
         similarity=tower.spec.similarity,
-        mesh=setting.mesh,
+        mesh=workspace.mesh,
     )
-    features = setting.query_features(tower, queries)
+    features = workspace.query_features(tower, queries)
     rows = np.arange(len(queries))
 
     def search(params: dict) -> Run:
         model = tower.replace(params=params)
-        found = encode_all(model, "query", features, rows, mesh=setting.mesh)
+        found = encode_all(model, "query", features, rows, mesh=workspace.mesh)
         return index.search(found, depth, query_ids=queries.ids)
 
     return search

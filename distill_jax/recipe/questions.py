@@ -19,7 +19,7 @@ import numpy as np
 from distill_jax.evaluation import answers
 from distill_jax.io.errors import UserError, near
 from distill_jax.labels.labels import TeacherLabels
-from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.candidates import Context
 from distill_jax.recipe.queries import Training
 from distill_jax.runs.run import Run
 from distill_jax.workspace.behind import behind
@@ -55,10 +55,10 @@ class Answered:
                 f"one of {', '.join(WHERE)}",
             )
 
-    def __call__(self, asked: Asked) -> Split:
-        every = Training()(asked)
+    def __call__(self, context: Context) -> Split:
+        every = Training()(context)
         if self.where == "any":
-            return _limited(every, self.limit, asked)
+            return _limited(every, self.limit, context)
         if not any(every.queries.answers or ()):
             raise UserError(
                 "no training question has answers",
@@ -66,23 +66,25 @@ class Answered:
                 "tfds:NAME), or set --gin.ANSWERS=any",
             )
         expected = answers.accepted(every.queries)
-        asked = dataclasses.replace(asked, queries=every.queries, qrels=every.qrels)
-        folder = asked.directory / "questions"
+        context = dataclasses.replace(context, queries=every.queries, qrels=every.qrels)
+        folder = context.directory / "questions"
         inputs = {
             "questions": every.queries.digest,
             "answers": expected,
-            "collection": asked.setting.collection.digest,
+            "collection": context.workspace.collection.digest,
             "source": describe(self),
-            **behind(self.candidates, asked),
+            **behind(self.candidates, context),
         }
         part(
             folder,
             inputs,
-            lambda folder: self.candidates(asked).write(folder / "run.trec"),
+            lambda folder: self.candidates(context).write(folder / "run.trec"),
             what="questions",
         )
-        run = Run.read(folder / "run.trec", collection=asked.setting.collection)
-        ranks = first_answers(run, every.queries, asked.setting.collection, self.depth)
+        run = Run.read(folder / "run.trec", collection=context.workspace.collection)
+        ranks = first_answers(
+            run, every.queries, context.workspace.collection, self.depth
+        )
         wanted: Callable[[int | None], bool] = {
             "following": lambda rank: rank is not None and rank > 1,
             "first": lambda rank: rank == 1,
@@ -98,7 +100,7 @@ class Answered:
                 f"no question is of the kind {self.where!r} in its first {self.depth}",
                 f"--gin.ANSWERS is one of {', '.join(WHERE)}",
             )
-        return _limited(every.take(kept), self.limit, asked)
+        return _limited(every.take(kept), self.limit, context)
 
 
 def first_answers(
@@ -121,23 +123,23 @@ def first_answers(
     return found
 
 
-def _limited(split: Split, limit: int | None, asked: Asked) -> Split:
-    setting = dataclasses.replace(asked.setting, train=split)
-    return Training(limit=limit)(dataclasses.replace(asked, setting=setting))
+def _limited(split: Split, limit: int | None, context: Context) -> Split:
+    workspace = dataclasses.replace(context.workspace, train=split)
+    return Training(limit=limit)(dataclasses.replace(context, workspace=workspace))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Plain(abc.ABC):
     """A teacher that reads texts and loads nothing."""
 
-    def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
-        collection = asked.setting.collection
+    def __call__(self, context: Context, run: Run) -> TeacherLabels:
+        collection = context.workspace.collection
         run = run.on(collection)
         lists = []
         for query, rows in zip(run.query_ids, run.rows):
             kept = [int(row) for row in rows if row >= 0]
             texts = [collection.full_text(row) for row in kept]
-            scores = self.scores(asked, query, texts)
+            scores = self.scores(context, query, texts)
             ids = [collection.ids[row] for row in kept]
             lists.append(list(zip(ids, map(float, scores))))
         labels = TeacherLabels.from_lists(
@@ -147,12 +149,12 @@ class _Plain(abc.ABC):
             provenance={"teacher": describe(self), "candidates": run.digest},
             collection=collection,
         )
-        folder = asked.directory / "labels"
+        folder = context.directory / "labels"
         inputs = {
             "teacher": describe(self),
             "candidates": run.digest,
             "collection": collection.digest,
-            "queries": asked.queries.digest,
+            "queries": context.queries.digest,
         }
 
         def make(folder: Any) -> None:
@@ -162,7 +164,7 @@ class _Plain(abc.ABC):
         return TeacherLabels.read(folder, collection=collection)
 
     @abc.abstractmethod
-    def scores(self, asked: Asked, query: str, texts: list[str]) -> np.ndarray:
+    def scores(self, context: Context, query: str, texts: list[str]) -> np.ndarray:
         """A score of each text for a question, higher for better: float[n]."""
 
 
@@ -176,11 +178,11 @@ class Rouge2(_Plain):
 
     against: str = "question"
 
-    def scores(self, asked: Asked, query: str, texts: list[str]) -> np.ndarray:
-        row = asked.queries.row(query)
-        wanted = [asked.queries.text(row)]
+    def scores(self, context: Context, query: str, texts: list[str]) -> np.ndarray:
+        row = context.queries.row(query)
+        wanted = [context.queries.text(row)]
         if self.against == "answers":
-            wanted = list((asked.queries.answers or [[]])[row]) or wanted
+            wanted = list((context.queries.answers or [[]])[row]) or wanted
         return np.asarray([max(rouge_2(w, text) for w in wanted) for text in texts])
 
 
@@ -191,13 +193,13 @@ class BM25Scores(_Plain):
     k1: float = 0.9
     b: float = 0.4
 
-    def scores(self, asked: Asked, query: str, texts: list[str]) -> np.ndarray:
+    def scores(self, context: Context, query: str, texts: list[str]) -> np.ndarray:
         from distill_jax.collections.collection import Collection, Queries
         from distill_jax.retrieval import BM25
 
         ids = [str(place) for place in range(len(texts))]
         index = BM25.build(Collection(ids, texts), k1=self.k1, b=self.b)
-        text = asked.queries.text(asked.queries.row(query))
+        text = context.queries.text(context.queries.row(query))
         run = index.search(Queries([query], [text]), len(texts))
         scores = np.zeros(len(texts))
         for place, score in zip(run.rows[0], run.scores[0]):
@@ -210,8 +212,8 @@ class BM25Scores(_Plain):
 class AnswersFirst(_Plain):
     """Documents with an answer first, then the others; each part as it was found."""
 
-    def scores(self, asked: Asked, query: str, texts: list[str]) -> np.ndarray:
-        expected = answers.accepted(asked.queries).get(query, [])
+    def scores(self, context: Context, query: str, texts: list[str]) -> np.ndarray:
+        expected = answers.accepted(context.queries).get(query, [])
         has = np.asarray([answers.has_answer(text, expected) for text in texts], bool)
         return has * len(texts) - np.arange(len(texts), dtype=np.float64)
 

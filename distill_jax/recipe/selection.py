@@ -16,7 +16,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import query_side
-from distill_jax.recipe.candidates import BM25, Asked
+from distill_jax.recipe.candidates import BM25, Context
 from distill_jax.runtime import sharding
 from distill_jax.training.validation import validation
 from distill_jax.workspace import ranking
@@ -47,7 +47,7 @@ class Selection(Protocol):
 
 
 def held_out(
-    training: Selection, lists: Lists, asked: Asked
+    training: Selection, lists: Lists, context: Context
 ) -> tuple[Lists, Lists | None]:
     """The lists to train on, and those that the loss is measured on.
 
@@ -55,13 +55,13 @@ def held_out(
     """
     if training.measure != "loss":
         return lists, None
-    dev = split_by_hash(_names(lists, asked), training.dev_share)
+    dev = split_by_hash(_names(lists, context), training.dev_share)
     if not dev.any() or dev.all():
         return lists, None
     return lists.take(np.flatnonzero(~dev)), lists.take(np.flatnonzero(dev))
 
 
-def _names(lists: Lists, asked: Asked) -> list[str]:
+def _names(lists: Lists, context: Context) -> list[str]:
     """What each list is split by: its query's one known document, or else its query.
 
     Queries that were made from one document ask nearly the same: all are on one side
@@ -69,8 +69,8 @@ def _names(lists: Lists, asked: Asked) -> list[str]:
     """
     names = []
     for row in lists.query_rows:
-        query = str(asked.queries.ids[row])
-        known = asked.qrels.of(query) if asked.qrels is not None else ()
+        query = str(context.queries.ids[row])
+        known = context.qrels.of(query) if context.qrels is not None else ()
         names.append(next(iter(known)) if len(known) == 1 else query)
     return names
 
@@ -101,7 +101,7 @@ def _pieces(training: Selection, mesh: Any) -> int | None:
 def evaluation(
     training: Selection,
     student: Pretrained,
-    asked: Asked,
+    context: Context,
     featurizer: Featurizer,
     dev: Lists | None,
     *,
@@ -115,7 +115,7 @@ def evaluation(
         vectors: of the collection, where the student is a query tower alone: dev
             queries then search them all, which costs no more than their own encoding.
     """
-    measure, setting = training.measure, asked.setting
+    measure, workspace = training.measure, context.workspace
     if measure is None:
         return None
     if measure == "loss":
@@ -128,16 +128,16 @@ def evaluation(
                 dev,
                 featurizer,
                 training.batch_size,
-                multiple_of=sharding.data_devices(setting.mesh),
+                multiple_of=sharding.data_devices(workspace.mesh),
                 host=jax.process_index(),
                 hosts=jax.process_count(),
             ),
-            setting.mesh,
-            at_once=_pieces(training, setting.mesh),
+            workspace.mesh,
+            at_once=_pieces(training, workspace.mesh),
         )
         return lambda params, step: run(params)
-    judged = setting.dev
-    if not (training.dev_needed or setting.dev_is_judged):
+    judged = workspace.dev
+    if not (training.dev_needed or workspace.dev_is_judged):
         say(f"note: no dev judgements for {measure}: the last checkpoint is kept")
         return None
     if judged is None:
@@ -146,15 +146,15 @@ def evaluation(
             "use measure = 'loss', or None for the last checkpoint",
         )
     if vectors is not None:
-        search = query_side.searcher(student, asked, judged.queries, vectors, 100)
+        search = query_side.searcher(student, context, judged.queries, vectors, 100)
         return lambda params, step: evaluate(search(params), judged.qrels, [measure])
     source = BM25(depth=training.dev_depth)
-    candidates = source(dataclasses.replace(asked, queries=judged.queries))
+    candidates = source(dataclasses.replace(context, queries=judged.queries))
 
     def rank_dev(params: Any, step: int) -> dict[str, float]:
         del step
         model = student.replace(params=params)
-        run = ranking.rerank(model, judged.queries, candidates, setting)
+        run = ranking.rerank(model, judged.queries, candidates, workspace)
         return evaluate(run, judged.qrels, [measure])
 
     return rank_dev

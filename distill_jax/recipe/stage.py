@@ -12,7 +12,7 @@ from distill_jax.io.values import Name, UserPath
 from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import labelled
-from distill_jax.recipe.candidates import BM25, Asked, Filter, Source
+from distill_jax.recipe.candidates import BM25, Context, Filter, Source
 from distill_jax.recipe.examples import Examples, FromTeacher
 from distill_jax.recipe.fitting import train
 from distill_jax.recipe.queries import QuerySource
@@ -23,7 +23,7 @@ from distill_jax.runs.run import Run
 from distill_jax.workspace.behind import behind
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
-from distill_jax.workspace.context import Setting, Split
+from distill_jax.workspace.context import Split, Workspace
 from distill_jax.workspace.describe import describe
 
 
@@ -38,7 +38,7 @@ class Stage:
         training: how.
         queries: of the lists that are trained on, see ``recipe.queries``.
         student: what this stage starts from; None goes on with the stage before.
-        filters: called with (asked, run) for a run without false negatives.
+        filters: called with (context, run) for a run without false negatives.
         labels: a path, or ``labelled.LabelFile``: labels made elsewhere, whose queries,
             lists and pairs take the place of this stage's; None makes them.
     """
@@ -79,7 +79,7 @@ class StageResult:
 def run_stage(
     stage: Any,
     student: Pretrained,
-    setting: Setting,
+    workspace: Workspace,
     directory: Path,
     model: Callable[[str], Pretrained],
     round_number: int = 1,
@@ -89,9 +89,9 @@ def run_stage(
     A stage of another kind has a ``run`` of its own, with the same arguments.
     """
     if hasattr(stage, "run"):
-        return stage.run(student, setting, directory, model)
-    asked = Asked(
-        setting=setting,
+        return stage.run(student, workspace, directory, model)
+    context = Context(
+        workspace=workspace,
         queries=None,  # type: ignore[arg-type]
         student=student,
         model=model,
@@ -100,22 +100,22 @@ def run_stage(
     )
     stage = without_unread_pairs(stage)
     if stage.labels is not None:
-        found = labelled.source(stage.labels).open(asked)
-        asked = dataclasses.replace(
-            asked,
-            setting=found.setting,
+        found = labelled.source(stage.labels).open(context)
+        context = dataclasses.replace(
+            context,
+            workspace=found.workspace,
             queries=found.split.queries,
             qrels=found.split.qrels,
         )
         stage = dataclasses.replace(stage, examples=found.taught(stage.examples))
         run, made = found.run, {"labelled": len(found.labels)}
     else:
-        split = stage.queries(asked)
-        asked = dataclasses.replace(asked, queries=split.queries, qrels=split.qrels)
-        run, made = _candidates(stage, asked)
-    lists, facts = _lists(stage, asked, run)
+        split = stage.queries(context)
+        context = dataclasses.replace(context, queries=split.queries, qrels=split.qrels)
+        run, made = _candidates(stage, context)
+    lists, facts = _lists(stage, context, run)
     made = {"candidates": made, "lists": facts}
-    trained, fit = train(stage.training, lists, student, asked)
+    trained, fit = train(stage.training, lists, student, context)
     return StageResult(
         name=stage.name, directory=directory, student=trained, fit=fit, made=made
     )
@@ -134,25 +134,25 @@ def without_unread_pairs(stage: Stage) -> Stage:
     )
 
 
-def _candidates(stage: Stage, asked: Asked) -> tuple[Run, dict]:
-    directory = asked.directory / "candidates"
+def _candidates(stage: Stage, context: Context) -> tuple[Run, dict]:
+    directory = context.directory / "candidates"
     inputs = {
-        "collection": asked.setting.collection.digest,
-        "queries": asked.queries.digest,
+        "collection": context.workspace.collection.digest,
+        "queries": context.queries.digest,
         "sources": describe(stage.candidates),
         "filters": describe(stage.filters),
-        "seed": asked.setting.seed,
+        "seed": context.workspace.seed,
     }
-    inputs |= behind((stage.candidates, stage.filters), asked)
+    inputs |= behind((stage.candidates, stage.filters), context)
 
     def make(directory: Path) -> dict:
-        run = stage.candidates(asked)
+        run = stage.candidates(context)
         funnel = {"candidates": int(run.where.sum())}
         for step in stage.filters:
-            run = step(asked, run)
+            run = step(context, run)
             funnel[type(step).__name__] = int(run.where.sum())
         run.write(directory / "run.trec")
-        return {"queries": len(run), "funnel": funnel, **_found(run, asked)}
+        return {"queries": len(run), "funnel": funnel, **_found(run, context)}
 
     made = part(directory, inputs, make, what="candidates")
     if "found" in made:
@@ -165,18 +165,20 @@ def _candidates(stage: Stage, asked: Asked) -> tuple[Run, dict]:
             "note: few lists hold a relevant document; is the retriever that finds "
             "them trained? Name another: CANDIDATES"
         )
-    return Run.read(directory / "run.trec", collection=asked.setting.collection), made
+    return Run.read(
+        directory / "run.trec", collection=context.workspace.collection
+    ), made
 
 
-def _found(run: Run, asked: Asked) -> dict[str, int]:
+def _found(run: Run, context: Context) -> dict[str, int]:
     """Of how many judged queries a relevant document is among the candidates."""
-    if asked.qrels is None:
+    if context.qrels is None:
         return {}
-    lists = run.on(asked.setting.collection)
-    ids = asked.setting.collection.ids
+    lists = run.on(context.workspace.collection)
+    ids = context.workspace.collection.ids
     found = judged = 0
     for place, query in enumerate(lists.query_ids):
-        relevant = set(asked.qrels.relevant(query))
+        relevant = set(context.qrels.relevant(query))
         judged += bool(relevant)
         found += any(
             ids[row] in relevant for row in lists.rows[place].tolist() if row >= 0
@@ -184,19 +186,19 @@ def _found(run: Run, asked: Asked) -> dict[str, int]:
     return {"found": found, "judged": judged} if judged else {}
 
 
-def _lists(stage: Stage, asked: Asked, run: Run) -> tuple[Lists, dict]:
-    setting = asked.setting
+def _lists(stage: Stage, context: Context, run: Run) -> tuple[Lists, dict]:
+    workspace = context.workspace
     inputs = {
         "candidates": run.digest,
         "examples": describe(stage.examples),
-        "queries": asked.queries.digest,
-        "judgements": Split(queries=asked.queries, qrels=asked.qrels).digest,
-        "seed": setting.seed,
+        "queries": context.queries.digest,
+        "judgements": Split(queries=context.queries, qrels=context.qrels).digest,
+        "seed": workspace.seed,
     }
-    inputs |= behind(stage.examples, asked)
+    inputs |= behind(stage.examples, context)
 
     def make(directory: Path) -> dict:
-        lists = stage.examples(asked, run)
+        lists = stage.examples(context, run)
         lists.save(directory)
         sizes = lists.where.sum(1)
         return {
@@ -206,9 +208,9 @@ def _lists(stage: Stage, asked: Asked, run: Run) -> tuple[Lists, dict]:
             "pairs": int((lists.first >= 0).sum()),
         }
 
-    made = part(asked.directory / "lists", inputs, make, what="lists")
+    made = part(context.directory / "lists", inputs, make, what="lists")
     say(
         f"{made['lists']:,} lists of {made['docs_per_list']:.1f} documents, "
         f"{made['labelled']:,} with a positive, {made['pairs']:,} judged pairs"
     )
-    return Lists.load(asked.directory / "lists"), made
+    return Lists.load(context.directory / "lists"), made

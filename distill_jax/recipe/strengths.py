@@ -12,7 +12,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.io.values import Positive, Size
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels
-from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.candidates import Context
 from distill_jax.recipe.teachers import PairTeacher, Scores, Teacher
 from distill_jax.runs.run import Run
 from distill_jax.workspace.cached_step import part
@@ -38,22 +38,24 @@ class BradleyTerry:
     prior: Positive = 0.1
     iterations: Size = 200
 
-    def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
-        place = dataclasses.replace(asked, directory=asked.directory / "labels/order")
+    def __call__(self, context: Context, run: Run) -> TeacherLabels:
+        place = dataclasses.replace(
+            context, directory=context.directory / "labels/order"
+        )
         pairs = self.pairwise(place, self.teacher(place, run))
-        labels = self.strengths(pairs, asked.setting.collection)
-        folder = asked.directory / "labels" / "strengths"
+        labels = self.strengths(pairs, context.workspace.collection)
+        folder = context.directory / "labels" / "strengths"
         inputs = {
             "teacher": describe(self),
             "pairs": labels.to_run().digest,
-            "collection": asked.setting.collection.digest,
+            "collection": context.workspace.collection.digest,
         }
 
         def make(folder: Path) -> None:
             labels.write(folder)
 
         part(folder, inputs, make, what="strengths")
-        return TeacherLabels.read(folder, collection=asked.setting.collection)
+        return TeacherLabels.read(folder, collection=context.workspace.collection)
 
     def strengths(self, pairs: PairLabels, collection: Any = None) -> TeacherLabels:
         """The strengths of each query's documents, in logits.

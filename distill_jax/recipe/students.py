@@ -166,7 +166,7 @@ class Student:
         return sizes_of(self.backbone, vocab_size=rows, **changes)
 
 
-def load_model(model: Any, setting: Any, **overrides: Any) -> Pretrained:
+def load_model(model: Any, workspace: Any, **overrides: Any) -> Pretrained:
     """A checkpoint, or ``fresh:KIND:BACKBONE``: random weights, to try a recipe out.
 
     Args:
@@ -185,4 +185,4 @@ def load_model(model: Any, setting: Any, **overrides: Any) -> Pretrained:
     student = Student(
         kind=parts[1], backbone=parts[2], vocabulary_size=1500, options=overrides
     )
-    return student.make(setting.collection.full_texts, setting.seed)
+    return student.make(workspace.collection.full_texts, workspace.seed)

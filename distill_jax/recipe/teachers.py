@@ -1,4 +1,4 @@
-"""Teachers as a recipe names them: called with (asked, run) for labels.
+"""Teachers as a recipe names them: called with (context, run) for labels.
 
 Each keeps its labels as a part of the stage, with its provenance, so that a change
 of the student's training labels nothing again.
@@ -16,7 +16,7 @@ from distill_jax.io.values import Name, NotNegative, Size, UserPath
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.recipe import checkpoints
-from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.candidates import Context
 from distill_jax.recipe.checkpoints import Kind
 from distill_jax.runs.run import Run
 from distill_jax.workspace.cached_step import part
@@ -28,7 +28,7 @@ from distill_jax.workspace.ranking import ENCODERS, rerank
 class Teacher(Protocol):
     """What labels candidates."""
 
-    def __call__(self, asked: Asked, run: Run, /) -> TeacherLabels:
+    def __call__(self, context: Context, run: Run, /) -> TeacherLabels:
         """A label for each candidate that it can judge."""
         ...
 
@@ -36,17 +36,17 @@ class Teacher(Protocol):
 class PairTeacher(Protocol):
     """What judges pairs of documents that a pointwise teacher has labelled."""
 
-    def __call__(self, asked: Asked, labels: TeacherLabels, /) -> PairLabels:
+    def __call__(self, context: Context, labels: TeacherLabels, /) -> PairLabels:
         """The probability that the first of two documents is the better one."""
         ...
 
 
-def _inputs(teacher: Any, asked: Asked, run: Run, **more: Any) -> dict:
+def _inputs(teacher: Any, context: Context, run: Run, **more: Any) -> dict:
     return {
         "teacher": describe(teacher),
         "candidates": run.digest,
-        "collection": asked.setting.collection.digest,
-        "queries": asked.queries.digest,
+        "collection": context.workspace.collection.digest,
+        "queries": context.queries.digest,
         **more,
     }
 
@@ -74,40 +74,40 @@ class Model:
     cache: UserPath | None = None
     tokens_per_batch: Size | None = None
 
-    def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
+    def __call__(self, context: Context, run: Run) -> TeacherLabels:
         from distill_jax.teaching.scorers import label_run
 
-        setting = asked.setting
-        model = asked.model(self.checkpoint, **_overrides(self))
+        workspace = context.workspace
+        model = context.model(self.checkpoint, **_overrides(self))
         encodes = model.spec.kind in ENCODERS
 
         def make(folder: Path) -> dict:
             if encodes:
-                _vector_labels(model, asked, run).write(folder)
+                _vector_labels(model, context, run).write(folder)
                 return {}
-            features = setting.pair_features(model, asked.queries)
+            features = workspace.pair_features(model, context.queries)
             with Counter("labelling", run.where.sum(), "pairs") as counter:
                 labels = label_run(
                     model,
                     features,
-                    asked.queries,
+                    context.queries,
                     run,
                     folder,
-                    mesh=setting.mesh,
+                    mesh=workspace.mesh,
                     tokens_per_batch=self.tokens_per_batch,
-                    cache=self.cache or setting.directory / "scores",
+                    cache=self.cache or workspace.directory / "scores",
                     progress=counter,
                 )
             return {"counts": labels.provenance.get("counts", {})}
 
-        folder = asked.directory / "labels"
+        folder = context.directory / "labels"
         part(
             folder,
-            _inputs(self, asked, run, weights=model.digest),
+            _inputs(self, context, run, weights=model.digest),
             make,
             what="labels",
         )
-        return TeacherLabels.read(folder, collection=setting.collection)
+        return TeacherLabels.read(folder, collection=workspace.collection)
 
 
 def _overrides(teacher: Any) -> dict[str, Any]:
@@ -117,9 +117,9 @@ def _overrides(teacher: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _vector_labels(model: Any, asked: Asked, run: Run) -> TeacherLabels:
+def _vector_labels(model: Any, context: Context, run: Run) -> TeacherLabels:
     """An encoder as a teacher: its similarity is the score."""
-    scored = rerank(model, asked.queries, run, asked.setting)
+    scored = rerank(model, context.queries, run, context.workspace)
     return of_run(scored, {"teacher": model.source, "weights": model.digest})
 
 
@@ -131,15 +131,15 @@ class Scores:
     ``candidates.Fused``.
     """
 
-    def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
-        folder = asked.directory / "labels"
+    def __call__(self, context: Context, run: Run) -> TeacherLabels:
+        folder = context.directory / "labels"
         labels = of_run(run, {"teacher": "the candidates' scores"})
 
         def make(folder: Path) -> None:
             labels.write(folder)
 
-        part(folder, _inputs(self, asked, run), make, what="labels")
-        return TeacherLabels.read(folder, collection=asked.setting.collection)
+        part(folder, _inputs(self, context, run), make, what="labels")
+        return TeacherLabels.read(folder, collection=context.workspace.collection)
 
 
 def of_run(run: Run, provenance: dict) -> TeacherLabels:
@@ -166,11 +166,11 @@ class Ensemble:
     weights: tuple[NotNegative, ...] | None = None
     normalise: Literal["zscore", "minmax"] | None = "zscore"
 
-    def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
+    def __call__(self, context: Context, run: Run) -> TeacherLabels:
         runs, teachers = [], []
         for number, teacher in enumerate(self.teachers):
-            place = asked.directory / "labels" / f"teacher-{number}"
-            labels = teacher(dataclasses.replace(asked, directory=place), run)
+            place = context.directory / "labels" / f"teacher-{number}"
+            labels = teacher(dataclasses.replace(context, directory=place), run)
             teachers.append(labels.provenance.get("teacher"))
             runs.append(labels.usable().to_run())
         if self.normalise is None:
@@ -178,16 +178,16 @@ class Ensemble:
         else:
             weights = self.weights or (1.0,) * len(runs)
             together = Run.combine(runs, weights, normalise=self.normalise)
-        together = together.on(asked.setting.collection)
+        together = together.on(context.workspace.collection)
         labels = of_run(together, {"teacher": teachers, "candidates": run.digest})
 
         def make(folder: Path) -> None:
             labels.write(folder)
 
-        folder = asked.directory / "labels" / "ensemble"
-        inputs = _inputs(self, asked, run, labels=together.digest)
+        folder = context.directory / "labels" / "ensemble"
+        inputs = _inputs(self, context, run, labels=together.digest)
         part(folder, inputs, make, what="ensemble")
-        return TeacherLabels.read(folder, collection=asked.setting.collection)
+        return TeacherLabels.read(folder, collection=context.workspace.collection)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,9 +201,9 @@ class LabelFile:
     path: UserPath
     format: Name | None = None
 
-    def __call__(self, asked: Asked, run: Run) -> TeacherLabels:
+    def __call__(self, context: Context, run: Run) -> TeacherLabels:
         del run
-        collection = asked.setting.collection
+        collection = context.workspace.collection
         if self.format is None:
             return TeacherLabels.read(self.path, collection=collection)
         from distill_jax.labels.readers import read_labels
@@ -238,40 +238,40 @@ class PairModel:
     both_orders: bool = True
     cache: str | None = None
 
-    def __call__(self, asked: Asked, labels: TeacherLabels) -> PairLabels:
+    def __call__(self, context: Context, labels: TeacherLabels) -> PairLabels:
         from distill_jax.teaching.pairs import label_pairs
 
-        setting = asked.setting
-        model = asked.model(self.checkpoint, **_overrides(self))
+        workspace = context.workspace
+        model = context.model(self.checkpoint, **_overrides(self))
         run = labels.to_run()
 
         def make(folder: Path) -> dict:
             with Counter("labelling pairs", len(run), "queries") as counter:
                 found = label_pairs(
                     model,
-                    setting.pair_features(model, asked.queries),
-                    asked.queries,
+                    workspace.pair_features(model, context.queries),
+                    context.queries,
                     labels,
                     folder,
                     top_k=self.top_k,
                     delta=self.delta,
                     pairs=self.pairs,
                     both_orders=self.both_orders,
-                    seed=setting.seed,
-                    mesh=setting.mesh,
-                    cache=self.cache or setting.directory / "scores",
+                    seed=workspace.seed,
+                    mesh=workspace.mesh,
+                    cache=self.cache or workspace.directory / "scores",
                     progress=counter,
                 )
             return {"counts": found.provenance.get("counts", {})}
 
-        folder = asked.directory / "labels" / "pairs"
+        folder = context.directory / "labels" / "pairs"
         part(
             folder,
-            _inputs(self, asked, run, weights=model.digest, seed=setting.seed),
+            _inputs(self, context, run, weights=model.digest, seed=workspace.seed),
             make,
             what="pair labels",
         )
-        return PairLabels.read(folder, collection=setting.collection)
+        return PairLabels.read(folder, collection=workspace.collection)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -282,7 +282,7 @@ class PairScores:
     delta: Size = 10
     pairs: Size = 50
 
-    def __call__(self, asked: Asked, labels: TeacherLabels) -> PairLabels:
+    def __call__(self, context: Context, labels: TeacherLabels) -> PairLabels:
         from distill_jax.teaching.pairs import pairs_of_scores
 
         found = pairs_of_scores(
@@ -290,13 +290,13 @@ class PairScores:
             top_k=self.top_k,
             delta=self.delta,
             pairs=self.pairs,
-            seed=asked.setting.seed,
+            seed=context.workspace.seed,
         )
 
         def make(folder: Path) -> None:
             found.write(folder)
 
-        folder = asked.directory / "labels" / "pairs"
-        inputs = _inputs(self, asked, labels.to_run(), seed=asked.setting.seed)
+        folder = context.directory / "labels" / "pairs"
+        inputs = _inputs(self, context, labels.to_run(), seed=context.workspace.seed)
         part(folder, inputs, make, what="pair labels")
-        return PairLabels.read(folder, collection=asked.setting.collection)
+        return PairLabels.read(folder, collection=context.workspace.collection)

@@ -21,7 +21,7 @@ _PROMPT_FILES = (".json", ".txt")
 _LARGE = 256 << 20
 
 
-def behind(value: Any, asked: Any) -> dict[str, str]:
+def behind(value: Any, context: Any) -> dict[str, str]:
     """Digests of what the dataclasses in ``value`` read by a name.
 
     ``initial`` and ``stage:NAME`` are models of this job, and no checkpoint is the
@@ -30,22 +30,24 @@ def behind(value: Any, asked: Any) -> dict[str, str]:
 
     Args:
         value: a source, a teacher, a maker, or a sequence of them.
-        asked: of ``recipe.candidates``: it has the student and the models.
+        context: of ``recipe.candidates``: it has the student and the models.
     """
     found: dict[str, str] = {}
     if hasattr(value, "query_path"):  # a checkpoint with how it is read
         value = _paths(value)
         return {
-            k: v for name in value for k, v in _named("checkpoint", name, asked).items()
+            k: v
+            for name in value
+            for k, v in _named("checkpoint", name, context).items()
         }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name for field in dataclasses.fields(value)}
         for name in fields.intersection(_NAMES):
-            found |= _named(name, getattr(value, name), asked)
+            found |= _named(name, getattr(value, name), context)
         value = [getattr(value, name) for name in sorted(fields)]
     if isinstance(value, tuple | list):
         for item in value:
-            found |= behind(item, asked)
+            found |= behind(item, context)
     return found
 
 
@@ -57,15 +59,15 @@ def _paths(checkpoint: Any) -> list[Any]:
     return [checkpoint.path, *([] if queries is None else [queries])]
 
 
-def _named(field: str, name: Any, asked: Any) -> dict[str, str]:
+def _named(field: str, name: Any, context: Any) -> dict[str, str]:
     if hasattr(name, "query_path"):
         return {}  # read with its own fields
     if isinstance(name, tuple | list):
-        return {k: v for item in name for k, v in _named(field, item, asked).items()}
+        return {k: v for item in name for k, v in _named(field, item, context).items()}
     if field == "checkpoint" and name is None:
-        return {} if asked.student is None else {"student": asked.student.digest}
+        return {} if context.student is None else {"student": context.student.digest}
     if field == "checkpoint" and (name == "initial" or str(name).startswith("stage:")):
-        return {name: asked.model(name).digest}
+        return {name: context.model(name).digest}
     if field in _PROMPTS and not str(name).endswith(_PROMPT_FILES):
         return {}
     found = of_path(name)

@@ -48,7 +48,7 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Setting:
+class Workspace:
     """The world of one job.
 
     Attributes:
@@ -117,7 +117,7 @@ class Setting:
         return Features(template, model.tokenizer, text=self.docs(model.tokenizer))
 
 
-def open_setting(
+def open_workspace(
     directory: str | Path,
     collection: str,
     *,
@@ -130,7 +130,7 @@ def open_setting(
     need: tuple[str, ...] = ("test",),
     train_queries: str | None = None,
     titles: bool = True,
-) -> Setting:
+) -> Workspace:
     """Loads a collection with its splits, and says what is wrong with it at once.
 
     A collection without a dev split, or whose dev split is what is tested on, gets
@@ -191,7 +191,7 @@ def open_setting(
         if split is not None
     )
     say(f"{collection}: {len(docs):,} documents, {counts}")
-    return Setting(
+    return Workspace(
         directory=Path(directory),
         collection=docs,
         train=train,
@@ -233,7 +233,7 @@ def without_leaks(
     """
     if train is None:
         return None, None
-    ids, asked = set(train.queries.ids), set()
+    ids, texts = set(train.queries.ids), set()
     for name, split in held_out.items():
         if split is None or split is train:
             continue
@@ -243,8 +243,8 @@ def without_leaks(
                 f"{len(both)} {name} queries are also in training, e.g. {both[0]!r}",
                 "remove them from the training judgements",
             )
-        asked |= {text_key(text) for text in split.queries.texts}
-    same = np.asarray([text_key(text) in asked for text in train.queries.texts], bool)
+        texts |= {text_key(text) for text in split.queries.texts}
+    same = np.asarray([text_key(text) in texts for text in train.queries.texts], bool)
     if not same.any():
         return train, None
     if same.all():

@@ -15,7 +15,7 @@ from distill_jax.runs.run import Run
 from distill_jax.runtime.placement import platform
 from distill_jax.teaching.scorers import rows_of_queries
 from distill_jax.workspace.console import Counter, say
-from distill_jax.workspace.context import Setting
+from distill_jax.workspace.context import Workspace
 
 Index: TypeAlias = Literal["auto", "exact", "scann"]
 ENCODERS = ("dual_encoder", "colbert", "splade")
@@ -29,7 +29,7 @@ CODE_BITS = 2
 def rank(
     model: Pretrained,
     queries: Queries,
-    setting: Setting,
+    workspace: Workspace,
     *,
     first_stage: Run | None,
     depth: int,
@@ -49,7 +49,7 @@ def rank(
     """
     if model.spec.kind in ENCODERS:
         return search(
-            model, queries, setting, depth=depth, directory=directory, index=index
+            model, queries, workspace, depth=depth, directory=directory, index=index
         )
     if first_stage is None:
         raise UserError(
@@ -57,14 +57,14 @@ def rank(
             "give a first stage (--gin.RUN, or BM25)",
         )
     candidates = first_stage.select(queries.ids).top(depth)
-    return rerank(model, queries, candidates, setting)
+    return rerank(model, queries, candidates, workspace)
 
 
 def rerank(
     model: Pretrained,
     queries: Queries,
     candidates: Run,
-    setting: Setting,
+    workspace: Workspace,
 ) -> Run:
     """Reorders the candidates of a run by any reranker or encoder.
 
@@ -74,21 +74,21 @@ def rerank(
     Raises:
         UserError: a query of the run that ``queries`` lacks.
     """
-    candidates = candidates.on(setting.collection)
+    candidates = candidates.on(workspace.collection)
     if model.spec.kind == "duo":
-        return _duo_rank(model, queries, candidates, setting)
+        return _duo_rank(model, queries, candidates, workspace)
     where = candidates.where
     query_rows = rows_of_queries(queries, list(candidates.query_ids))
     pair_queries = np.repeat(query_rows[:, None], where.shape[1], axis=1)[where]
     pair_docs = candidates.rows[where]
     if model.spec.kind in ENCODERS:
-        values = _score_by_vectors(model, queries, pair_queries, pair_docs, setting)
+        values = _score_by_vectors(model, queries, pair_queries, pair_docs, workspace)
     else:
         with Counter("ranking", len(pair_docs), "pairs") as counter:
             values = score_features(
                 model,
-                setting.pair_features(model, queries),
-                mesh=setting.mesh,
+                workspace.pair_features(model, queries),
+                mesh=workspace.mesh,
                 progress=counter.more,
                 query=pair_queries,
                 document=pair_docs,
@@ -98,15 +98,15 @@ def rerank(
     return Run(candidates.query_ids, candidates.rows, scores, candidates.doc_ids)
 
 
-def _score_by_vectors(model, queries, pair_queries, pair_docs, setting) -> np.ndarray:
+def _score_by_vectors(model, queries, pair_queries, pair_docs, workspace) -> np.ndarray:
     """Scores of (query, doc) pairs, each text encoded once."""
     used_queries, query_at = np.unique(pair_queries, return_inverse=True)
     used_docs, doc_at = np.unique(pair_docs, return_inverse=True)
     vectors = [
-        encode_all(model, side, features, rows, mesh=setting.mesh)
+        encode_all(model, side, features, rows, mesh=workspace.mesh)
         for side, features, rows in (
-            ("query", setting.query_features(model, queries), used_queries),
-            ("doc", setting.doc_features(model), used_docs),
+            ("query", workspace.query_features(model, queries), used_queries),
+            ("doc", workspace.doc_features(model), used_docs),
         )
     ]
     if model.spec.kind == "colbert":
@@ -129,7 +129,7 @@ def _score_by_vectors(model, queries, pair_queries, pair_docs, setting) -> np.nd
 def search(
     model: Pretrained,
     queries: Queries,
-    setting: Setting,
+    workspace: Workspace,
     *,
     depth: int,
     directory: Path,
@@ -138,12 +138,14 @@ def search(
     """The first ``depth`` of the whole collection for each query."""
     from distill_jax.retrieval import Exact, LateInteraction, Scann, Sparse
 
-    index = chosen_index(index, model, len(setting.collection))
+    index = chosen_index(index, model, len(workspace.collection))
     query_rows = np.arange(len(queries))
-    query_features = setting.query_features(model, queries)
-    asked = encode_all(model, "query", query_features, query_rows, mesh=setting.mesh)
-    docs = corpus_vectors(model, setting, directory)
-    ids = setting.collection.ids
+    query_features = workspace.query_features(model, queries)
+    encoded = encode_all(
+        model, "query", query_features, query_rows, mesh=workspace.mesh
+    )
+    docs = corpus_vectors(model, workspace, directory)
+    ids = workspace.collection.ids
     if model.spec.kind == "colbert":
         codes = {"compression": CODE_BITS, "index": "scann"}
         options = codes if index == "scann" else {}
@@ -157,15 +159,15 @@ def search(
             docs,
             doc_ids=ids,
             similarity=similarity,
-            queries=asked,
+            queries=encoded,
             k=min(depth, len(ids)),
         )
         _say_shortfall(retriever.report)
     else:
         retriever = Exact.build(
-            docs, doc_ids=ids, similarity=model.spec.similarity, mesh=setting.mesh
+            docs, doc_ids=ids, similarity=model.spec.similarity, mesh=workspace.mesh
         )
-    return retriever.search(asked, depth, query_ids=queries.ids)
+    return retriever.search(encoded, depth, query_ids=queries.ids)
 
 
 def chosen_index(index: str, model: Pretrained, documents: int) -> str:
@@ -201,28 +203,28 @@ def _say_shortfall(report: dict[str, Any]) -> None:
         )
 
 
-def corpus_vectors(model: Pretrained, setting: Setting, directory: Path) -> Any:
+def corpus_vectors(model: Pretrained, workspace: Workspace, directory: Path) -> Any:
     """Vectors of every document: of a dual encoder memory-mapped and resumable."""
     from distill_jax.retrieval import embeddings
 
-    with Counter("encoding", len(setting.collection), "documents") as counter:
+    with Counter("encoding", len(workspace.collection), "documents") as counter:
         return embeddings.embed_docs(
             model,
-            setting.doc_features(model),
+            workspace.doc_features(model),
             directory,
-            corpus_digest=setting.collection.digest,
-            mesh=setting.mesh,
+            corpus_digest=workspace.collection.digest,
+            mesh=workspace.mesh,
             progress=counter.more,
         )
 
 
-def _duo_rank(model, queries, candidates: Run, setting: Setting) -> Run:
+def _duo_rank(model, queries, candidates: Run, workspace: Workspace) -> Run:
     from distill_jax.teaching.pairs import rank_by_votes
 
     return rank_by_votes(
         model,
-        setting.pair_features(model, queries),
+        workspace.pair_features(model, queries),
         queries,
         candidates,
-        mesh=setting.mesh,
+        mesh=workspace.mesh,
     )

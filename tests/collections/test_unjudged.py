@@ -10,7 +10,7 @@ import pytest
 
 from distill_jax.collections.schemes import load_collection
 from distill_jax.io.errors import UserError
-from distill_jax.workspace.context import open_setting
+from distill_jax.workspace.context import open_workspace
 
 
 def folder(path: Path, qrels: dict[str, str]) -> str:
@@ -53,11 +53,11 @@ def test_without_unjudged_queries_there_is_no_training_split(tmp_path):
 def test_only_judged_queries_are_held_out(tmp_path):
     train = "q1\td1\t1\nq2\td2\t1\nq3\td2\t1\n"
     spec = folder(tmp_path / "set", {"test": "q0\td0\t1\n", "train": train})
-    setting = open_setting(tmp_path / "job", spec, dev_share=0.5)
-    assert setting.train is not None
-    assert {"q4", "q5"} <= set(setting.train.queries.ids)
-    if setting.dev is not None:
-        assert set(setting.dev.queries.ids) <= {"q1", "q2", "q3"}
+    workspace = open_workspace(tmp_path / "job", spec, dev_share=0.5)
+    assert workspace.train is not None
+    assert {"q4", "q5"} <= set(workspace.train.queries.ids)
+    if workspace.dev is not None:
+        assert set(workspace.dev.queries.ids) <= {"q1", "q2", "q3"}
 
 
 @pytest.mark.parametrize(
@@ -75,13 +75,13 @@ def test_only_judged_queries_are_held_out(tmp_path):
 def test_queries_of_a_file_are_trained_on(tmp_path, name, text, ids):
     spec = folder(tmp_path / "set", {"test": "q0\td0\t1\n"})
     (tmp_path / name).write_text(text)
-    setting = open_setting(
+    workspace = open_workspace(
         tmp_path / "job", spec, train_queries=f"queries:{tmp_path / name}"
     )
-    assert setting.train is not None
-    assert list(setting.train.queries.ids) == ids
-    assert list(setting.train.queries.texts) == ["first one", "second one"]
-    assert len(setting.train.qrels) == 0
+    assert workspace.train is not None
+    assert list(workspace.train.queries.ids) == ids
+    assert list(workspace.train.queries.texts) == ["first one", "second one"]
+    assert len(workspace.train.qrels) == 0
 
 
 def test_a_file_of_queries_with_three_columns_is_refused(tmp_path):

@@ -23,7 +23,7 @@ from distill_jax.io.reading import read_lines
 from distill_jax.lists.lists import FIELDS, Lists
 from distill_jax.main import main
 from distill_jax.text.tokenizer import Tokenizer
-from distill_jax.workspace.context import open_setting
+from distill_jax.workspace.context import open_workspace
 from tests.export.forms import bert_tokenizer, student
 
 DOCS = {f"d{n}": f"word{n} stone" for n in range(8)}
@@ -108,13 +108,13 @@ def test_training_queries_with_a_held_out_text_are_left_out(tmp_path, capsys):
         dev={"d": "d3"},
         test={"c": "d1"},
     )
-    setting = open_setting(tmp_path, spec)
-    assert setting.train is not None
-    assert setting.train.queries.ids == ["b"]
-    assert setting.train.qrels.query_ids == ("b",)
+    workspace = open_workspace(tmp_path, spec)
+    assert workspace.train is not None
+    assert workspace.train.queries.ids == ["b"]
+    assert workspace.train.qrels.query_ids == ("b",)
     told = "2 training queries have the text of a held-out one, e.g. 'What boils?'"
     assert told in capsys.readouterr().out
-    assert any(told in notice for notice in setting.collection.notices)
+    assert any(told in notice for notice in workspace.collection.notices)
 
 
 @pytest.mark.parametrize("split", ["dev", "test"])
@@ -123,14 +123,14 @@ def test_a_held_out_query_in_training_ends_the_job(tmp_path, split):
     splits[split] = {"b": "d2"}
     spec = beir(tmp_path / "set", {"a": "one", "b": "two", "c": "three"}, **splits)
     with pytest.raises(UserError, match=f"1 {split} queries are also in training.*'b'"):
-        open_setting(tmp_path, spec)
+        open_workspace(tmp_path, spec)
 
 
 def test_the_training_split_itself_may_be_measured(tmp_path):
     spec = beir(tmp_path / "set", {"a": "one", "b": "two"}, train={"a": "d1"})
-    setting = open_setting(tmp_path, spec, test_split="train", dev_share=0.0)
+    workspace = open_workspace(tmp_path, spec, test_split="train", dev_share=0.0)
     # The other query was never judged: it is ranked, and not measured.
-    assert setting.judged.qrels.query_ids == ("a",)
+    assert workspace.judged.qrels.query_ids == ("a",)
 
 
 def test_a_dev_split_that_is_tested_on_chooses_no_model(tmp_path):
@@ -141,8 +141,8 @@ def test_a_dev_split_that_is_tested_on_chooses_no_model(tmp_path):
         train=dict.fromkeys(ids[:30], "d1"),
         dev=dict.fromkeys(ids[30:], "d2"),
     )
-    setting = open_setting(tmp_path, spec, test_split="dev", dev_share=0.3)
-    train, dev, test = (setting.train, setting.dev, setting.test)
+    workspace = open_workspace(tmp_path, spec, test_split="dev", dev_share=0.3)
+    train, dev, test = (workspace.train, workspace.dev, workspace.test)
     assert train is not None
     assert dev is not None
     assert test is not None
@@ -161,7 +161,7 @@ def test_nothing_but_leaks_is_no_training_set(tmp_path):
         test={"b": "d2"},
     )
     with pytest.raises(UserError, match="every training query has the text"):
-        open_setting(tmp_path, spec)
+        open_workspace(tmp_path, spec)
 
 
 # The vocabulary that weights were made for

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from distill_jax.collections.collection import Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.collections.schemes import load, load_docs
 from distill_jax.io.errors import UserError
 from distill_jax.io.reading import read_json
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.readers import read_labels
+from distill_jax.recipe.embedding import VectorFile
 from distill_jax.runs.run import Run
 from distill_jax.synthesis.replies import read as read_query
 from distill_jax.teaching.chat import read as read_chat
@@ -327,6 +330,37 @@ def test_a_damaged_binary_file_is_read_or_refused(tmp_path):
     for file, read in readers.items():
         read(file)
         damage_each(file, edited, lambda file=file, read=read: check(read, file), 250)
+
+
+@pytest.mark.parametrize("name", ["shard", "labels", "vectors", "docs"])
+def test_each_byte_of_a_parquet_file_may_be_damaged(name, tmp_path):
+    path = tmp_path / "x.parquet"
+    read: Callable[[Path], Any] = of_labels("parquet")
+    if name == "shard":
+        path = shard(tmp_path / "labels")
+        read = lambda path: TeacherLabels.read(path.parent).lists()  # noqa: E731
+    elif name == "labels":
+        parquet(path)
+    elif name == "vectors":
+        rows = [{"id": f"d{i}", "embedding": [1.0, float(i)]} for i in range(3)]
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        texts = Queries([f"document:d{i}" for i in range(3)], ["a", "b", "c"])
+        read = lambda path: VectorFile(path=str(path))(  # noqa: E731
+            SimpleNamespace(queries=texts, workspace=None)
+        )
+    else:
+        pq.write_table(
+            pa.Table.from_pylist(
+                [{"id": "d1", "text": "one"}, {"id": "d2", "text": ""}]
+            ),
+            path,
+        )
+        read = of_docs("parquet")
+    sound, whole, refused = path.read_bytes(), outcome(read, path), 0
+    for at in range(len(sound)):
+        path.write_bytes(sound[:at] + bytes([sound[at] ^ 0x80]) + sound[at + 1 :])
+        refused += outcome(read, path) != whole
+    assert refused > 100
 
 
 @pytest.mark.parametrize("base", ["bert", "t5"])

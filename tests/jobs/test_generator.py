@@ -69,19 +69,19 @@ def job(folder, tmp_path) -> TrainGenerator:
 
 
 def test_pairs_are_the_judged_documents_alone(job):
-    setting = job.setting()
-    lists = job.lists(setting, job.pairs(setting))
+    workspace = job.workspace()
+    lists = job.lists(workspace, job.pairs(workspace))
     assert lists.doc_rows.shape == (16, 1)
     assert lists.doc_rows[:, 0].tolist() == lists.query_rows.tolist()
     assert (lists.labels == 1).all()
 
 
 def test_unseen_documents_are_not_of_training(job):
-    unseen = job.unseen_rows(job.setting())
+    unseen = job.unseen_rows(job.workspace())
     # Of test and dev; not d3, which a training query has.
     assert sorted(unseen) == [16, 17, 18, 19, 20, 21, 22, 23]
     assert unseen[20].endswith("number20")
-    assert len(dataclasses.replace(job, unseen=2).unseen_rows(job.setting())) == 2
+    assert len(dataclasses.replace(job, unseen=2).unseen_rows(job.workspace())) == 2
 
 
 def test_a_measure_of_rankings_is_refused(job):

@@ -20,7 +20,7 @@ from distill_jax.recipe.stage import Stage
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.training import Training
 from distill_jax.runtime import sharding
-from distill_jax.workspace.context import Setting, Split
+from distill_jax.workspace.context import Split, Workspace
 
 OBJECTIVE = losses.Listwise(loss=losses.softmax_cross_entropy)
 TINY = Student(
@@ -30,13 +30,13 @@ TRAINING = Training(objective=OBJECTIVE, epochs=2, batch_size=2, lengths=(16, 32
 
 
 @pytest.fixture
-def setting(tmp_path) -> Setting:
+def workspace(tmp_path) -> Workspace:
     docs = Collection([f"d{i}" for i in range(10)], [f"text {i}" for i in range(10)])
     train = Split(
         queries=Queries(["a", "b", "c"], ["one", "two", "three"]),
         qrels=Qrels({"a": {"d0": 1, "d1": 1, "d2": 1}, "b": {"d3": 1, "d4": 0}}),
     )
-    return Setting(
+    return Workspace(
         directory=tmp_path / "job",
         collection=docs,
         train=train,
@@ -47,8 +47,8 @@ def setting(tmp_path) -> Setting:
     )
 
 
-def test_judged_lists_are_counted_exactly(setting):
-    found, judged = plan.asked_queries(queries.Training(), setting)
+def test_judged_lists_are_counted_exactly(workspace):
+    found, judged = plan.asked_queries(queries.Training(), workspace)
     assert len(found) == 3
     for most, lists in ((1, 2), (2, 3), (None, 4)):
         source = examples.FromQrels(size=5, per_query=most)
@@ -59,14 +59,14 @@ def test_judged_lists_are_counted_exactly(setting):
     assert plan.lists_of(both, found, judged) == (8, 7, 0)
 
 
-def test_pairs_are_bounded_by_the_list(setting):
-    found, judged = plan.asked_queries(queries.Training(), setting)
+def test_pairs_are_bounded_by_the_list(workspace):
+    found, judged = plan.asked_queries(queries.Training(), workspace)
     pairwise = teachers.PairModel(checkpoint="x", pairs=50)
     taught = examples.FromTeacher(teacher=teachers.Scores(), pairwise=pairwise, size=4)
     assert plan.lists_of(taught, found, judged) == (3, 4, 12)
 
 
-def test_made_queries_are_bounded_by_documents(setting):
+def test_made_queries_are_bounded_by_documents(workspace):
     makers = (
         queries.Cropped(queries=4, per_doc=2),
         queries.Generated(checkpoint="x", samples=3),
@@ -75,10 +75,10 @@ def test_made_queries_are_bounded_by_documents(setting):
     for maker, count in zip(makers, (8, 30, 60)):
         assert plan.made_by(maker, 10) == count
     source = queries.Synthetic(makers=makers)
-    assert len(plan.asked_queries(source, setting)[0]) == 98
+    assert len(plan.asked_queries(source, workspace)[0]) == 98
     some = dataclasses.replace(source, limit=5)
     together = queries.Together(sources=(some, queries.Training()))
-    assert len(plan.asked_queries(together, setting)[0]) == 8
+    assert len(plan.asked_queries(together, workspace)[0]) == 8
 
 
 def test_shapes_are_the_lengths_that_can_occur():
@@ -123,28 +123,30 @@ def test_parameters_and_flops_are_those_of_the_model():
     assert step.memory.temporary > 0
 
 
-def test_a_checkpoint_that_is_not_here_is_said(setting, capsys, monkeypatch):
+def test_a_checkpoint_that_is_not_here_is_said(workspace, capsys, monkeypatch):
     student = dataclasses.replace(TINY, checkpoint="hf:no-such-owner/no-such-model")
     job = Distill(
-        directory=str(setting.directory),
+        directory=str(workspace.directory),
         collection="x",
         student=student,
         rounds=2,
         stages=(Stage(examples=examples.FromQrels(size=4), training=TRAINING),),
     )
-    monkeypatch.setattr(Distill, "setting", lambda self: setting)
+    monkeypatch.setattr(Distill, "workspace", lambda self: workspace)
     assert job.plan() == 0
     said = capsys.readouterr().out
     assert "hf:no-such-owner/no-such-model is not on this machine" in said
     assert "stage train, 2 rounds" in said
     assert "lists      4 of 4 documents" in said
     assert "steps      4 of 2 lists (2.0 epochs)" in said
-    assert not setting.directory.exists(), "a plan leaves nothing behind"
+    assert not workspace.directory.exists(), "a plan leaves nothing behind"
 
 
-def test_teachers_say_what_they_would_be_asked(setting):
-    asked = queries.Training()(plan._asked(setting)).queries
-    client = types.SimpleNamespace(estimate=lambda asked: f"{len(asked.queries)} calls")
+def test_teachers_say_what_they_would_be_asked(workspace):
+    context = queries.Training()(plan._context(workspace)).queries
+    client = types.SimpleNamespace(
+        estimate=lambda context: f"{len(context.queries)} calls"
+    )
     pairwise = teachers.PairModel(checkpoint="x", pairs=5, both_orders=True)
     for teacher, told in (
         (client, ["teacher    3 calls"]),
@@ -152,10 +154,10 @@ def test_teachers_say_what_they_would_be_asked(setting):
         (teachers.Scores(), []),
     ):
         stage = Stage(examples=examples.FromTeacher(teacher=teacher), training=TRAINING)
-        assert plan.teacher_lines(stage, setting, asked) == told
+        assert plan.teacher_lines(stage, workspace, context) == told
     taught = examples.FromTeacher(teacher=teachers.Scores(), pairwise=pairwise)
     stage = Stage(examples=taught, training=TRAINING)
-    (line,) = plan.teacher_lines(stage, setting, asked)
+    (line,) = plan.teacher_lines(stage, workspace, context)
     assert "30 pairs of documents" in line
 
 

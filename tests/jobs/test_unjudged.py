@@ -10,7 +10,7 @@ from distill_jax import main
 from distill_jax.jobs.reporting import beside_free, decision
 from distill_jax.jobs.unjudged import overlaps, with_probes
 from distill_jax.runs.run import Run
-from distill_jax.workspace.context import open_setting
+from distill_jax.workspace.context import open_workspace
 from tests.jobs.fixtures import write_toy
 
 pytestmark = pytest.mark.usefixtures("compiles_fast")
@@ -49,18 +49,18 @@ def test_what_is_looked_at_is_not_trained_on(tmp_path, queries):
     folder = write_toy(tmp_path / "faq", train=queries, test=0)
     for name in ("train", "test"):
         (folder / f"qrels/{name}.tsv").unlink()
-    setting = open_setting(tmp_path, f"beir:{folder}", need=(), dev_share=0.0)
-    found = with_probes(setting)
+    workspace = open_workspace(tmp_path, f"beir:{folder}", need=(), dev_share=0.0)
+    found = with_probes(workspace)
     probes = set(found.judged.queries.ids)
     assert probes
     if queries:
-        assert setting.train is not None
+        assert workspace.train is not None
         assert found.train is not None
         # A fifth of the queries, and the others are what is trained on.
         assert len(probes) == 4
-        assert {*found.train.queries.ids} == {*setting.train.queries.ids} - probes
+        assert {*found.train.queries.ids} == {*workspace.train.queries.ids} - probes
     else:
-        texts = setting.collection.full_texts()
+        texts = workspace.collection.full_texts()
         assert all(any(t in text for text in texts) for t in found.judged.queries.texts)
 
 

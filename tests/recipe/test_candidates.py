@@ -12,7 +12,7 @@ from distill_jax.collections.collection import Collection, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.errors import UserError
 from distill_jax.jobs.evaluate import Evaluate
-from distill_jax.recipe.candidates import BM25, Asked, Reranked, Search, WithoutKnown
+from distill_jax.recipe.candidates import BM25, Context, Reranked, Search, WithoutKnown
 from distill_jax.runs.run import Run
 from distill_jax.workspace import ranking
 
@@ -22,20 +22,20 @@ def test_a_query_s_own_documents_are_left_out_and_the_others_keep_their_order():
     run = Run.from_lists(
         ["q1", "q2"], [[("a", 3.0), ("b", 2.0), ("c", 1.0)], [("b", 2.0), ("a", 1.0)]]
     )
-    asked = Asked(
-        setting=SimpleNamespace(collection=docs),  # type: ignore[arg-type]
+    context = Context(
+        workspace=SimpleNamespace(collection=docs),  # type: ignore[arg-type]
         queries=Queries(["q1", "q2"], ["x", "y"]),
         student=None,
         model=None,
         directory=None,  # type: ignore[arg-type]
         qrels=Qrels({"q1": {"b": 1, "c": 0}}),
     )
-    found = WithoutKnown()(asked, run)
+    found = WithoutKnown()(context, run)
     assert found.lists() == {
         "q1": [("a", 3.0), ("c", 1.0)],
         "q2": [("b", 2.0), ("a", 1.0)],
     }
-    nothing_known = dataclasses.replace(asked, qrels=None)
+    nothing_known = dataclasses.replace(context, qrels=None)
     np.testing.assert_array_equal(WithoutKnown()(nothing_known, run).rows, run.rows)
 
 
@@ -44,17 +44,17 @@ def test_a_source_of_an_evaluation_loads_its_model_and_says_that_it_needs_one(
 ):
     searches = []
 
-    def searched(model, queries, setting, *, depth, directory, index):
+    def searched(model, queries, workspace, *, depth, directory, index):
         searches.append((model.spec.kind, model.spec.doc_length, len(queries), depth))
 
     monkeypatch.setattr(ranking, "search", searched)
     checkpoint = "fresh:dual_encoder:bert:tiny"
     source = Search(checkpoint=checkpoint, depth=3, doc_length=16)
     job = Evaluate(directory=str(tmp_path), collection=toy, first_stage=source)
-    asked = job._asked(job._setting(), tmp_path)
-    source(asked)
+    context = job._context(job._workspace(), tmp_path)
+    source(context)
     assert searches == [("dual_encoder", 16, 8, 3)]
     for source in (Search(), Reranked(source=BM25())):
         with pytest.raises(UserError, match=r"takes the student.*none") as told:
-            source(asked)
+            source(context)
         assert f"{type(source).__name__}.checkpoint" in str(told.value)

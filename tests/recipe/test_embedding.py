@@ -85,10 +85,10 @@ def test_a_width_that_does_not_fit_is_said_before_training(tmp_path, toy, teache
 
 
 def test_a_store_makes_each_text_once_and_survives(tmp_path):
-    asked = []
+    context = []
 
     def make(texts):
-        asked.append(list(texts))
+        context.append(list(texts))
         return np.asarray([[len(text), 1.0] for text in texts])
 
     store = VectorStore(tmp_path, "teacher")
@@ -96,9 +96,9 @@ def test_a_store_makes_each_text_once_and_survives(tmp_path):
     np.testing.assert_array_equal(found, [[1, 1], [2, 1], [1, 1]])
     again = VectorStore(tmp_path, "teacher")
     np.testing.assert_array_equal(again.of(["bb", "ccc"], make), [[2, 1], [3, 1]])
-    assert asked == [["a", "bb"], ["ccc"]]
+    assert context == [["a", "bb"], ["ccc"]]
     VectorStore(tmp_path, "another").of(["a"], make)
-    assert asked[-1] == ["a"]
+    assert context[-1] == ["a"]
     with pytest.raises(UserError, match="had 2 before"):
         again.of(["new"], lambda texts: np.ones((1, 3)))
 
@@ -118,14 +118,14 @@ def test_a_parquet_file_is_read_by_ids(tmp_path):
     import pyarrow.parquet as pq
 
     from distill_jax.collections.collection import Queries
-    from distill_jax.recipe.candidates import Asked
+    from distill_jax.recipe.candidates import Context
 
     table = pa.table({"id": ["b", "a", "q"], "embedding": [[2.0], [1.0], [3.0]]})
     pq.write_table(table, tmp_path / "v.parquet")
 
-    def asked(*ids):
-        return Asked(
-            setting=None,  # type: ignore[arg-type]
+    def context(*ids):
+        return Context(
+            workspace=None,  # type: ignore[arg-type]
             queries=Queries(list(ids), ["text"] * len(ids)),
             student=None,
             model=None,
@@ -133,10 +133,10 @@ def test_a_parquet_file_is_read_by_ids(tmp_path):
         )
 
     source = embedding.VectorFile(path=str(tmp_path / "v.parquet"))
-    found = source(asked("document:a", "document:b", "query:q"))
+    found = source(context("document:a", "document:b", "query:q"))
     np.testing.assert_array_equal(found, [[1], [2], [3]])
     with pytest.raises(UserError, match="no vector of 1 of 1 texts"):
-        source(asked("document:x"))
+        source(context("document:x"))
 
 
 def test_some_layers_compute_what_transformers_computes_with_them():

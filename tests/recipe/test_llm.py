@@ -46,8 +46,8 @@ def folder(tmp_path_factory):
 
 
 def job(server, folder, directory, teacher=None, **client):
-    asked = Client(base_url=server.base_url, model="m", max_attempts=2, **client)
-    teacher = teacher or llm.Listwise(client=asked, depth=6, window=4, step=2)
+    context = Client(base_url=server.base_url, model="m", max_attempts=2, **client)
+    teacher = teacher or llm.Listwise(client=context, depth=6, window=4, step=2)
     desk = DataJob(directory=str(directory), collection=f"beir:{folder}")
     return Label(desk=desk, candidates=BM25(depth=8), teacher=teacher)
 
@@ -114,16 +114,16 @@ def test_the_recipe(folder, tmp_path, capsys):
 def test_a_reader_is_measured(folder, tmp_path):
     with FakeLLM() as server:
         made = job(server, folder, tmp_path)
-        _, asked = made.desk.open()
-        run = BM25(depth=8)(asked)
+        _, context = made.desk.open()
+        run = BM25(depth=8)(context)
         reader = llm.Reader(client=made.teacher.client, top_k=2)
         with pytest.raises(UserError, match="no answers"):
-            reader(asked, run)
-        texts = asked.setting.collection.texts
+            reader(context, run)
+        texts = context.workspace.collection.texts
         answers = [[" ".join(texts[row].split()[:3])] for row in run.rows[:, 0]]
         answers[-1] = ["nothing of the kind"]
-        queries = dataclasses.replace(asked.queries, answers=answers)
-        found = reader(dataclasses.replace(asked, queries=queries), run)
+        queries = dataclasses.replace(context.queries, answers=answers)
+        found = reader(dataclasses.replace(context, queries=queries), run)
         assert len(server.calls) == found.counts["calls"] == 8
     means = {name: np.mean(list(per.values())) for name, per in found.values.items()}
     assert means["EM"] == 7 / 8

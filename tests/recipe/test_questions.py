@@ -13,25 +13,25 @@ from distill_jax.collections.qrels import Qrels
 from distill_jax.io.errors import UserError
 from distill_jax.jobs.tables import GROUPS, Tables, short
 from distill_jax.recipe import questions
-from distill_jax.recipe.candidates import BM25, Asked, InRounds, Shared, WithJudged
+from distill_jax.recipe.candidates import BM25, Context, InRounds, Shared, WithJudged
 from distill_jax.report.grid import significance, table_of
 from distill_jax.runs.run import Run
 from distill_jax.synthesis.crop import sampled
-from distill_jax.workspace.context import Split, open_setting
+from distill_jax.workspace.context import Split, open_workspace
 from tests.export.forms import student
 from tests.jobs.fixtures import write_toy
 
 
 @pytest.fixture
-def asked(tmp_path):
-    setting = open_setting(
+def context(tmp_path):
+    workspace = open_workspace(
         tmp_path / "job", f"beir:{write_toy(tmp_path / 'toy')}", dev_share=0.0
     )
-    assert setting.train is not None
-    return Asked(
-        setting=setting,
-        queries=setting.train.queries,
-        qrels=setting.train.qrels,
+    assert workspace.train is not None
+    return Context(
+        workspace=workspace,
+        queries=workspace.train.queries,
+        qrels=workspace.train.qrels,
         student=None,
         model=None,
         directory=tmp_path / "job",
@@ -39,10 +39,10 @@ def asked(tmp_path):
 
 
 def given(lists: dict):
-    def source(asked: Asked) -> Run:
-        kept = {q: docs for q, docs in lists.items() if q in set(asked.queries.ids)}
+    def source(context: Context) -> Run:
+        kept = {q: docs for q, docs in lists.items() if q in set(context.queries.ids)}
         return Run.from_lists(
-            list(kept), list(kept.values()), asked.setting.collection.ids
+            list(kept), list(kept.values()), context.workspace.collection.ids
         )
 
     return source
@@ -52,8 +52,8 @@ def ranked(*docs: str) -> list[tuple[str, float]]:
     return [(doc, float(-rank)) for rank, doc in enumerate(docs)]
 
 
-def with_answers(asked: Asked, answers: dict[str, list[str]]) -> Asked:
-    train = asked.setting.train
+def with_answers(context: Context, answers: dict[str, list[str]]) -> Context:
+    train = context.workspace.train
     assert train is not None
     queries = Queries(
         train.queries.ids,
@@ -62,7 +62,9 @@ def with_answers(asked: Asked, answers: dict[str, list[str]]) -> Asked:
     )
     split = Split(queries=queries, qrels=Qrels({}))
     return dataclasses.replace(
-        asked, setting=dataclasses.replace(asked.setting, train=split), queries=queries
+        context,
+        workspace=dataclasses.replace(context.workspace, train=split),
+        queries=queries,
     )
 
 
@@ -70,12 +72,12 @@ def with_answers(asked: Asked, answers: dict[str, list[str]]) -> Asked:
     ("where", "expected"),
     [("following", ["q1"]), ("first", ["q0"]), ("none", ["q2"])],
 )
-def test_questions_are_chosen_by_where_an_answer_stands(asked, where, expected):
-    collection = asked.setting.collection
+def test_questions_are_chosen_by_where_an_answer_stands(context, where, expected):
+    collection = context.workspace.collection
     texts = {doc: collection.text(collection.row(doc)) for doc in ("d0", "d1", "d2")}
     # A whole text is an answer that only its own document holds.
-    asked = with_answers(
-        asked, {"q0": [texts["d0"]], "q1": [texts["d1"]], "q2": [texts["d2"]]}
+    context = with_answers(
+        context, {"q0": [texts["d0"]], "q1": [texts["d1"]], "q2": [texts["d2"]]}
     )
     lists = {
         "q0": ranked("d0", "d5", "d6"),
@@ -83,20 +85,20 @@ def test_questions_are_chosen_by_where_an_answer_stands(asked, where, expected):
         "q2": ranked("d5", "d6", "d7", "d2"),
     }
     source = questions.Answered(candidates=Plain(lists), where=where, depth=3)
-    assert source(asked).queries.ids == expected
+    assert source(context).queries.ids == expected
 
 
 @dataclasses.dataclass(frozen=True)
 class Plain:
     lists: dict
 
-    def __call__(self, asked: Asked) -> Run:
-        return given(self.lists)(asked)
+    def __call__(self, context: Context) -> Run:
+        return given(self.lists)(context)
 
 
-def test_questions_without_answers_say_what_to_give(asked):
+def test_questions_without_answers_say_what_to_give(context):
     with pytest.raises(UserError, match="no training question has answers"):
-        questions.Answered(candidates=Plain({}))(asked)
+        questions.Answered(candidates=Plain({}))(context)
 
 
 def test_rouge_2_is_the_f1_of_bigrams():
@@ -105,54 +107,54 @@ def test_rouge_2_is_the_f1_of_bigrams():
     assert questions.rouge_2("one", "one") == 0.0
 
 
-def test_documents_with_an_answer_come_first(asked):
-    collection = asked.setting.collection
-    asked = with_answers(asked, {"q0": [collection.text(collection.row("d3"))]})
-    run = given({"q0": ranked("d5", "d3", "d1")})(asked)
-    labels = questions.AnswersFirst()(asked, run)
+def test_documents_with_an_answer_come_first(context):
+    collection = context.workspace.collection
+    context = with_answers(context, {"q0": [collection.text(collection.row("d3"))]})
+    run = given({"q0": ranked("d5", "d3", "d1")})(context)
+    labels = questions.AnswersFirst()(context, run)
     order = sorted(labels.lists()["q0"], key=lambda pair: -pair[1])
     assert [doc for doc, _ in order] == ["d3", "d5", "d1"]
 
 
-def test_bm25_over_the_list_prefers_the_words_of_the_question(asked):
-    run = given({"q0": ranked("d5", "d3", "d0")})(asked)
-    scores = dict(questions.BM25Scores()(asked, run).lists()["q0"])
+def test_bm25_over_the_list_prefers_the_words_of_the_question(context):
+    run = given({"q0": ranked("d5", "d3", "d0")})(context)
+    scores = dict(questions.BM25Scores()(context, run).lists()["q0"])
     # q0 is three words of d0.
     assert max(scores, key=lambda doc: scores[doc]) == "d0"
 
 
-def test_a_judged_document_that_was_not_found_is_added(asked):
-    run = given({"q0": ranked("d5", "d3"), "q1": ranked("d1", "d2")})(asked)
-    lists = WithJudged()(asked, run).lists()
+def test_a_judged_document_that_was_not_found_is_added(context):
+    run = given({"q0": ranked("d5", "d3"), "q1": ranked("d1", "d2")})(context)
+    lists = WithJudged()(context, run).lists()
     assert [doc for doc, _ in lists["q0"]] == ["d5", "d3", "d0"]
     assert [doc for doc, _ in lists["q1"]] == ["d1", "d2"]
 
 
-def test_each_round_has_its_source(asked):
+def test_each_round_has_its_source(context):
     first, later = ({"q0": ranked("d1")}, {"q0": ranked("d2")})
     source = InRounds(sources=(Plain(first), Plain(later)))
     for number, doc in ((1, "d1"), (2, "d2"), (3, "d2")):
-        run = source(dataclasses.replace(asked, round_number=number))
+        run = source(dataclasses.replace(context, round_number=number))
         assert [d for d, _ in run.lists()["q0"]] == [doc]
 
 
-def test_leaving_a_source_out_keeps_the_lists_of_the_others(asked):
+def test_leaving_a_source_out_keeps_the_lists_of_the_others(context):
     sources = (BM25(depth=3), BM25(depth=5), BM25(depth=4))
-    every = Shared(sources=sources)(asked).lists()
-    some = Shared(sources=sources, used=(0, 2))(asked).lists()
+    every = Shared(sources=sources)(context).lists()
+    some = Shared(sources=sources, used=(0, 2))(context).lists()
     assert 0 < len(some) < len(every)
     assert all(every[query] == docs for query, docs in some.items())
 
 
-def test_sources_are_compared_on_some_queries(asked):
-    Shared(sources=(BM25(depth=3), BM25(depth=3)), compared=5)(asked)
-    table = json.loads((asked.directory / "sources.json").read_text())
+def test_sources_are_compared_on_some_queries(context):
+    Shared(sources=(BM25(depth=3), BM25(depth=3)), compared=5)(context)
+    table = json.loads((context.directory / "sources.json").read_text())
     assert set(table) == {"0 BM25", "1 BM25"}
     assert table["0 BM25"]["1 BM25"] == 1.0
 
 
-def test_cropped_and_generated_queries_are_of_documents_drawn_apart(asked):
-    collection = asked.setting.collection
+def test_cropped_and_generated_queries_are_of_documents_drawn_apart(context):
+    collection = context.workspace.collection
     rows = np.arange(len(collection))
     crop = sampled(collection, rows, 10, 0)
     asked_about = sampled(collection, rows, 10, 0, "generated")

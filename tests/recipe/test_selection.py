@@ -14,7 +14,7 @@ from distill_jax.collections.qrels import Qrels
 from distill_jax.io.errors import UserError
 from distill_jax.lists.lists import Lists, empty_lists
 from distill_jax.recipe import selection
-from distill_jax.recipe.candidates import Asked
+from distill_jax.recipe.candidates import Context
 from distill_jax.recipe.training import Training
 
 KINDS = ("questions", "claims", "titles")
@@ -32,8 +32,8 @@ def split(known: dict[str, dict[str, int]], **settings) -> tuple[set[str], set[s
     lists = Lists(
         **empty_lists(count, 2, 0) | {"query_rows": np.arange(count, dtype=np.int32)}
     )
-    asked = Asked(
-        setting=None,  # type: ignore[arg-type]
+    context = Context(
+        workspace=None,  # type: ignore[arg-type]
         queries=Queries(ids, ["text"] * count),
         student=None,
         model=None,
@@ -41,7 +41,7 @@ def split(known: dict[str, dict[str, int]], **settings) -> tuple[set[str], set[s
         qrels=Qrels(known),
     )
     training = Training(objective=None, measure="loss", dev_share=0.2, **settings)
-    train, dev = selection.held_out(training, lists, asked)
+    train, dev = selection.held_out(training, lists, context)
     assert dev is not None
     return tuple({ids[row] for row in side.query_rows} for side in (train, dev))
 

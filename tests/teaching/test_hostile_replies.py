@@ -42,7 +42,7 @@ class Endpoint:
             def do_POST(handler):
                 self.calls += 1
                 length = int(handler.headers["content-length"])
-                self.asked = json.loads(handler.rfile.read(length))
+                self.context = json.loads(handler.rfile.read(length))
                 handler.send_response(status)
                 for name, value in headers:
                     handler.send_header(name, value)

@@ -9,17 +9,17 @@ import pytest
 
 from distill_jax.io.errors import UserError
 from distill_jax.jobs.distill import Distill
-from distill_jax.recipe.candidates import BM25, Asked, Fused, RunFile, Search
+from distill_jax.recipe.candidates import BM25, Context, Fused, RunFile, Search
 from distill_jax.recipe.models import Models
 from distill_jax.recipe.queries import Cropped, Generated, Synthetic, Written
 from distill_jax.recipe.stage import Stage, Training
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.teachers import LabelFile, Model
 from distill_jax.workspace.behind import behind, of_path
-from distill_jax.workspace.context import open_setting
+from distill_jax.workspace.context import open_workspace
 
 
-def asked(student="s0", **models):
+def context(student="s0", **models):
     return SimpleNamespace(
         student=SimpleNamespace(digest=student),
         model=lambda name: SimpleNamespace(digest=models[name.replace(":", "_")]),
@@ -28,11 +28,11 @@ def asked(student="s0", **models):
 
 def test_the_student_and_models_of_this_job_count():
     source = Fused(sources=(BM25(), Search(), Search(checkpoint="stage:a")))
-    found = behind(source, asked(stage_a="a0"))
+    found = behind(source, context(stage_a="a0"))
     assert found == {"student": "s0", "stage:a": "a0"}
-    assert found != behind(source, asked(stage_a="a1"))
-    assert found != behind(source, asked("s1", stage_a="a0"))
-    assert behind(Search(checkpoint="hf:a/b"), asked()) == {}
+    assert found != behind(source, context(stage_a="a1"))
+    assert found != behind(source, context("s1", stage_a="a0"))
+    assert behind(Search(checkpoint="hf:a/b"), context()) == {}
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,10 @@ def test_the_student_and_models_of_this_job_count():
 def test_files_behind_a_name_count(tmp_path, reads):
     path = tmp_path / "file.json"
     path.write_text("one")
-    before = behind(reads(str(path)), asked())
-    assert behind(reads(str(path)), asked()) == before
+    before = behind(reads(str(path)), context())
+    assert behind(reads(str(path)), context()) == before
     path.write_text("two")
-    assert behind(reads(str(path)), asked()) != before
+    assert behind(reads(str(path)), context()) != before
 
 
 def test_of_a_model_dir_the_student_counts(tmp_path):
@@ -97,14 +97,18 @@ def test_a_prompt_that_ships_is_no_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "claims").mkdir()
     (tmp_path / "claims" / "notes").write_text("the user's own")
-    assert behind(Written(client=None, kinds=("claims",)), asked()) == {}
+    assert behind(Written(client=None, kinds=("claims",)), context()) == {}
 
 
 def test_a_generator_that_is_none_is_left_out(toy, tmp_path):
-    setting = open_setting(tmp_path, toy, need=())
+    workspace = open_workspace(tmp_path, toy, need=())
     student = SimpleNamespace(digest="s0")
-    asks = Asked(
-        setting=setting, queries=None, student=student, model=None, directory=tmp_path
+    asks = Context(
+        workspace=workspace,
+        queries=None,
+        student=student,
+        model=None,
+        directory=tmp_path,
     )  # type: ignore[arg-type]
     none = Generated(checkpoint=None)
     made = Synthetic(makers=(none, Cropped(min_words=2)))(asks)
