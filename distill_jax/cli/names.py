@@ -242,6 +242,11 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "BOTH_ORDERS": Name("Judges each pair in both orders.", "True, False"),
         "WINDOW": Name("Documents that an LLM orders in one call.", _COUNT),
         "STEP": Name("Documents that the window moves by.", _COUNT),
+        "JUDGE": Name(
+            "How the endpoint labels documents.",
+            "@llm.Listwise(), @judges.Pointwise(), @strengths.BradleyTerry(), "
+            "@judges.Reranker()",
+        ),
         "PROMPT": Name("Prompt file of the LLM.", "a shipped name or a path"),
         "LLM_BASE_URL": Name(
             "OpenAI-compatible endpoint; the key is read from OPENAI_API_KEY.", "a URL"
@@ -267,7 +272,7 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "ALPHA": Name("How far they move it.", "from 0"),
         "VECTORS": Name(
             "What makes the teacher's vectors of texts.",
-            "@embedding.Encoder(), @embedding.VectorFile()",
+            "@embedding.Encoder(), @embedding.VectorFile(), @embedding.Endpoint()",
         ),
         "VECTOR_FILE": Name("Vectors made elsewhere.", "a .npy or .parquet path, None"),
         "TEXTS": Name("Texts that are embedded.", "('documents', 'queries')"),

@@ -16,17 +16,20 @@ import numpy as np
 from distill_jax.collections.collection import Queries
 from distill_jax.io.errors import UserError, near, whole
 from distill_jax.io.files import digest
+from distill_jax.io.values import Size, UserPath
 from distill_jax.lists.lists import Lists, empty_lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.templates import side_template
 from distill_jax.recipe.candidates import Context
 from distill_jax.recipe.fitting import train
+from distill_jax.recipe.llm import bill
 from distill_jax.recipe.stage import StageResult
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.training import Training
 from distill_jax.text.templates import Features
 from distill_jax.workspace.console import Counter, say
 from distill_jax.workspace.context import Workspace
+from distill_jax.workspace.describe import describe
 
 TEXTS = ("documents", "queries")
 
@@ -70,6 +73,79 @@ class Encoder:
         store = VectorStore(self.cache or workspace.directory / "teacher", name)
         with Counter("encoding", len(context.queries), "texts") as counter:
             return store.of(context.queries.texts, make, counter.more)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """An ``/embeddings`` endpoint in OpenAI's form; its vectors are kept by text.
+
+    Attributes:
+        client: ``teaching.clients.Client``; its ``base_url`` stands before
+            ``/embeddings``.
+        at_once: texts of a call.
+        words: what is sent of a text.
+        prefix: stands before each text, where the model wants one.
+        cache: folder of vectors, shared between jobs; None keeps one in ``MODEL_DIR``.
+    """
+
+    client: Any
+    at_once: Size = 32
+    words: Size = 300
+    prefix: str = ""
+    cache: UserPath | None = None
+
+    def __call__(self, context: Context) -> np.ndarray:
+        from distill_jax.teaching import calls
+        from distill_jax.teaching.judges import first_words
+        from distill_jax.teaching.vectors import VectorStore
+
+        workspace = context.workspace
+        client = self.client.at(workspace.directory / "llm")
+        name = digest("embeddings", describe(self.client), self.words, self.prefix)
+        job = f"embed-{name[:8]}"
+
+        def make(texts: list[str]) -> np.ndarray:
+            shown = [self.prefix + first_words(text, self.words) for text in texts]
+            requests = [
+                calls.Embed(
+                    f"{job}/{start}", tuple(shown[start : start + self.at_once])
+                )
+                for start in range(0, len(shown), self.at_once)
+            ]
+            replies = client.complete_all(requests)
+            if lost := sum(reply is None for reply in replies):
+                raise UserError(
+                    f"{client.model}: {lost} of {len(replies)} calls gave no vectors "
+                    f"({client.counts(job)['failures']})",
+                    "look at the endpoint and run the same command: what was answered "
+                    "is kept",
+                )
+            found = [calls.vectors_in(reply) for reply in replies]
+            if len({vectors.shape[1] for vectors in found}) > 1:
+                raise UserError(
+                    f"{client.model}: vectors of several lengths",
+                    "let one model answer, and give a new MODEL_DIR",
+                )
+            return np.concatenate(found)
+
+        store = VectorStore(self.cache or workspace.directory / "teacher", name)
+        with Counter("embedding", len(context.queries), "texts") as counter:
+            return store.of(context.queries.texts, make, counter.more)
+
+    def estimate(self, context: Context) -> str:
+        """Calls, tokens and cost before the first call, for ``--plan``."""
+        from distill_jax.teaching import calls
+        from distill_jax.teaching.judges import first_words
+
+        texts = [first_words(text, self.words) for text in context.queries.texts]
+        tokens = calls.Embed("plan", tuple(self.prefix + t for t in texts)).tokens()
+        found = {
+            "calls": -(-len(texts) // self.at_once),
+            "prompt_tokens": tokens[0],
+            "completion_tokens": 0,
+            "cost": self.client.cost(tokens),
+        }
+        return bill(self.client, found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

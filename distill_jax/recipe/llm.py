@@ -61,7 +61,9 @@ class Listwise:
         workspace = context.workspace
         run = run.on(workspace.collection)
         run = run if self.depth is None else run.top(self.depth)
-        client = self.client.at(workspace.directory / "llm", **_loader(self, context))
+        client = self.client.at(
+            workspace.directory / "llm", **loader(self.client, context)
+        )
         folder = context.directory / "labels"
 
         def make(folder: Path) -> dict:
@@ -115,13 +117,7 @@ class Listwise:
             depth=self.depth or 100,
             **self._method(context.workspace.seed),
         )
-        limit = getattr(self.client, "budget_calls", None)
-        budget = "" if limit is None else f" (budget {limit:,})"
-        return (
-            f"LLM: {found['calls']:,} calls{budget}, about"
-            f" {found['prompt_tokens']:,} tokens in and at most"
-            f" {found['completion_tokens']:,} out, {money(found['cost'])}"
-        )
+        return bill(self.client, found)
 
     def _method(self, seed: int) -> dict[str, Any]:
         names = (
@@ -165,7 +161,9 @@ class Reader:
 
         queries, workspace = context.queries, context.workspace
         expected = answers.accepted(queries)
-        client = self.client.at(workspace.directory / "llm", **_loader(self, context))
+        client = self.client.at(
+            workspace.directory / "llm", **loader(self.client, context)
+        )
         run = run.select([query for query in run.query_ids if query in expected])
         with Counter("reading", len(run), "questions") as counter:
             said, counts = answer_questions(
@@ -259,6 +257,21 @@ def behind(
     return None if base_url is None else make()
 
 
+def bill(client: Any, found: dict[str, Any]) -> str:
+    """Calls, budget, tokens and cost in a line of ``--plan``.
+
+    Args:
+        found: calls, prompt_tokens, completion_tokens and cost.
+    """
+    limit = getattr(client, "budget_calls", None)
+    budget = "" if limit is None else f" (budget {limit:,})"
+    return (
+        f"LLM: {found['calls']:,} calls{budget}, about {found['prompt_tokens']:,} "
+        f"tokens in and at most {found['completion_tokens']:,} out, "
+        f"{money(found['cost'])}"
+    )
+
+
 def money(cost: float | None) -> str:
     """What calls cost, for a line of the console."""
     if cost is None:
@@ -266,6 +279,7 @@ def money(cost: float | None) -> str:
     return f"cost {cost:.2f}"
 
 
-def _loader(job: Any, context: Context) -> dict[str, Any]:
+def loader(client: Any, context: Context) -> dict[str, Any]:
+    """What ``client.at`` takes besides the folder."""
     # A local model may be another stage's; an endpoint has nothing to load.
-    return {"load": context.model} if hasattr(job.client, "checkpoint") else {}
+    return {"load": context.model} if hasattr(client, "checkpoint") else {}

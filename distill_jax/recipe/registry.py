@@ -65,6 +65,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "distill_jax.recipe.embedding": (
         "EmbeddingStage",
         "Encoder",
+        "Endpoint",
         "VectorFile",
     ),
     "distill_jax.recipe.examples": (
@@ -74,6 +75,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "FromTeacher",
     ),
     "distill_jax.recipe.feedback": ("Feedback",),
+    "distill_jax.recipe.judges": ("Pairwise", "Pointwise", "Reranker"),
     "distill_jax.recipe.labelled": ("LabelFile",),
     "distill_jax.recipe.llm": (
         "Listwise",

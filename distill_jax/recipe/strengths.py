@@ -57,6 +57,11 @@ class BradleyTerry:
         part(folder, inputs, make, what="strengths")
         return TeacherLabels.read(folder, collection=context.workspace.collection)
 
+    def estimate(self, context: Context) -> str:
+        """What the pairwise teacher takes, for ``--plan``."""
+        said = getattr(self.pairwise, "estimate", None)
+        return "pairs of documents to judge" if said is None else said(context)
+
     def strengths(self, pairs: PairLabels, collection: Any = None) -> TeacherLabels:
         """The strengths of each query's documents, in logits.
 

@@ -1,4 +1,4 @@
-"""One call of an OpenAI-compatible ``/chat/completions``, and what came of it.
+"""One call of an endpoint, and what came of it; and how a chat's answer is read.
 
 Nothing of the key, which is in a header only, reaches an outcome: exceptions are kept
 by their kind alone, since some quote the headers, and an endpoint's own words are
@@ -15,7 +15,7 @@ import socket
 import ssl
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from distill_jax.teaching.limits import retry_after
@@ -27,7 +27,12 @@ _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529
 REFUSED = frozenset({301, 302, 307, 308, 400, 401, 402, 403, 404, 405, 413, 422})
 # The reason of a call that no endpoint has received; it is not charged.
 UNSENT = "no connection"
-# Bytes of a body, decoded: twice a whole context of a million tokens.
+# The reason of a reply without the log-probabilities that it was to have.
+NO_LOGPROBS = "no log-probabilities"
+# Reasons that would be the same for every request.
+ALIKE = frozenset({UNSENT, NO_LOGPROBS})
+# Bytes of a body, decoded: twice a whole context of a million tokens, or 32 vectors of
+# 4,096 numbers.
 _LONGEST_BODY = 1 << 22
 _LONGEST_ERROR = 1 << 16
 
@@ -59,13 +64,19 @@ class Outcome:
 
 
 async def ask(
-    http: Any, url: str, payload: Mapping[str, Any], key: str | None, seconds: float
+    http: Any,
+    url: str,
+    payload: Mapping[str, Any],
+    key: str | None,
+    seconds: float,
+    reads: Callable[[Any], Outcome],
 ) -> Outcome:
-    """Posts one chat; never raises but when it is cancelled.
+    """Posts one request; never raises but when it is cancelled.
 
     Args:
         http: an ``httpx.AsyncClient``.
         seconds: for the whole of it; a byte a second does not keep it open.
+        reads: what the JSON of an answer means.
     """
     import httpx
 
@@ -109,7 +120,7 @@ async def ask(
         found = json.loads(body)
     except (ValueError, RecursionError):
         return Outcome(reason="malformed JSON", again=True, status=status)
-    outcome = read(found)
+    outcome = reads(found)
     return dataclasses.replace(outcome, detail=_without(key, outcome.detail))
 
 
@@ -137,7 +148,7 @@ def read(body: Any) -> Outcome:
         content = choice["message"].get("content")
         finish = choice.get("finish_reason")
     except (KeyError, IndexError, TypeError, AttributeError):
-        detail, field = _error(body)
+        detail, field = complaint(body)
         return Outcome(
             reason="no choices",
             detail=detail,
@@ -164,7 +175,7 @@ def read(body: Any) -> Outcome:
 def _complaint(body: bytes) -> tuple[str, str]:
     """What an endpoint says of a refused request, and the field that it names."""
     try:
-        said, field = _error(json.loads(body))
+        said, field = complaint(json.loads(body))
     except (ValueError, RecursionError):
         said, field = "", ""
     if not said:
@@ -173,7 +184,7 @@ def _complaint(body: bytes) -> tuple[str, str]:
     return _line(said), field
 
 
-def _error(body: Any) -> tuple[str, str]:
+def complaint(body: Any) -> tuple[str, str]:
     """``error.message`` and ``error.param``, in the forms that servers give them."""
     if not isinstance(body, dict):
         return "", ""

@@ -3,7 +3,7 @@
 Both are configured once (``Client``, ``LocalModel``) and opened for a folder with
 ``at(folder)``; what that gives has ``complete_all(requests)``, ``counts(job)`` and
 ``model``. A request is anything with ``id``, ``messages``, ``temperature``,
-``max_tokens`` and ``seed``.
+``max_tokens`` and ``seed``, or one of those in ``teaching.calls``.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Client:
     """An OpenAI-compatible endpoint.
 
     Attributes:
-        base_url: what stands before ``/chat/completions``.
+        base_url: what stands before ``/chat/completions``, ``/rerank``,
+            ``/embeddings``.
         model: its name there; part of every cache key.
         budget_calls, budget_tokens, budget_money: the most that may ever be spent in
             one folder. A call is made only if what it may take at most is still there.
@@ -107,6 +108,11 @@ class Client:
     extra: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        if not self.base_url or not self.model:
+            raise UserError(
+                "no endpoint is named",
+                "add --gin.LLM_BASE_URL=... and --gin.LLM_MODEL=...",
+            )
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(

@@ -93,7 +93,7 @@ def label_listwise(
         counts["seconds"] = time.monotonic() - began
         # Not +=, which would drop what is negative.
         tally.update(counts)
-        _refuse_failures(tally, len(run), most_failed, client.counts(job))
+        refuse_failures(tally, len(run), most_failed, client.counts(job))
         writer.write(labels, counts)
         if progress is not None:
             progress(len(run) - len(todo) + start + len(rows), len(run))
@@ -216,9 +216,20 @@ def _agreement(usable: list[Sitting], counts: Any) -> None:
                 counts["pairs of passes"] += 1
 
 
-def _refuse_failures(
+def refuse_failures(
     tally: Counter, queries: int, most: float, calls: Mapping[str, Any]
 ) -> None:
+    """Ends a job whose lists fail too often.
+
+    Args:
+        tally: "queries", "queries failed", and "failure: REASON" of each reason.
+        queries: in all.
+        most: the share that may fail.
+        calls: counts of the ledger, with the reasons of calls without a reply.
+
+    Raises:
+        UserError: more than that have failed, of enough to tell.
+    """
     seen, failed = tally["queries"], tally["queries failed"]
     if seen >= min(_ENOUGH, queries) and failed > most * seen:
         reasons = Counter(

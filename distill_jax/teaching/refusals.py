@@ -80,6 +80,8 @@ def _todo(config: Any, outcome: chat.Outcome, key: str | None) -> str:
         return _OTHER
     if status in (301, 302, 307, 308):
         return "redirects are not followed: set LLM_BASE_URL to the new address"
+    if outcome.reason == chat.NO_LOGPROBS:
+        return "read the replies instead: --gin.judges.METHOD.logprobs=False"
     if outcome.reason == "empty, cut at max_tokens":
         return "raise reply_tokens: the model uses them up before it answers"
     return {

@@ -8,7 +8,7 @@ dispatcher, between awaits, so that there is nothing to lock. The policy:
    has not but calls in flight may give some back, it waits for them;
 3. a failure that may pass is tried again, after a wait, ``max_attempts`` times in all;
 4. until something has succeeded one call is made at a time, and what would fail alike
-   for every request (``chat.REFUSED``, no connection) ends the job at once, in the
+   for every request (``chat.REFUSED``, ``chat.ALIKE``) ends the job at once, in the
    endpoint's own words; a call that reached nobody is not charged;
 5. so do ``failures_in_a_row`` requests that fail alike;
 6. at the end of the budget nothing new starts; what is in flight ends and is kept.
@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.io.errors import Unfinished, UserError
-from distill_jax.teaching import chat
-from distill_jax.teaching.ledger import Ledger, Replies, reply_key
+from distill_jax.teaching import calls, chat
+from distill_jax.teaching.ledger import Ledger, Replies
 from distill_jax.teaching.limits import Backoff, Gate, Rate
 from distill_jax.teaching.refusals import refusal
 
@@ -74,7 +74,7 @@ class Session:
             UserError: the endpoint cannot be reached or refuses what is asked, requests
                 fail alike one after another, or the disk is full.
         """
-        keys = [self._key(request) for request in requests]
+        keys = [calls.key(request, self.config) for request in requests]
         found: dict[str, str | None] = {}
         todo: dict[str, Any] = {}
         for key, request in zip(keys, requests):
@@ -117,25 +117,6 @@ class Session:
         self.ledger.close()
         self.replies.close()
 
-    def _key(self, request: Any) -> str:
-        params = self._payload(request)
-        del params["model"], params["messages"]
-        # What is not sent, such as the seed, still tells requests apart.
-        params |= {"seed": request.seed, "temperature": request.temperature}
-        return reply_key(self.model, request.messages, params)
-
-    def _payload(self, request: Any) -> dict[str, Any]:
-        config = self.config
-        payload = {
-            "model": self.model,
-            "messages": [dict(turn) for turn in request.messages],
-            "temperature": request.temperature,
-            config.tokens_field: request.max_tokens,
-            "seed": request.seed,
-            **(config.extra or {}),
-        }
-        return {name: v for name, v in payload.items() if name not in config.omit}
-
     async def _complete(self, todo: dict[str, Any]) -> dict[str, str | None]:
         import httpx
 
@@ -160,7 +141,7 @@ class _Work:
 
     def __init__(self, session: Session, http: Any, todo: dict[str, Any]):
         self.s, self.http = session, http
-        self.url = session.config.base_url.rstrip("/") + "/chat/completions"
+        self.url = session.config.base_url.rstrip("/")
         self.key = session.config.key
         # (when it may start, which came first, attempts made, key, request)
         self.waiting = [
@@ -213,8 +194,8 @@ class _Work:
             if not s._gate.has_room() or (self.in_flight and not s._worked):
                 return None
             request = self.waiting[0][-1]
-            prompt = chat.estimated_tokens(request.messages)
-            reserved = (prompt, int(request.max_tokens))
+            asked = calls.call_of(request)
+            reserved = asked.tokens()
             cost = s._cost(reserved)
             passed = s._spent.plus(1, sum(reserved), cost).beyond(s.config.limit)
             if passed is not None:
@@ -229,7 +210,12 @@ class _Work:
             s._tokens.take(sum(reserved), now)
             task = asyncio.ensure_future(
                 chat.ask(
-                    self.http, self.url, s._payload(request), self.key, s.config.timeout
+                    self.http,
+                    self.url + asked.path,
+                    calls.payload(request, s.config),
+                    self.key,
+                    s.config.timeout,
+                    asked.read,
                 )
             )
             self.in_flight[task] = (
@@ -265,7 +251,7 @@ class _Work:
         self._settle(call, outcome, reserved, started)
         if outcome.reply is not None:
             return
-        refused = outcome.status in chat.REFUSED or outcome.reason == chat.UNSENT
+        refused = outcome.status in chat.REFUSED or outcome.reason in chat.ALIKE
         if refused and not s._worked:
             self.stop = self.stop or refusal(s.config, outcome, self.key)
             return

@@ -1,20 +1,24 @@
-"""An OpenAI-compatible server on 127.0.0.1 that answers well, badly or not at all.
+"""An endpoint on 127.0.0.1 that answers well, badly or not at all.
 
 ``with FakeLLM() as llm: ... llm.base_url`` in tests, and for recipes
 ``python -m tests.teaching.fake_llm --port 8000``. It ranks passages by the words they
 share with the query, scores them likewise, answers questions with the start of the
-first passage, and writes queries from the first sentence of a text.
+first passage, and writes queries from the first sentence of a text. It says Yes or No,
+grades, and compares two passages, with log-probabilities where they are wanted; it has
+/rerank (a bare list for TEI's ``texts``) and /embeddings (counts of hashed words).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import socket
 import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -50,6 +54,59 @@ def answer(messages: list[dict]) -> str:
         return str([round(min(1.0, overlap[n] / most), 3) for n in sorted(passages)])
     order = sorted(passages, key=lambda n: (-overlap[n], n))
     return " > ".join(f"[{n}]" for n in order)
+
+
+def shared(query: str, passage: str) -> float:
+    """The share of a query's words that a passage has."""
+    found = words(query)
+    return len(found & words(passage)) / max(1, len(found))
+
+
+def judged(messages: list[dict]) -> dict[str, float] | None:
+    """Probabilities of the words that a judge may say; None where nothing is judged.
+
+    The first of two passages is preferred a little for its place.
+    """
+    text = messages[-1]["content"]
+    query = re.search(r"^Query: (.*)$", text, re.MULTILINE)
+    found = re.findall(r"^Passage(?: \d)?: (.*)$", text, re.MULTILINE)
+    if not query or not found:
+        return None
+    share = [shared(query[1], passage) for passage in found]
+    if len(share) == 2:
+        first = 1 / (1 + math.exp(-4 * (share[0] - share[1]) - 0.25))
+        return {"1": first, "2": 1 - first}
+    most = re.search(r"\) to (\d+) \(", text)
+    if most is None:
+        yes = 0.1 + 0.8 * share[0]
+        return {"Yes": yes, "No": 1 - yes}
+    grades = range(int(most[1]) + 1)
+    weights = [math.exp(-abs(grade - share[0] * grades[-1])) for grade in grades]
+    return {str(g): w / sum(weights) for g, w in zip(grades, weights)}
+
+
+def scored(body: dict) -> str:
+    """The answer of /rerank: best first, as servers give it."""
+    texts = body.get("texts")
+    documents = body["documents"] if texts is None else texts
+    pairs = [(shared(body["query"], text), i) for i, text in enumerate(documents)]
+    pairs.sort(reverse=True)
+    if texts is not None:
+        return json.dumps([{"index": i, "score": score} for score, i in pairs])
+    results = [{"index": i, "relevance_score": score} for score, i in pairs]
+    return json.dumps({"results": results, "usage": {"total_tokens": len(documents)}})
+
+
+def embedded(body: dict, width: int = 16) -> str:
+    """The answer of /embeddings."""
+    data = []
+    for index, text in enumerate(body["input"]):
+        vector = [0.5] * width
+        for word in WORD.findall(text.lower()):
+            vector[zlib.crc32(word.encode()) % width] += 1
+        data.append({"object": "embedding", "index": index, "embedding": vector})
+    usage = {"prompt_tokens": len(data), "total_tokens": len(data)}
+    return json.dumps({"data": data[::-1], "usage": usage})
 
 
 class FakeLLM:
@@ -125,7 +182,20 @@ def _handler(llm: FakeLLM):
                     llm.at_once -= 1
 
         def _behave(self, how: str, body: dict) -> None:
-            good = answer(body["messages"])
+            if "messages" not in body:
+                good = scored(body) if self.path.endswith("/rerank") else embedded(body)
+                if how == "good":
+                    self._send(200, good)
+                    return
+                body = {**body, "messages": []}
+            judges = judged(body["messages"]) if body["messages"] else None
+            if judges:
+                good = max(judges, key=lambda word: judges[word])
+                if body.get("logprobs") and how == "good":
+                    self._send(200, with_logprobs(body, good, judges))
+                    return
+            elif body["messages"]:
+                good = answer(body["messages"])
             count = good.count("[")
             if how == "late":
                 time.sleep(llm.late)
@@ -206,6 +276,19 @@ def reply(body: dict, text: str, finish: str = "stop") -> str:
             },
         }
     )
+
+
+def with_logprobs(body: dict, text: str, judges: dict[str, float]) -> str:
+    """A reply with the log-probabilities of its one token, half of each for " word"."""
+    top = [
+        {"token": token, "logprob": math.log(p / 2)}
+        for word, p in judges.items()
+        for token in (word, f" {word.lower()}")
+    ]
+    found = json.loads(reply(body, text))
+    step = {"token": text, "logprob": math.log(judges[text]), "top_logprobs": top}
+    found["choices"][0]["logprobs"] = {"content": [step]}
+    return json.dumps(found)
 
 
 if __name__ == "__main__":
