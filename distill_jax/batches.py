@@ -25,7 +25,7 @@ def _pytree(cls):
 
 @_pytree
 class Targets:
-    """What the losses of one batch are given, whatever the student is.
+    """The inputs of the losses for one batch, the same for every kind of student.
 
     Attributes:
         labels: teacher scores (higher is better) or grades. Anything where padded.

@@ -94,7 +94,7 @@ class Predictor:
                 docT5query does. See ``inference.generate.generate``.
 
         Raises:
-            UserError: the model is no query generator.
+            UserError: the model is not a query generator.
         """
         if self.kind != "generator":
             raise UserError(
@@ -168,9 +168,7 @@ class Predictor:
 
 def _texts(texts: Sequence[str]) -> list[str]:
     if isinstance(texts, str):
-        raise UserError(
-            "a single text was given where a list of texts is due", "[text]"
-        )
+        raise UserError("expected a list of texts, got a single text", "[text]")
     texts = list(texts)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
@@ -181,7 +179,7 @@ def _texts(texts: Sequence[str]) -> list[str]:
 def _checked(pairs: Sequence[Sequence[str]], width: int) -> list[tuple[str, ...]]:
     form = "(query, doc)" if width == 2 else "(query, doc, other doc)"
     if isinstance(pairs, str):
-        raise UserError(f"a string was given where a list of {form} is due")
+        raise UserError(f"expected a list of {form}, got a string")
     checked = []
     for i, pair in enumerate(pairs):
         if isinstance(pair, str) or len(pair) != width:

@@ -1,4 +1,4 @@
-"""Bindings of one command: their values typed, their functions made, all of them read.
+"""Checks the bindings of one command: types, functions, and that something reads each.
 
 Gin gives any value to any parameter, and takes a binding that nothing reads. Here each
 value is compared with the annotation of the parameter it is bound to, functions get
@@ -52,7 +52,7 @@ class Bindings:
     def __init__(self, parsed: Sequence[Any], flags: Sequence[tuple[str, str]]):
         self._flags, self._names_of = flags, _Names(parsed)
         self._own = {name for _, name in self._names_of.of_user(flags)}
-        # Which functions a parameter's value holds, and which names it was made of.
+        # The functions that a parameter's value holds, and the names it is built from.
         self._functions: dict[Key, set[Key]] = {}
         self._names = {
             key: {name for value in parameters.values() for name in _names(value)}
@@ -101,7 +101,7 @@ class Bindings:
                     parameters[parameter] = _untyped(value)
 
     def _check_part(self, label: str, found: Any, kind: Any, wrong: dict) -> None:
-        """A reference to a class fits where an object of that class is due."""
+        """Refuses a reference to a class whose objects do not fit the parameter."""
         if not isinstance(found, gin_config.ConfigurableReference):
             return
         made = _configurable(found).wrapped
@@ -192,7 +192,7 @@ class Bindings:
 
 
 def unread_error(where: str, name: str, known: set[str]) -> UserError:
-    """What a user is told of a name or a parameter that nothing reads."""
+    """The error for a name or a parameter that nothing reads."""
     return UserError(
         f"{where}: nothing reads {name} here{near(name, known)}",
         "take it out, or see what else it needs in the recipe's header; a gin "
@@ -264,7 +264,7 @@ def _is_reference(value: Any) -> bool:
 
 
 def _resolved(bound: Any) -> tuple[str | None, Any]:
-    """The last name of a chain of names, and the value behind it."""
+    """The last name of a chain of names, and its value."""
     name, seen = None, set()
     while _is_macro(bound) and repr(bound) not in seen:
         seen.add(repr(bound))
@@ -277,7 +277,7 @@ def _resolved(bound: Any) -> tuple[str | None, Any]:
 
 
 def _plain(value: Any, kind: Any) -> Any:
-    """A value with the names inside of it replaced by what they stand for."""
+    """A value in which names are replaced by their values."""
     _, value = _resolved(value)
     if isinstance(value, tuple | list):
         return type(value)(_plain(item, kind) for item in value)
@@ -287,7 +287,7 @@ def _plain(value: Any, kind: Any) -> Any:
 
 
 def _names(value: Any) -> Iterator[str]:
-    """Names that a value is made of, through names of names."""
+    """All names that a value depends on, directly or through other names."""
     if _is_macro(value):
         yield "/".join(value.scopes)
         found = gin_config._get_bindings(_MACRO, value.scopes)

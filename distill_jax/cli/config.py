@@ -121,7 +121,7 @@ def recipe_help(flags: Flags) -> str:
 
 
 def all_statements(flags: Flags) -> list:
-    """Every statement of the recipes of the command line; gin is told nothing."""
+    """Every statement of the recipes of the command line; gin's state is unchanged."""
     paths, roots = _search(flags)
     return [s for path in paths for s in statements(path, roots, flags)]
 
@@ -155,7 +155,7 @@ def explained(flags: Flags):
     try:
         yield
     except UserError as error:
-        # Gin's copy of an error has lines of its own behind ours.
+        # Gin's copy of an error appends its own lines to ours.
         raise UserError(_with_flag(error.what, flags), error.todo) from error
     except _PARSING as error:
         if flags.debug:
@@ -174,7 +174,7 @@ def _with_flag(what: str, flags: Flags) -> str:
 
 def _named() -> dict[str, Any]:
     """Everything that a binding is of or refers to, by its name."""
-    # Gin has no public form of these questions.
+    # Gin has no public API for this.
     named = {}
     for (_, selector), parameters in gin_config._CONFIG.items():
         named[selector] = gin_config._REGISTRY[selector].wrapped
@@ -226,7 +226,7 @@ def statements(
 
 @contextlib.contextmanager
 def _quiet():
-    """Gin calls each place where it looks for an include in vain an error."""
+    """Hides gin's error line for each place that it searched for an include."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -30,7 +30,7 @@ def status(error: BaseException, debug: bool = False) -> int:
         signals.say()
         return 128 + (signals.heard() or signal.SIGINT)
     if isinstance(error, BrokenPipeError):
-        # The reader of --list or --help has seen enough.
+        # The pipe that reads --list or --help was closed.
         sys.stdout = None
         return 0
     if isinstance(error, OSError) and is_full(error):

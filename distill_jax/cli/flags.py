@@ -43,7 +43,7 @@ its environment. A gin file is code of this package: read what you are given."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
-    """What was asked for on the command line.
+    """The parsed command line.
 
     Attributes:
         bindings: (name, value as typed) of each ``--gin.NAME=VALUE``.
@@ -164,7 +164,7 @@ def _bindings(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def _refuse(word: str, known: Sequence[str]) -> NoReturn:
-    """Says how a word that is no flag is written."""
+    """Raises an error that shows the correct form of a word that is not a flag."""
     name, equals, value = word.lstrip("-").partition("=")
     if word.endswith(".gin"):
         todo = f"write --gin_file={word.lstrip('-')}"

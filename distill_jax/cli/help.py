@@ -1,4 +1,4 @@
-"""What the command line says instead of running a job."""
+"""Text that the command line prints instead of running a job."""
 
 from __future__ import annotations
 

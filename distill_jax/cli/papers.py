@@ -1,7 +1,7 @@
 """What papers say, as data, and where a job differs from it.
 
 ``gin_configs/papers/RECIPE.json`` lists the elements of the paper that a recipe is of:
-the value, where it stands in the paper, and either the attribute of the built job that
+the value, its place in the paper, and either the attribute of the built job that
 carries it or why the recipe differs; and the figures that the paper reports, each with
 the flags that make the same configuration.
 """
@@ -42,7 +42,7 @@ def figures_of(recipe: str | None) -> dict[frozenset[tuple[str, str]], str]:
 
 
 def value_at(job: Any, path: str) -> Any:
-    """What stands at ``stages.NAME.training.batch_size`` of a job, JSON-able.
+    """The value at a path like ``stages.NAME.training.batch_size`` of a job, JSON-able.
 
     Parts are attributes, keys of dictionaries, and of tuples the ``name`` or the number
     of an item. Classes and functions are shown by their names.

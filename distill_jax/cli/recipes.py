@@ -160,7 +160,7 @@ def literal(value: str) -> str:
     """A command-line value as gin text: a reference, or a marked string.
 
     References and macros (``@name()``, ``%NAME``) are gin's, in tuples too. All else
-    is text until it is known what it is bound to.
+    stays text until its parameter, and so its type, is known.
     """
     if value[:1] in ("@", "%") or re.match(r"[(\[{].*[@%]\w", value):
         return value

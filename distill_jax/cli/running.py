@@ -48,13 +48,13 @@ def alone(directory: Path | None):
                 processes.leave(error.status)
             traceback.print_exc()
             processes.leave(1)
-        # Who ends first waits: the runtime takes a process that has left for lost.
+        # All processes exit together: JAX treats one that exits early as failed.
         processes.meet("the job ends")
 
 
 @contextlib.contextmanager
 def bad_lines(flags: Flags, directory: Path | None):
-    """Allows bad lines where the user does, and says what was left out."""
+    """Tolerates bad lines if the user allows them, and reports what was skipped."""
     if not flags.skip_bad_lines:
         yield
         return

@@ -97,7 +97,7 @@ def _splits(folder: Path) -> dict[str, Path]:
 def _no_split(folder: Path, split: str, splits: dict[str, Path]) -> UserError:
     return UserError(
         f"{folder / 'qrels'}: no split {split!r}{near(split, splits)}",
-        f"the splits there are: {', '.join(splits) or 'none'}",
+        f"available splits: {', '.join(splits) or 'none'}",
     )
 
 

@@ -45,7 +45,7 @@ def collection_of(
 
     Args:
         path: the file, for messages and the cache key.
-        items: reads it anew; what it gives is ``clean``.
+        items: reads the file again; its texts are already ``clean``.
         name: of the collection.
         titles: False for formats that have none.
 
@@ -164,7 +164,7 @@ def _large(path, items, name, titles) -> Collection:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether a folder can stand for its file.
+    """Whether the cached folder can replace its file.
 
     One without the file's bad lines cannot: they are to be told, or refused, each time.
     """

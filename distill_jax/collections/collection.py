@@ -17,7 +17,7 @@ NO_DOCUMENTS = "questions and answers, no documents"
 """The notice of a collection that came with questions only."""
 
 _DICT_ROWS = 2_000_000
-# Up to so many ids are searched for one by one; more are met in one pass over all.
+# Up to this many ids are looked up one by one; more of them in one pass over all.
 _SEARCHED = 10_000
 
 
@@ -38,7 +38,7 @@ class _Rows:
         """The position of an id.
 
         Raises:
-            UserError: there is no such id.
+            UserError: no item has this id.
         """
         try:
             return self._row_of[item_id]

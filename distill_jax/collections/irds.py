@@ -18,7 +18,7 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
     """Loads ``NAME/SPLIT``, or ``NAME`` itself, which is one split.
 
     A name with none of the usual splits below it is ``train`` or ``dev`` if a part of
-    it says so, else ``test``. Queries that nobody judged belong to ``train``.
+    it says so, else ``test``. Unjudged queries belong to ``train``.
 
     Raises:
         UserError: ir_datasets is not installed, an unknown name, no such split (those
@@ -77,7 +77,7 @@ def _library() -> Any:
 
 @contextlib.contextmanager
 def _told(name: str) -> Iterator[None]:
-    """ir_datasets raises what its downloads raise: told in two lines."""
+    """Turns the download errors of ir_datasets into a two-line UserError."""
     try:
         yield
     except UserError:
@@ -119,12 +119,12 @@ def _find(ir_datasets: Any, where: str, split: str) -> tuple[Any, str]:
                 return dataset, name
             raise UserError(
                 f"irds:{where}: no split {split!r}, the set is one split",
-                f"what it is: {own} (--gin.SPLIT={own})",
+                f"use the split it is: {own} (--gin.SPLIT={own})",
             )
     if below:
         raise UserError(
             f"irds:{where}: no split {split!r}{near(split, below)}",
-            f"what it has: {', '.join(below)}",
+            f"available splits: {', '.join(below)}",
         )
     raise UserError(
         f"irds:{where}: ir_datasets has no set of that name with queries and qrels"

@@ -24,7 +24,7 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
 
     Raises:
         UserError: with file:line, for malformed lines, questions without text, and
-            answers that are no strings.
+            answers that are not strings.
     """
     del split
     path = Path(where).expanduser()

@@ -21,7 +21,7 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
     ``collection.tsv`` holds ``pid<tab>text`` or ``pid<tab>title<tab>text``, or what its
     header says. The split
     ``dev`` finds ``queries.dev.small.tsv`` as well, and ``train`` finds
-    ``queries.train.tsv``. Queries that nobody judged stay: they can be labelled by a
+    ``queries.train.tsv``. Unjudged queries stay: they can be labelled by a
     teacher, and count in no measure.
 
     Raises:
@@ -33,7 +33,7 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
     if chosen is None:
         raise UserError(
             f"{folder}: no split {split!r}{near(split, splits)}",
-            f"the splits there are: {', '.join(splits) or 'none'} "
+            f"available splits: {', '.join(splits) or 'none'} "
             "(each queries.SPLIT.tsv and qrels.SPLIT.tsv)",
         )
     name = folder.resolve().name

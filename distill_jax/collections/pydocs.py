@@ -84,7 +84,7 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
     if split not in SPLITS:
         raise UserError(
             f"pydocs: no split {split!r}{near(split, SPLITS)}",
-            f"the splits there are: {', '.join(SPLITS)}",
+            f"available splits: {', '.join(SPLITS)}",
         )
     entries = _distinct(where)
     asked = Counter(entry.summary.lower() for entry in entries)
@@ -208,7 +208,7 @@ def _locate(name: str) -> Path:
     top, *rest = name.split(".")
     spec = None
     if _NAME.fullmatch(name):
-        # Only the top level is asked for: finding a submodule would import its parent.
+        # Top-level names only: finding a submodule would import its parent.
         spec = importlib.util.find_spec(top)
     path: Path | None = None
     if spec is not None and spec.submodule_search_locations:
@@ -255,7 +255,7 @@ def _walk(node: ast.AST, name: str) -> Iterator[Entry]:
         yield entry
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            # Functions inside functions are nobody's interface.
+            # Functions inside functions are not an interface.
             if not child.name.startswith("_") and not isinstance(
                 node, (ast.FunctionDef, ast.AsyncFunctionDef)
             ):

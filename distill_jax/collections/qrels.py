@@ -76,7 +76,7 @@ class Qrels:
         A header is read: its names say which column is which.
 
         Raises:
-            UserError: with file:line, for a missing column, a grade that is no
+            UserError: with file:line, for a missing column, a grade that is not an
                 integer, or one pair judged twice with different grades.
         """
         judgements: dict[str, dict[str, int]] = {}
@@ -191,7 +191,7 @@ def _read(path: str | Path) -> Iterator[tuple[int, str, str, int]]:
             )
         if not query or not doc or "\0" in line:
             what = "a NUL character" if "\0" in line else "an empty id"
-            raise UserError(f"{path}:{number}: {what}", "mend or drop the line")
+            raise UserError(f"{path}:{number}: {what}", "correct or delete the line")
         zero = found.get("zero", "0")
         if not _ITERATION.fullmatch(zero):
             odd.add(zero)

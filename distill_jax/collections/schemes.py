@@ -24,7 +24,7 @@ def load(spec: str, split: str) -> tuple[Collection, Queries, Qrels]:
     """Loads ``scheme:where`` by the module of that scheme.
 
     Raises:
-        UserError: an unknown scheme, or nothing after the colon where something is due.
+        UserError: an unknown scheme, or nothing after the colon.
     """
     scheme, where = _parts(spec)
     collection, queries, qrels = _module(scheme, where).load(where, split)
@@ -51,7 +51,7 @@ def name(spec: str) -> str:
     """The name of a collection as it was given, once its scheme is known.
 
     Raises:
-        UserError: an unknown scheme, or nothing after the colon where something is due.
+        UserError: an unknown scheme, or nothing after the colon.
     """
     _parts(spec)
     return spec

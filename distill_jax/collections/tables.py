@@ -27,10 +27,10 @@ _ROLES = {"id": ID_COLUMNS, "title": TITLE_COLUMNS, "text": TEXT_COLUMNS}
 
 
 def holds_documents(where: str) -> bool:
-    """Whether a file of JSON lines holds documents; ``question`` says that it does not.
+    """Whether a file of JSON lines holds documents; a ``question`` field means no.
 
     Raises:
-        UserError: no such file, or its first line is no JSON object.
+        UserError: no such file, or its first line is not a JSON object.
     """
     path = Path(where.partition("#")[0]).expanduser()
     first = next(_json_rows(path), None)
@@ -55,7 +55,7 @@ def docs(where: str) -> Collection:
 
     Raises:
         UserError: no such file, a column that it does not have, no column of texts, a
-            row whose text is no string, with file:line.
+            row whose text is not a string, with file:line.
     """
     name, _, named = where.partition("#")
     path = Path(name).expanduser()
@@ -109,7 +109,7 @@ def _items(path: Path, rows: Any, columns: dict, stem: str) -> Iterator[Item]:
         doc_id = f"{stem}-{line}" if doc_id is None else doc_id
         if isinstance(doc_id, bool) or not isinstance(doc_id, str | int):
             raise UserError(
-                f"{path}:{line}: {roles['id']} is a {type(doc_id).__name__}, no id",
+                f"{path}:{line}: {roles['id']} is a {type(doc_id).__name__}, not an id",
                 "name another column: csv:PATH#id=COLUMN",
             )
         yield clean(Item(line, str(doc_id), str(title or ""), text), path)
@@ -162,7 +162,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
             raise UserError(
                 f"{path}:{reader.line_num}: {error}: a quote that is not closed, or in "
                 "the midst of a field",
-                'write a quote inside of quotes twice ("")',
+                'write a quote inside quotes twice ("")',
             ) from None
 
 

@@ -46,7 +46,7 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
     if name not in splits:
         raise UserError(
             f"tfds:{where}: no split {split!r}{near(split, splits)}",
-            f"the splits there are: {', '.join(splits)}",
+            f"available splits: {', '.join(splits)}",
         )
     try:
         records = builder.as_data_source(split=name)

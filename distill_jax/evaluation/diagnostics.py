@@ -1,4 +1,4 @@
-"""What to know of a teacher, and of where candidates come from, before training."""
+"""Diagnostics of a teacher and its candidates, reported before training."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def teacher_report(
     student: Any = None,
     measure: str = "nDCG@10",
 ) -> dict[str, Any]:
-    """Figures and warnings on a teacher; with judgements, beside what it must beat.
+    """Figures and warnings on a teacher; with judgements, also of what it must beat.
 
     Args:
       first_stage, student: Runs over the same queries.

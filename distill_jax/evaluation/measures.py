@@ -77,7 +77,7 @@ def measure_name(name: str) -> str:
     """A measure's name as it was given.
 
     Raises:
-        UserError: there is no such measure.
+        UserError: the measure is unknown.
     """
     parse_measure(name)
     return name
@@ -87,7 +87,7 @@ def parse_measure(measure: str | Any) -> Any:
     """A measure of ``ir_measures`` from its name.
 
     Raises:
-        UserError: there is no such measure.
+        UserError: the measure is unknown.
     """
     import ir_measures
 
@@ -131,7 +131,7 @@ def ties(
         run: the ranking.
         qrels: the judgements.
         measures: as in ``evaluate``.
-        depth: look at so many documents of a list only when counting pairs.
+        depth: pairs are counted among this many first documents of a list.
     """
     top = run if depth is None else run.top(depth)
     tied = pairs = with_ties = 0

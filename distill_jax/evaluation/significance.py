@@ -1,4 +1,4 @@
-"""Whether a difference of means says something: paired tests over queries.
+"""Whether a difference of means is significant: paired tests over queries.
 
     comparisons = compare_all({"before": {...}, "after": {...}}, baseline="before")
     comparisons[0].verdict()
@@ -19,7 +19,7 @@ import numpy as np
 from distill_jax.io.errors import UserError
 
 _EXACT = 14  # up to 2^14 sign patterns are enumerated
-_TIE = 1e-9  # a difference below this is no win: it is rounding
+_TIE = 1e-9  # a smaller difference is rounding, not a win
 _CELLS = 1 << 22  # numbers held at once while resampling
 
 
@@ -265,6 +265,6 @@ def p_text(p: float | None) -> str:
 
 
 def _signless(value: float) -> str:
-    # "-0.000" says nothing that "0.000" does not.
+    # "-0.000" is printed as "0.000".
     text = f"{value:.3f}"
     return text.lstrip("-") if float(text) == 0 else text

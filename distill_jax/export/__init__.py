@@ -63,7 +63,7 @@ def write(
 
     Args:
         pretrained: the student.
-        directory: where the folder goes; an earlier export there is replaced, and
+        directory: the folder to write; an earlier export there is replaced, and
             only by one that passed its verification.
         format: one of ``FORMATS``; None chooses by the student.
         samples: real queries and documents for the verification; every query is
@@ -82,7 +82,7 @@ def write(
 
     Raises:
         UserError: the format cannot express the student, or its verification failed;
-            nothing is left behind then.
+            nothing is left on disk in that case.
     """
     spec = pretrained.spec
     format = format or chosen(spec)

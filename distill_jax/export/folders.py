@@ -45,7 +45,7 @@ def replaced(directory: str | Path) -> Iterator[Path]:
     failure.
 
     Raises:
-        UserError: ``directory`` holds something that is no export.
+        UserError: ``directory`` holds something other than an export.
     """
     directory = Path(os.path.abspath(directory))
     if directory.is_file():
@@ -64,7 +64,7 @@ def replaced(directory: str | Path) -> Iterator[Path]:
     try:
         yield aside
         flush_tree(aside)
-        # What is made aside is private; this folder is to be served from.
+        # A temporary folder is private (0700); an export must be readable by a server.
         aside.chmod(0o755)
         for path in aside.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)

@@ -111,8 +111,8 @@ def _bert(spec: Any, params: dict) -> tuple[dict, dict[str, np.ndarray], dict]:
 def bare(sizes: Any, encoder: dict) -> tuple[dict, dict[str, np.ndarray]]:
     """A BertModel or ElectraModel, as sentence-transformers and PyLate load it.
 
-    BertModel has a pooler that nobody reads here. It is written as zeros: without it,
-    every load prints that weights are missing and ought to be trained.
+    BertModel has a pooler that is unused here. It is written as zeros: without it,
+    every load warns that weights are missing and should be trained.
     """
     config, tensors = encoders.write(sizes, {"encoder": encoder})
     if encoders.family_named(sizes.family).pooler:

@@ -1,6 +1,6 @@
 """``README.md`` of an export: what it is, code that runs, and the proof.
 
-The code of a card is run by the tests in the folder that it lies in.
+Tests run the code of the card inside the exported folder.
 """
 
 from __future__ import annotations

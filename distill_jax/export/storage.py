@@ -1,4 +1,4 @@
-"""How an export's weights lie on disk: their dtype, and files of a greatest size."""
+"""How an export stores weights: dtype and maximum file size."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A target library's scores, computed in another process where it cannot share ours.
 
-TensorFlow and the CUDA builds of PyTorch (by Triton) each bring an LLVM, and a process
-that has loaded the one is ended by the other. SeqIO brings TensorFlow into training.
+TensorFlow and the CUDA builds of PyTorch (by Triton) each load an LLVM, and a process
+that has loaded one crashes when it loads the other. SeqIO loads TensorFlow.
 """
 
 from __future__ import annotations

@@ -138,8 +138,8 @@ def sample_tuples(
 ) -> list[tuple[str, ...]]:
     """Every query with every doc (for a duo, with neighbours), cut to what fits whole.
 
-    Libraries cut over-long pairs each in their own way; what is compared here is the
-    model, so the texts are made to fit at a word's end.
+    Each library truncates over-long pairs in its own way. The check compares the
+    model, so texts are first cut to fit at the end of a word.
     """
     spec, tokenizer = pretrained.spec, pretrained.tokenizer
     if spec.kind in ("reranker", "duo"):

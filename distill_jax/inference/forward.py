@@ -220,7 +220,7 @@ def _data_devices(mesh: Any) -> int:
 
 
 def _run(pretrained, apply, work, features, rows, mesh):
-    """Yields (batch, values on the host), one batch behind what is dispatched."""
+    """Yields (batch, values on the host), one batch later than the dispatch."""
     params = placed(pretrained, mesh)
     waiting = None
     for batch in work:
@@ -241,7 +241,7 @@ _at_once: dict[Any, int] = {}
 
 
 def _dispatched(apply: Any, params: Any, tokens: Any, mesh: Any) -> list[Any]:
-    """A batch's values, still on their way, in as few parts as fit on the devices.
+    """A batch's values, computed asynchronously, in as few parts as fit on the devices.
 
     Raises:
         UserError: not even one sequence a device fits.

@@ -1,4 +1,4 @@
-"""A model on texts held in memory: what the predictor and the exports' proof stand on.
+"""Applies a model to texts in memory; the predictor and the export checks use it.
 
 Jobs that score millions of rows keep token stores and call ``models.inference``.
 """
@@ -113,7 +113,7 @@ def write_queries(
 def pair_scores(
     queries: Any, docs: Any, query_rows: np.ndarray, doc_rows: np.ndarray
 ) -> np.ndarray:
-    """Scores of row pairs from vectors, whichever of the three forms they have."""
+    """Scores of row pairs from dense, ragged or sparse vectors."""
     if isinstance(queries, np.ndarray):
         return np.einsum("md,md->m", queries[query_rows], docs[doc_rows])
     if isinstance(queries, list):

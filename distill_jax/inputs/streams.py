@@ -139,7 +139,7 @@ def _list_of(found: Mapping[str, np.ndarray]) -> Example:
 
 
 def _tensorflow():
-    """SeqIO and TensorFlow, told to leave the accelerators alone."""
+    """Imports SeqIO and TensorFlow, with TensorFlow kept off the accelerators."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         # It complains, from C++ and before it reads its settings, of a missing GPU.

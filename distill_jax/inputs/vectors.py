@@ -1,6 +1,6 @@
 """Batches whose documents are vectors: rows come from the host, vectors never leave.
 
-The table of a collection's vectors lies on the devices once; a batch brings row
+The table of a collection's vectors is placed on the devices once; a batch has row
 numbers, and the vectors of its lists are gathered there. No document is read again,
 so lists of hundreds cost what their queries cost.
 """

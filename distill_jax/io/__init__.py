@@ -1,1 +1,1 @@
-"""Files, errors, strings and draws: what knows nothing of retrieval."""
+"""Files, errors, strings and draws: code that does not depend on retrieval."""

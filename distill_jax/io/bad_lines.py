@@ -3,7 +3,7 @@
     with tolerated(Path(MODEL_DIR) / "rejects.jsonl", most=0.01):
         job()
 
-Readers take their lines through ``parsed`` and know nothing of it. What is left out is
+Readers call ``parsed`` and need no code of their own for it. Skipped lines are
 counted, written down with its reason, and never more than the given share of a file.
 Nothing shifts: what is read keeps its own line number and its own id.
 """
@@ -82,7 +82,7 @@ _tolerance: contextvars.ContextVar[Tolerance | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def tolerated(rejects: Path, most: float = 0.01) -> Iterator[Tolerance]:
-    """Within the block bad lines are left out, up to the share ``most`` of a file."""
+    """Within the block, bad lines are skipped, up to the share ``most`` of a file."""
     tolerance = Tolerance(rejects, most)
     token = _tolerance.set(tolerance)
     try:

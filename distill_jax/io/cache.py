@@ -1,4 +1,4 @@
-"""The folder where things made from large collections are kept between runs."""
+"""The folder that keeps data derived from large collections between runs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from distill_jax.io.errors import UserError
 def cache_dir() -> Path:
     """``$DISTILL_JAX_CACHE``, or ``distill_jax`` in the user's cache folder.
 
-    Created private (0700). What lies in it is read back as data, so a folder that
+    Created private (0700). Its files are read back as data, so a folder that
     someone else owns or may write to is refused.
 
     Raises:
-        UserError: the folder cannot be made, or others can write to it.
+        UserError: the folder cannot be created, or others can write to it.
     """
     named = os.environ.get("DISTILL_JAX_CACHE")
     if named:
@@ -29,8 +29,8 @@ def cache_dir() -> Path:
         status = path.stat()
     except OSError as error:
         raise UserError(
-            f"{path}: the cache folder cannot be made ({error.strerror})",
-            "set DISTILL_JAX_CACHE to a folder of yours",
+            f"{path}: the cache folder cannot be created ({error.strerror})",
+            "set DISTILL_JAX_CACHE to a folder that you own",
         ) from None
     if not stat.S_ISDIR(status.st_mode):
         raise UserError(f"{path}: is not a folder", "set DISTILL_JAX_CACHE to one")

@@ -1,4 +1,4 @@
-"""Random draws and splits that belong to a name, whatever order the names come in."""
+"""Random draws and splits keyed by name, independent of the order of names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def generator(seed: int, *names: str) -> np.random.Generator:
-    """A random stream that belongs to a name, whatever order the names come in."""
+    """A random stream keyed by a name, independent of the order of calls."""
     text = "\x1f".join((str(seed), *names)).encode("utf-8", "surrogatepass")
     key = int.from_bytes(hashlib.sha256(text).digest()[:16], "little")
     return np.random.Generator(np.random.Philox(key=key))

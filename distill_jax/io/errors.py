@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
-    """A user's mistake, told in at most two lines and without a traceback.
+    """A user's mistake, reported in at most two lines and without a traceback.
 
     Args:
         what: what is wrong and where (``file:line``, the id).
@@ -32,7 +32,7 @@ class UserError(ValueError):
 
 
 class Unfinished(UserError):
-    """The job stopped at a limit the user set; what is done is kept, and it goes on."""
+    """The job stopped at a limit that the user set; a rerun resumes it."""
 
     status = 3
 
@@ -58,7 +58,7 @@ def understood(what: str, todo: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole(what: str, todo: str) -> Iterator[None]:
-    """Says which file a library could not read, whatever it raised of it.
+    """Turns any exception of a library that reads a file into a UserError.
 
     Readers of binary formats raise errors of many kinds at damaged bytes: pyarrow its
     own, ``UnicodeDecodeError`` for a column's name, ``KeyError``, ``OverflowError``.

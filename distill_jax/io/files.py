@@ -1,4 +1,4 @@
-"""Files that are whole or absent, digests, and text readers that know the line."""
+"""Atomic file writes, digests, and text readers that report line numbers."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def as_full(error: BaseException) -> OSError | None:
 
 
 def flush_folder(folder: str | Path) -> None:
-    """Brings a rename in a folder to the disk, where the system can."""
+    """Flushes a rename in a folder to disk, if the system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -168,7 +168,7 @@ def _alive(pid: int) -> bool:
 
 
 def flush_tree(folder: str | Path) -> None:
-    """Brings every file of a folder, and the folders, to the disk."""
+    """Flushes every file of a folder, and the folders, to disk."""
     for at, _, names in os.walk(folder):
         for name in names:
             with open(os.path.join(at, name), "rb") as file:
@@ -178,7 +178,7 @@ def flush_tree(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """Names the file or folder that a full disk has no room for.
+    """Names the file or folder in the error of a full disk.
 
     Raises:
         UserError: the disk is full.
@@ -211,7 +211,7 @@ def unwritable(path: Path, error: OSError, written: int | None = None) -> UserEr
         reason += f"; {shutil.disk_usage(path.parent).free:,} bytes are free"
     return UserError(
         f"{path}: no room for it{after} ({reason})",
-        "make room and run the same command: what is finished is kept",
+        "free some space and run the same command: finished work is kept",
     )
 
 

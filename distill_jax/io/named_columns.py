@@ -1,4 +1,4 @@
-"""Tables of text whose columns have names: a header is read, never skipped nor data."""
+"""Text tables with named columns; a header is parsed, not skipped or read as data."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def number_of(path: str | Path, number: int, text: str, what: str, form: str) ->
     if not abs(value) <= LARGEST:
         raise UserError(
             f"{path}:{number}: {clip(text)} is no finite number ({what})",
-            "mend or drop the line",
+            "correct or delete the line",
         )
     return value
 

@@ -1,4 +1,4 @@
-"""Importing C++ libraries that write to the console whatever they are told."""
+"""Imports C++ libraries that write to the console despite their settings."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def open_binary(path: str | Path) -> IO[bytes]:
 
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
-# By their first bytes, which are no UTF-8 or soon have what is none behind them.
+# Recognised by their first bytes, which are not UTF-8 or are soon followed by such.
 _BINARY = {
     "zstd": b"\x28\xb5\x2f\xfd",
     "bzip2": b"BZh",
@@ -167,7 +167,7 @@ def json_object(path: str | Path, number: int, line: str) -> dict | None:
 def read_record(
     path: str | Path, todo: str | None = None, /, **fields: Any
 ) -> dict[str, Any]:
-    """Reads a JSON object with its fields; others may stand beside them.
+    """Reads a JSON object with the given fields; other fields are allowed.
 
     Args:
         todo: what a user may do about a damaged one.

@@ -1,4 +1,4 @@
-"""Types of settings, and values read by them: what a user typed, as what it is for.
+"""Types of settings, and the conversion of typed text to these types.
 
 A setting's annotation says what it takes: ``steps: Size``, ``dropout: Rate``,
 ``measures: tuple[str, ...]``. ``read`` turns a value, or the text of a flag, into that
@@ -29,7 +29,7 @@ class Mismatch(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """What stood behind ``=`` on the command line."""
+    """The text after ``=`` on the command line."""
 
     text: str
 
@@ -121,17 +121,17 @@ def read(value: Any, kind: Any, is_object: Callable[[Any], bool] | None = None) 
     Args:
         value: a literal, or ``Text`` from the command line, which has no type yet.
         kind: an annotation.
-        is_object: whether something stands for an object that is made later.
+        is_object: whether a value is a reference to an object that is built later.
 
     Raises:
-        Mismatch: it is not of that kind; the message says what is needed.
+        Mismatch: the value has another type; the message says what is needed.
         UserError: from a ``Check``.
     """
     return _Reader(is_object or (lambda _: False)).read(value, kind)
 
 
 def untyped(text: str) -> Any:
-    """A flag's text where no type is known: a Python literal, else the text."""
+    """A flag's value if its type is unknown: a Python literal, else the text."""
     try:
         with warnings.catch_warnings():
             # A backslash of a regular expression is none of Python's escapes.

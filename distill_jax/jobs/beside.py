@@ -1,7 +1,7 @@
-"""Rows that stand beside a student's own: what it gives together with other searches.
+"""Extra rows beside the student's own: its results combined with other searches.
 
-A student may have learnt only what a fusion with BM25 gives for nothing. So the same
-sources are measured with the student as it was and as it is, and the two are compared.
+A student may have learnt only what fusion with BM25 gives for free. So the same
+sources are measured with the student before and after training, and compared.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def ranked(name: str, when: str, source: Any, context: Context, depth: int) -> R
 
     Args:
         name: of the source, for its folder and for people.
-        when: "before" or "after": which student ``context`` brings.
+        when: "before" or "after": which student ``context`` holds.
     """
     folder = Path(context.directory) / "evaluation" / "beside" / name / when
     inputs = {

@@ -112,7 +112,7 @@ def _measure(reports: dict[str, dict]) -> str:
 
 
 def _the_one(values: dict[str, str], how: str, by: str, todo: str) -> str:
-    """What all folders were measured by; two that differ are told apart."""
+    """The measures of all folders; refuses folders that were measured differently."""
     if len(set(values.values())) > 1:
         told = ", ".join(f"{path} {by} {value}" for path, value in values.items())
         raise UserError(
@@ -149,7 +149,7 @@ def facts_of(folder: Path, workspace: Workspace) -> dict[str, Any]:
 
 
 def _index_bytes(model: Pretrained, workspace: Workspace) -> int:
-    """Bytes of the vectors of all documents as they lie on disk."""
+    """Bytes on disk of the vectors of all documents."""
     found = embeddings.folder_of(
         model,
         workspace.doc_features(model),

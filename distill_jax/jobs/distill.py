@@ -44,12 +44,12 @@ class Distill:
     """Trains a student in stages and rounds, measured before and after.
 
     Attributes:
-        directory: ``MODEL_DIR``; everything of the job lies in it.
+        directory: ``MODEL_DIR``; it holds all files of the job.
         collection: see ``ir.load_collection``.
         student: what the first stage starts from.
-        stages: in sequence; each goes on with the student of the one before, unless it
+        stages: in sequence; each starts from the student of the one before, unless it
             names another.
-        rounds: times that the stages are gone through. Round r starts with the student
+        rounds: how often the stages are repeated. Round r starts with the student
             of round r - 1.
         measures: the first is the one that the verdict is about.
         depth: documents that a reranker reorders, and that a ranking keeps.
@@ -170,7 +170,7 @@ class Distill:
         return unjudged.with_probes(workspace)
 
     def _check_trainable(self, student: Pretrained) -> None:
-        """Before a teacher is asked, and paid."""
+        """Before a teacher is called, and paid for."""
         for stage in self.stages:
             if not isinstance(stage, Stage) or stage.student is not None:
                 return  # it makes what it trains
@@ -270,7 +270,7 @@ class Distill:
     def _add_teacher(
         self, table: reporting.Table, student: Pretrained, models: Models
     ) -> None:
-        """The teacher's ranking of queries that nobody judged, where it is free."""
+        """The teacher's ranking of unjudged queries, if it costs nothing."""
         workspace = table.workspace
         context = self._context(workspace.judged.queries, student, workspace, models)
         folder = Path(self.directory) / "evaluation" / unjudged.TEACHER
@@ -296,7 +296,7 @@ class Distill:
     def _second(
         self, before, after, workspace: Workspace, models: Models, table
     ) -> None:
-        """The rows of the second first stage: itself, and what is made of it."""
+        """The rows of the second first stage: itself, reranked, and fused."""
         if self.second_stage is None:
             return
         if before.spec.kind in ranking.ENCODERS:

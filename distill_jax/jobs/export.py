@@ -27,7 +27,7 @@ class Export:
     Attributes:
         checkpoint: a MODEL_DIR, a checkpoint step, or any folder of the ecosystem; or
             a ``checkpoints.Checkpoint`` of one.
-        directory: where the export goes.
+        directory: the folder to export to.
         format: "transformers", "sentence_transformers", "pylate" or "t5x"; None
             chooses by the model.
         dtype: of the weights on disk.

@@ -1,8 +1,8 @@
-"""Trains a T5 to ask: document in, query out; measured by the way back.
+"""Trains a T5 query generator: document in, query out; measured by retrieval.
 
 A generated query is good for training a retriever if it leads back to its document.
 The job says how often BM25 goes that way for documents that the generator never saw,
-beside sentences cropped from the same documents and beside what people asked of them.
+compared with sentences cropped from the same documents and with people's questions.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class TrainGenerator:
         directory: ``MODEL_DIR``; ``queries.Generated`` takes it as its checkpoint.
         student: of kind "generator".
         training: its objective is ``losses.Listwise(loss=losses.query_likelihood)``.
-        per_query: at most so many documents of a query; None takes all.
+        per_query: maximum number of documents of a query; None takes all.
         unseen: judged documents of the test split (else dev) that no training query
             has, of which at most so many are asked about.
-        depth: the way back counts if BM25 finds the document in its first so many.
+        depth: a query counts if BM25 ranks its document within this depth.
         max_new_tokens, top_k, temperature: how queries are sampled.
         export: a format of ``export.write``, "auto" for transformers', None for none.
     """
@@ -128,13 +128,13 @@ class TrainGenerator:
     def pairs(self, workspace: Workspace) -> Split:
         if workspace.train is None or not len(workspace.train.qrels):
             raise UserError(
-                "this collection has no training judgements to learn asking from",
+                "this collection has no training judgements to train a generator on",
                 "use a published generator, e.g. --gin.GENERATOR=hf:NAME in synthesize",
             )
         return workspace.train
 
     def lists(self, workspace: Workspace, split: Split) -> Any:
-        """Lists of one document: what was judged relevant, and nothing beside it."""
+        """Lists of a single document, the one that was judged relevant."""
         count = len(split.queries)
         nothing = Run(
             tuple(split.queries.ids),
@@ -161,7 +161,7 @@ class TrainGenerator:
         ]
         if not held_out:
             raise UserError(
-                "there are no test or dev judgements, so no unseen documents to ask of",
+                "there are no test or dev judgements, so no unseen documents",
                 "add qrels/test.tsv, or set DEV_SHARE above 0",
             )
         trained = _documents(workspace.train)
@@ -250,7 +250,7 @@ class TrainGenerator:
         texts: dict[str, dict[str, str]] = {doc: {} for doc in ids}
         for name in SYSTEMS:
             queries = made[name]
-            # A document of which nothing was asked is not found by asking.
+            # A document without a generated query counts as not found.
             ranks[name] = dict.fromkeys(ids, 0)
             if not len(queries):
                 continue

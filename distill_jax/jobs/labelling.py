@@ -156,7 +156,7 @@ class Label:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Synthesize:
-    """Queries made from documents, as a BEIR folder that any job can train on."""
+    """Generates queries from documents, as a BEIR folder that any job can train on."""
 
     desk: DataJob
     queries: Any

@@ -1,4 +1,4 @@
-"""Names that jobs take, each with the check of the room that knows it."""
+"""Types of names that jobs take, each checked by the package that defines it."""
 
 from __future__ import annotations
 

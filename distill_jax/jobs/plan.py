@@ -177,7 +177,7 @@ def machine_lines(
 
 
 def asked_queries(source: Any, workspace: Workspace) -> tuple[Queries, Split | None]:
-    """The queries of a source, or stand-ins for as many as it would make at most.
+    """The queries of a source, or placeholders for the most that it would generate.
 
     The second is their judgements where they are the collection's own.
     """
@@ -239,7 +239,7 @@ def _judged_lists(examples: Any, queries: Queries, judged: Split | None) -> int:
 
 
 def teacher_lines(stage: Any, workspace: Workspace, queries: Queries) -> list[str]:
-    """What the teachers and makers of a stage would be asked."""
+    """The calls that the teachers and query makers of a stage would need."""
     lines = []
     for maker in getattr(stage.queries, "makers", ()):
         if hasattr(maker, "client"):

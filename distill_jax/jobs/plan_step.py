@@ -290,7 +290,7 @@ def step_of(spec: Any, training: Training, shape: Shape, steps: int, mesh: Any) 
 
 
 def _compiled_or_none(*step: Any, **how: Any) -> Any:
-    """The compiled step; None where the compiler says that no chip can hold it."""
+    """The compiled step; None if the compiler finds that no chip can hold it."""
     try:
         return compiled_step(*step, **how)
     except jax.errors.JaxRuntimeError as error:

@@ -32,7 +32,7 @@ VERSIONED = ("distill_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 @dataclasses.dataclass
 class Table:
-    """Measures per query of every system of a job, in the order they were made.
+    """Measures per query of every system of a job, in the order they were measured.
 
     Attributes:
         job, workspace: what is reported on.
@@ -136,13 +136,13 @@ class Table:
         return data
 
     def add_fused(self, name: str) -> None:
-        """The first stage fused with a retriever: what one can serve beside it."""
+        """The first stage fused with a retriever, as one could serve it."""
         pair = [self.runs["first_stage"], self.runs[name]]
         fused = Run.combine(pair, normalise="zscore", depth=self.job.depth)
         self.add(f"{name}{WITH}fused with first stage", fused)
 
     def _beside(self) -> list[str]:
-        """What the sources beside the student gained, in sentences."""
+        """Sentences on the gains of the rows beside the student."""
         if not (self.job.beside and self.values):
             return []
         found = beside.sentences(
@@ -153,7 +153,7 @@ class Table:
         return found
 
     def _teacher(self, best: Any) -> dict | None:
-        """The teacher's figures, beside those of what it must beat."""
+        """The teacher's figures, and those of the first stage."""
         folder = best.directory / "labels"
         if not list(folder.glob("*.parquet")):
             return None
@@ -224,7 +224,7 @@ class Table:
 
 
 def beside_free(values: Mapping[str, Any], measure: str) -> dict[str, Any] | None:
-    """The best that training gave beside the best that needs none.
+    """Compares the best system that training gave with the best that needs none.
 
     Args:
         values: ``{system: {measure: {query: value}}}``.
@@ -305,7 +305,7 @@ def digest_versions() -> dict[str, str]:
 
 
 def export_entry(export: dict | None) -> dict | None:
-    """What a report says of an export: where, in which format, who verified it."""
+    """The report's entry for an export: place, format, verifying library."""
     if export is None:
         return None
     directory = str(export["directory"])

@@ -81,7 +81,7 @@ class Tables:
         runs: ``{collection: (TREC files)}``; a run is called by its file's name up to
             the first dot, so that one system has one row.
         measures: by trec_eval's rules; the tables are of the first.
-        published: ``{system: {collection: value}}``, put beside the cells.
+        published: ``{system: {collection: value}}``, shown beside the cells.
         without_own: leave out documents whose id is the query's own (ArguAna, Quora).
     """
 
@@ -272,7 +272,7 @@ class Tables:
 
 
 def _kept(workspace: Workspace, name: str, inputs: dict, make: Any) -> Run:
-    """A system's run of a collection, made once."""
+    """A system's run of a collection, computed once."""
     folder = workspace.directory / "runs" / slug(name)
     inputs = {
         **inputs,

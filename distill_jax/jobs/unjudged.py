@@ -1,6 +1,6 @@
-"""What can be known of a training without judgements: how the first ten changed.
+"""Reports a training without judgements: how the first ten results changed.
 
-Queries that nobody judged cannot be measured. Some are held out of training (or, where
+Unjudged queries cannot be measured. Some are held out of training (or, where
 there are none, sentences of the documents take their place), and the report shows for
 them how far each system's first ten documents are those of the systems before it and of
 the teacher, with the lists side by side.
@@ -63,7 +63,7 @@ def overlaps(runs: Mapping[str, Run]) -> dict[str, dict[str, float]]:
 
     Returns:
         {system: {"overlap@10 with OTHER": share}} with the first stage, the student
-        before training and, where it was asked, the teacher as OTHER.
+        before training and, if it was called, the teacher as OTHER.
     """
     tops = {name: _sets(run.top(DEPTH)) for name, run in runs.items()}
     others = [name for name in ("first_stage", "before", TEACHER) if name in tops]
@@ -88,7 +88,7 @@ def _share(mine: Mapping[str, set], theirs: Mapping[str, set]) -> float:
 def teacher_run(stage: Any, context: Any, directory: Path) -> Run | None:
     """The teacher's order of a stage's candidates for the probes.
 
-    None where asking it costs calls of an LLM, or the stage has no teacher.
+    None if this costs LLM calls, or the stage has no teacher.
     """
     teacher = getattr(stage.examples, "teacher", None)
     if teacher is None or getattr(teacher, "client", None) is not None:

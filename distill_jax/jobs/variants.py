@@ -2,7 +2,7 @@
 
 Every row is a whole job of the recipe, in a folder of its own, that differs from the
 recipe in the names that the row sets. What costs money or time to label is shared:
-vectors, tokens, scores and replies of an LLM lie in ``MODEL_DIR/shared`` by content.
+vectors, tokens, scores and replies of an LLM are shared in ``MODEL_DIR/shared``.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Variants:
         job: the recipe's own job.
         grid: axes, each ``{name: {NAME: what --gin.NAME= would take}}``. A row is one
             choice of each axis; the first row is what the others are compared with.
-        rows: names of the rows that are made; None makes all.
+        rows: names of the rows to compute; None computes all.
         each_other: tests every pair of rows, not only each against the first.
         timed: loads each student to measure its speed and its index.
-        paper: whose figures stand beside the rows that they belong to.
+        paper: its figures are shown beside the rows that they belong to.
         build: gives a row's job, its gin text and the user's names that it does not
             read; set by what reads the recipe.
         figures: the paper's, by the changes that lead to them; set likewise.
@@ -91,10 +91,10 @@ class Variants:
         return 0
 
     def changes(self) -> dict[str, Changes]:
-        """The rows that are made: their names, and what each changes.
+        """The rows to compute: their names, and what each changes.
 
         Raises:
-            UserError: there is no such row, or two axes change one name.
+            UserError: a row is unknown, or two axes change the same name.
         """
         found: dict[str, Changes] = {}
         for choice in itertools.product(*(axis.items() for axis in self.grid)):

@@ -1,4 +1,4 @@
-"""What teachers say about lists of docs, with where it came from.
+"""Teacher labels for lists of docs, with their provenance.
 
 A label is worth money: it is stored raw (logits, never squashed), in float32, with its
 provenance, and a failure is stored as a failure. How the
@@ -129,7 +129,7 @@ class TeacherLabels:
         )
 
     def keep(self, where: np.ndarray) -> TeacherLabels:
-        """Only the docs where bool[Q, N] says so; ranks are numbered anew.
+        """Only the docs where bool[Q, N] is True; ranks are renumbered.
 
         Rank-DistiLLM's sub-sampling of a deep LLM order is this, with the docs of the
         first stage's top k.
@@ -213,7 +213,7 @@ class TeacherLabels:
         return labels
 
     def check(self, place: str = "labels") -> None:
-        """Raises UserError on the first thing that training must not see."""
+        """Raises UserError on the first label that is invalid for training."""
         if len(set(self.query_ids)) != len(self.query_ids):
             twice = first_twice(self.query_ids)
             raise UserError(

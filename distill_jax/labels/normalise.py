@@ -27,7 +27,7 @@ def zscore(scores: np.ndarray, where: np.ndarray) -> np.ndarray:
     scores = _only(scores, where)
     count = np.maximum(where.sum(axis=1, keepdims=True), 1)
     centred = scores - np.nansum(scores, axis=1, keepdims=True) / count
-    # A constant list has rounding errors for a deviation: that is no scale.
+    # The deviation of a constant list is a rounding error, not a scale.
     spread = np.sqrt(np.nansum(centred**2, axis=1, keepdims=True) / count)
     size = np.maximum(np.abs(_greatest(scores)), np.abs(_least(scores)))
     spread = np.where(spread <= 1e-7 * size, 0, spread)

@@ -92,7 +92,7 @@ class PairLabels:
         )
 
     def check(self, place: str = "pair labels") -> None:
-        """Raises UserError on the first thing that training must not see."""
+        """Raises UserError on the first pair that is invalid for training."""
         if len(set(self.query_ids)) != len(self.query_ids):
             twice = first_twice(self.query_ids)
             raise UserError(f"{place}: query {twice!r} occurs twice", "keep one of it")

@@ -59,7 +59,7 @@ def read_labels(
     kind: Kind | None = None,
     unknown: str = "refuse",
 ) -> Imported:
-    """Reads labels made elsewhere.
+    """Reads labels of other projects.
 
     Args:
       form: one of ``FORMATS``; None looks at the file's name and first record.
@@ -154,7 +154,7 @@ def _assemble(
 
 
 def _refuse_repeated(records: Sequence[Record]) -> None:
-    """A query on two lines is two lists, of which one would be lost."""
+    """Refuses a query on two lines: one of its two lists would be lost."""
     places: dict[str, str] = {}
     for record in records:
         first = places.setdefault(record.query_id, record.place)
@@ -167,13 +167,13 @@ def _refuse_repeated(records: Sequence[Record]) -> None:
 
 
 def _refuse_mixed(records: Sequence[Record]) -> None:
-    """A teacher's scores beside judgements or orders are numbers of two kinds."""
+    """Refuses a file that mixes teacher scores with judgements or orders."""
     for record in records:
         if record.source != records[0].source and record.doc_ids:
             raise UserError(
                 f"{record.place}: a list by {record.source}, but {records[0].place} is"
                 f" one by {records[0].source}",
-                "part the file: one kind of label a file",
+                "split the file: one kind of label per file",
             )
 
 
@@ -194,7 +194,7 @@ def _unknown_docs(
         raise UserError(
             f"{path}: none of its {len(docs):,} docs is in the collection "
             f"{collection.name!r}, e.g. {clip(lost[0])}{made}",
-            "give the collection that the labels were made for",
+            "give the collection that was labelled",
         )
     return [
         f"{path.name}: {len(lost):,} of {len(docs):,} labelled docs are not in the"
@@ -365,7 +365,7 @@ def _permute(records: list[Record], path: str | Path, notices: list[str]) -> lis
             answer = [int(found) for found in re.findall(r"\[(\d{1,6})\]", answer)]
         if not isinstance(answer, list) or not all(type(i) is int for i in answer):
             raise UserError(
-                f"{path}: the answer {clip(str(answer))} is no order",
+                f"{path}: the answer {clip(str(answer))} is not an order",
                 'write "[2] > [1] > ..." or [2, 1, ...]',
             )
         if answer and set(answer) == set(range(n)):

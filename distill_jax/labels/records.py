@@ -38,7 +38,7 @@ class Record:
 
 
 def text_id(text: str) -> str:
-    """The id of a text that came without one."""
+    """The id of a text that has none in the file."""
     return "t" + digest(text)[:16]
 
 
@@ -131,7 +131,7 @@ def flag_embedding(record: Any) -> Record:
     numbers = []
     for side, scores in given.items():
         name = f'"{side}_scores"'
-        # One side's absence is the other's loss, unless it has no documents.
+        # If only one side is given, the other is lost, unless it has no documents.
         found = [] if scores is None else _numbers(scores, name)
         numbers += _as_many(found, sides[side], name)
     return _of_texts(record, texts, numbers)

@@ -19,7 +19,7 @@ _METADATA = b"distill_jax"
 
 
 class Labels(Protocol):
-    """Labels of lists or of pairs, as far as a shard is concerned."""
+    """Labels of lists or of pairs, as shards store them."""
 
     @property
     def query_ids(self) -> tuple[str, ...]: ...
@@ -30,7 +30,7 @@ class Labels(Protocol):
     def __len__(self) -> int: ...
 
     def check(self, place: str = ...) -> None:
-        """Raises UserError on the first thing that training must not see."""
+        """Raises UserError on the first label that is invalid for training."""
         ...
 
     def columns(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -40,10 +40,10 @@ _COMPLETE = "complete.json"
 
 
 class LabelWriter:
-    """Appends shards to a folder and knows what is in it: labelling can be resumed.
+    """Appends shards to a folder and tracks its content, so that labelling can resume.
 
     Args:
-      directory: the folder; made on the first write.
+      directory: the folder; created on the first write.
       provenance: of what will be written. Shards that are there already
         must have the same (but for dates, costs and counts).
       retry_failed: failed queries do not count as done; a later success takes the
@@ -80,7 +80,7 @@ class LabelWriter:
         """One more shard, on the disk when this returns; None where none is written.
 
         Args:
-          counts: what making it took. They lie in the shard, so that the sums over a
+          counts: calls, tokens and time spent, stored in the shard, so that sums over a
             folder (``stored_counts``) are those of all runs that it took to fill it.
         """
         self.done |= set(labels.query_ids)
@@ -114,7 +114,7 @@ def is_complete(directory: str | Path) -> bool:
 
 
 def shards(directory: str | Path) -> list[Path]:
-    """The shards of a folder in their order; [] where there is no folder."""
+    """The shards of a folder in order; [] if there is no folder."""
     directory = Path(directory)
     if not directory.is_dir():
         return []
@@ -322,7 +322,7 @@ def _refuse_unexpected(
             was = repr(provenance[key]) if key in provenance else "not recorded"
             raise UserError(
                 f"{path}: the labels' {key} is {was}, but {wanted!r} is expected:"
-                " they were made from something else",
+                " they come from other inputs",
                 RELABEL,
             )
 

@@ -38,7 +38,7 @@ def reader(form: str | None, path: Path) -> Callable[[str, Any], Record]:
         try:
             record = known[0].read(value)
         except UserError as error:
-            raise UserError(f"{place}: {error.what}", "mend or drop it") from None
+            raise UserError(f"{place}: {error.what}", "correct or delete it") from None
         record.place = place
         return record
 
@@ -101,7 +101,7 @@ def parquet(path: Path, kind: Kind | None) -> Iterator[Record]:
                 rank = as_number(row.get("rank") or 0, f"the rank {what}")
             except UserError as error:
                 raise UserError(
-                    f"{place}: {error.what}", "mend or drop the row"
+                    f"{place}: {error.what}", "correct or delete the row"
                 ) from None
             runs.setdefault(query, []).append((score, int(rank), doc))
         for query_id, docs in runs.items():
@@ -142,7 +142,7 @@ def gpl(path: Path, notices: list[str]) -> Iterator[Record]:
             raise UserError(
                 f"{path}:{number}: the {what}, {clip(positive)} and {clip(negative)} "
                 f"is {reason}",
-                "mend or drop the line",
+                "correct or delete the line",
             )
         return query, positive, negative, value
 

@@ -1,1 +1,1 @@
-"""Training lists: how they are made from labels, judgements and negatives."""
+"""Training lists, built from labels, judgements and negatives."""

@@ -1,4 +1,4 @@
-"""How training lists are made: from judgements and hard negatives, or from labels."""
+"""Builds training lists from judgements and hard negatives, or from labels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def lists_from_judgements(
     query id and the seed. Where the window is exhausted the list stays shorter.
 
     Args:
-        per_query: at most so many positives of a query (the best grades first).
+        per_query: maximum number of positives of a query (the best grades first).
         sampling: "random", or another way of ``negatives.places``.
     """
     found = []
@@ -272,7 +272,7 @@ def with_judged_pairs(
 
     Args:
         names: query id of each list; the draw belongs to it and to the positive.
-        pairs: at most so many of a list (P).
+        pairs: maximum number of pairs of a list (P).
     """
     first = np.full((len(lists), pairs), -1, np.int32)
     second = np.full((len(lists), pairs), -1, np.int32)

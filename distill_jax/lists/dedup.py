@@ -87,14 +87,14 @@ def near_duplicates(
     """Finds texts that are too short, or inside one of their neighbours.
 
     Of equal texts the first stays. A removed text's holder may itself be removed, for
-    another that holds it: something that holds every removed text always stays.
+    another that holds it. Every removed text is contained in some kept text.
 
     Args:
         texts: M texts, read once; a memory-mapped table will do.
         window: neighbours that each text is compared with, in both orders.
         minimum: characters below which a normalised text counts as a duplicate.
         limit: characters of a text that are looked at.
-        directory: where the normalised texts lie meanwhile (about their size, twice);
+        directory: holds the normalised texts temporarily (about twice their size);
             a temporary folder by default. Memory: about 40 bytes a text.
     """
     holders = np.full(len(texts), TOO_SHORT, np.int64)
@@ -144,9 +144,9 @@ def _contained(
 
 
 def _descending(table: StringTable, short: np.ndarray) -> Iterator[tuple[int, bytes]]:
-    """From last to first in sorted order: what comes after is seen before.
+    """Scans from last to first in sorted order, so that a text sees those after it.
 
-    The sort is stable, so of equal texts the first row is seen first, and stays.
+    The sort is stable, so the first row of equal texts is kept.
     """
     import pyarrow.compute as pc
 

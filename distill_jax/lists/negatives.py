@@ -1,6 +1,6 @@
 """Hard negatives: candidates of a run without those that may be relevant after all.
 
-Everything works on a run that was made before, so a filter can be changed without
+Everything works on a finished run, so a filter can be changed without
 encoding or searching again. What was removed, why, and how near it came to the
 positive is kept for the report.
 """
@@ -64,7 +64,7 @@ class Filtered:
         return counts
 
     def suspects(self, count: int, queries: Any, collection: Any) -> list[dict]:
-        """The removed candidates that came nearest to, or furthest above, a positive.
+        """The removed candidates that scored nearest to, or furthest above, a positive.
 
         Only what margins and the teacher took: those are guesses that a person should
         look at. Texts are cut to 300 characters.
@@ -111,8 +111,8 @@ def filter_negatives(
         run: candidates and their scores.
         qrels: judgements; docs of grade ``level`` or more are known positives.
         collection: with it, a candidate whose text equals that of a known positive
-            or of a better candidate (letter case, punctuation and spacing aside) goes.
-        queries: with it and ``collection``, a doc whose text is the query's own goes.
+            or of a better candidate (but for case, punctuation, spacing) is removed.
+        queries: with it and ``collection``, a doc whose text is the query's is removed.
         absolute_margin: keep what scores at least so much below the positive.
         relative_margin: keep what scores below the positive by this share of the
             positive's absolute value: negative scores are safe.
@@ -121,7 +121,7 @@ def filter_negatives(
         teacher: ``TeacherLabels`` of (some of) the candidates, positives among them.
         teacher_margin: a candidate is suspected that the teacher scores higher than
             the best known positive minus this.
-        teacher_threshold: a candidate is suspected above this score, whatever the
+        teacher_threshold: a candidate above this score is a suspect, whatever the
             positive has.
 
     A doc whose id is the query's id is removed in any case.

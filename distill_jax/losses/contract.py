@@ -25,7 +25,7 @@ FORMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def check(
     name: str, loss: Callable[..., Any], on: str, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The options of a loss, each of the type that its parameter says.
+    """The options of a loss, checked against the annotations of its parameters.
 
     Raises:
         UserError: the loss cannot be called as ``FORMS[on]`` says with these options,
@@ -78,7 +78,7 @@ def can_be_split(loss: Callable[..., Any] | None) -> bool:
 def _signature(loss: Callable[..., Any]) -> inspect.Signature | None:
     try:
         return inspect.signature(loss)
-    except (TypeError, ValueError):  # of C: it says nothing about itself
+    except (TypeError, ValueError):  # a C function without a signature
         return None
 
 

@@ -20,7 +20,7 @@ def no_contrast(
     where: Bool[Array, "B N"] | None = None,
     false_negative_threshold: float | None = None,
 ) -> Bool[Array, "B N"]:
-    """The docs of a query's own list that are no negatives of it, wherever they occur.
+    """The docs of a query's own list that are not negatives of it, wherever they occur.
 
     These are its positive (doc 0), every doc with the positive's id and, with a
     threshold, every doc whose label is *more* than ``p - (1 - threshold) |p|`` for the
@@ -68,7 +68,7 @@ def in_batch_contrastive(
         similarity: [B, B, N], query i against (query j, doc n).
         doc_ids: [B, N] numbers of the docs in their collection; doc 0 is the positive.
         labels: [B, N] teacher scores, read only with a threshold.
-        where: [B, N]. A masked doc is nobody's negative; a query whose doc 0 is masked
+        where: [B, N]. A masked doc is never a negative; a query whose doc 0 is masked
             is not counted.
         labelled: [B] queries whose doc 0 is a judged positive; the others are not
             counted, their docs remain negatives. None counts all.
@@ -156,7 +156,7 @@ def _losses(
 def _among(
     ids: Int[Array, "B N"], some: Int[Array, "b N"], there: Bool[Array, "b N"]
 ) -> Bool[Array, "b B N"]:
-    """Which docs of the batch are among ``some``, as far as these are ``there``."""
+    """Which docs of the batch occur in ``some``, where ``there`` is True."""
     # [b, B, N, N] compares fuse into the reduction: that array is never written.
     return jnp.any(
         (ids[None, :, :, None] == some[:, None, None, :]) & there[:, None, None, :],
@@ -165,7 +165,7 @@ def _among(
 
 
 def _following(query_rows: Int[Array, "B"]) -> Int[Array, "B"]:
-    """The next list of the same query, round and round; an only list is its own."""
+    """Index of the next list with the same query: cyclic, itself if it is alone."""
     places = jnp.arange(query_rows.shape[0])
     rows = jnp.where(query_rows < 0, -1 - places, query_rows)
     steps = (places[None, :] - places[:, None] - 1) % places.shape[0]
@@ -192,7 +192,7 @@ def _of_other_lists(
     def turn(state):
         place, found = state
         there = blocked[place] & (place != query)[:, None]
-        # Who has come round stays: the others' ways may be longer.
+        # A finished cycle stays where it is while longer cycles go on.
         after = jnp.where(place == query, place, following[place])
         return after, found | _among(ids, ids[place], there)
 

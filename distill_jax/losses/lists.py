@@ -1,4 +1,4 @@
-"""How every loss reads its arguments: in f32, with masked items made harmless."""
+"""Argument reading shared by all losses: float32, masked items neutralised."""
 
 from __future__ import annotations
 

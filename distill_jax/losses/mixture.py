@@ -98,7 +98,7 @@ class Mixture:
         )
 
     def at(self, step: Int[Array, ""]) -> Mixture:
-        """The mixture of one update, from 0: weights as far as they have grown."""
+        """The mixture at an update (from 0), with the current values of ramps."""
         return self._changed(
             lambda term: {
                 "weight": term.weight * jnp.minimum((step + 1) / term.ramp, 1.0) ** 2,

@@ -309,7 +309,7 @@ class RelativeBias(nnx.Module):
         return shifted(rows, length, keys)[None]
 
     def at(self, position: Int[Array, ""], keys: int) -> Float[Array, "1 H 1 Lk"]:
-        """The row of one query position that is known only at run time (decoding)."""
+        """The row of one query position that is a traced value (decoding)."""
         table = relative_buckets(
             np.arange(-(keys - 1), keys),
             self.buckets,

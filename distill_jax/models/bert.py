@@ -158,7 +158,7 @@ class EncoderLayer(nnx.Module):
         rotary: Any = None,
         distances: Float[Array, "R D"] | None = None,
     ) -> Float[Array, "M T D"]:
-        """``positions``: only the first so many are computed and returned."""
+        """``positions``: how many of the first positions are computed and returned."""
         keys = split_key(key, 3)
         pre = self.place != "post"
         normal = self.attention_norm(x) if pre and self.attention_norm else x
@@ -284,7 +284,7 @@ class BertEncoder(nnx.Module):
         return marked, layer == 0 and not sizes.first_norm
 
     def rotary(self, layer: int, length: int) -> Any:
-        """Cosines and sines for a layer, None where positions are no rotations."""
+        """Cosines and sines for a layer, None without rotary positions."""
         sizes = self.sizes
         if sizes.positions != "rotary":
             return None
@@ -327,7 +327,7 @@ def _relative_bias(sizes: BertSizes, rngs: nnx.Rngs) -> RelativeBias | None:
 def token_types(
     tokens: Int[Array, "*any L"], mask: Bool[Array, "*any L"], sep_id: int
 ) -> Int[Array, "*any L"]:
-    """1 for the tokens after the first [SEP] as far as ``mask`` reaches, else 0."""
+    """1 for unmasked tokens after the first [SEP], else 0."""
     is_sep = (tokens == sep_id).astype(jnp.int32)
     before = jnp.cumsum(is_sep, axis=-1) - is_sep
     return ((before > 0) & mask).astype(jnp.int32)

@@ -43,7 +43,7 @@ class ColbertSpec(EncoderSpec):
             the backbone's usual ones.
         query_length: what every query is filled up to.
         query_marker, doc_marker: ids of [Q] and [D]; None is a model without markers.
-        marker_position: where the markers stand.
+        marker_position: position of the markers.
         mask_id: what queries are filled up with.
         expand: whether queries are filled up at all.
         attend_to_expansion: whether attention sees the filled-up positions.
@@ -72,7 +72,7 @@ class ColbertSpec(EncoderSpec):
             object.__setattr__(self, "skiplist", tuple(self.skiplist))
         if self.query_length <= self.marker_position + 2:
             raise UserError(
-                f"a query_length of {self.query_length} leaves no place for a text",
+                f"a query_length of {self.query_length} leaves no room for text",
                 "set it to 32 or so",
             )
 

@@ -39,9 +39,9 @@ class DualEncoderSpec(EncoderSpec):
         tied: one tower for queries and documents.
         pooling: "cls" reads position 0, "last" the last token, the others all tokens:
             "mean", "max", "mean_sqrt_len" and "weightedmean" (see ``pooling``).
-        projection: width of a linear layer behind the pooling; None has none.
+        projection: width of a linear layer after the pooling; None adds none.
         projection_bias, projection_activation: of that layer.
-        truncate_dim: only the first so many features are kept (Matryoshka); None all.
+        truncate_dim: number of leading features kept (Matryoshka); None keeps all.
         normalise: whether vectors are scaled to unit length.
         similarity: "dot", or "cosine" which normalises for scoring in any case.
     """
@@ -116,7 +116,7 @@ class Tower(nnx.Module):
         if self.projection is not None:
             x = ACTIVATIONS[spec.projection_activation](self.projection(x))
         x = normalise(x) if spec.normalise else x
-        # Cut behind the norm, as sentence-transformers does.
+        # Truncated after the norm, as sentence-transformers does.
         return x[:, : spec.width]
 
 

@@ -59,8 +59,8 @@ class BertSizes:
         type_vocab: 0 has no token types.
         norm: "layer" or "rms"; ``norm_bias`` is of layer norms.
         place: of the norms: "post" the residual, "pre" the block, or on "both" sides
-            of the block. The last two end with a norm behind the last layer.
-        embedding_norm, first_norm: whether there is one behind the embeddings, and
+            of the block. The last two end with a norm after the last layer.
+        embedding_norm, first_norm: whether there is one after the embeddings, and
             in front of the first layer's attention.
         head_size: of one head; None is ``d_model / heads``.
         kv_heads: heads of keys and values; None is as ``heads``.
@@ -147,7 +147,7 @@ class BertSizes:
         return self.head_size or self.d_model // self.heads
 
     def has_window(self, layer: int, length: int) -> bool:
-        """Whether a layer's window hides anything of so many tokens."""
+        """Whether a layer's window hides any token of a text."""
         marked = layer < len(self.windowed) and self.windowed[layer]
         return marked and self.window is not None and length > self.window + 1
 

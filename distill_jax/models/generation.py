@@ -62,7 +62,7 @@ class Decoding:
                 "beam search does not sample", "set temperature=0 or beams=1"
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p} is no probability above 0")
+            raise UserError(f"top_p={self.top_p} is not a probability above 0")
 
 
 def generate(
@@ -81,7 +81,7 @@ def generate(
         tokens: sources, padded with 0.
         decoding: how; greedy by default.
         seeds: one per row, for sampling; row numbers by default.
-        mesh: that the parameters and the rows lie on; None for one device.
+        mesh: the mesh of the parameters and the rows; None for one device.
 
     Returns:
         token ids without the start token, 0 after the end token (which is kept), and

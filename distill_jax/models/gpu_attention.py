@@ -54,7 +54,7 @@ def implementation(
         and width % 8 == 0
         and width <= HEAD_DIM
         # Self-attention over an even length: a bias has gradients only there, and one
-        # query of a decoder is no work for it.
+        # query of a decoder is too little work for it.
         and queries == keys
         and queries % 2 == 0
         # A general mask would be written out in full, as a bias per example.
@@ -67,7 +67,7 @@ def implementation(
 
 @functools.cache
 def cuda_capability() -> float:
-    """Compute capability of the default device; 0 where it is no CUDA card."""
+    """Compute capability of the default device; 0 if it is not a CUDA card."""
     device = jax.devices()[0]
     if "cuda" not in device.client.platform_version:
         return 0.0
@@ -108,7 +108,7 @@ def attend(
         )
     lengths = None
     if mask is not None:
-        # A sequence of padding attends to its first token: finite, and read by nobody.
+        # A sequence of padding attends to its first token: finite, and never read.
         lengths = jnp.maximum(mask.sum(-1, dtype=jnp.int32), 1)
     return jax.nn.dot_product_attention(
         query,

@@ -29,7 +29,7 @@ def activation_dtype(dtype: str) -> str:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantised:
-    """A kernel [I, O] as ``codes * scales * gains``; stands where a float one would.
+    """A kernel [I, O] as ``codes * scales * gains``; replaces a float kernel.
 
     Attributes:
         codes: in -127..127.
@@ -100,6 +100,6 @@ class Linear(nnx.Linear):
         return y.astype(self.dtype)
 
     def weights(self) -> Float[Array, "I O"]:
-        """The kernel in floats, whatever it is kept in."""
+        """The kernel in floats, whatever its storage."""
         kernel = self.kernel.get_value()
         return kernel.whole() if isinstance(kernel, Quantised) else kernel

@@ -59,7 +59,7 @@ class Pretrained:
         """Digest of what a document's vector depends on: equal for equal doc towers.
 
         What only queries pass through is left out, so that a model of two towers finds
-        the vectors that a tied model of its document tower made.
+        the vectors that a tied model of its document tower computed.
         """
         known = {field.name for field in dataclasses.fields(self.spec)}
         # One length for all, which has room for any marker.
@@ -131,7 +131,7 @@ class Pretrained:
         sums.check(directory, record.get("files", {}), todo)
         tokenizer = Tokenizer.load(directory / "tokenizer")
         if record.get("tokenizer", tokenizer.digest) != tokenizer.digest:
-            # Of the same size it would fit, and every id would mean something else.
+            # One of the same size would load, and every id would mean another token.
             raise UserError(
                 f"{directory}/tokenizer is another one than the weights' own",
                 "put the model's own tokenizer back",

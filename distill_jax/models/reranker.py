@@ -88,7 +88,7 @@ def settle(
     """Checks a spec's head against its backbone and fills in prompt and words.
 
     Args:
-        spec: being initialised; frozen, hence the odd assignment.
+        spec: being initialised; assigned by ``object.__setattr__`` since it is frozen.
         prompts: by name.
         usual: decoder head -> name of its prompt.
         plain: the template of a T5 encoder alone.
@@ -259,7 +259,7 @@ class Reranker(nnx.Module):
     def represent(
         self, batch: PairBatch, *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B N"]:
-        """The scores themselves: a reranker has no cheaper second half."""
+        """The scores themselves: a reranker has no separate scoring step."""
         size, number, length = batch.tokens.shape
         flat = batch.tokens.reshape(size * number, length)
         return self.score(flat, rngs=rngs).reshape(size, number)

@@ -191,7 +191,7 @@ def _in_turn(pool, table, bias):
 def _at_once(pool, table, bias):
     """``pool`` of tiles of the vocabulary, joined: the gradient needs no loop.
 
-    Each tile's logits are computed anew in the backward pass.
+    Each tile's logits are recomputed in the backward pass.
     """
     if table.shape[0] <= TILE:
         return pool(table, bias)

@@ -1,4 +1,4 @@
-"""The layers of T5: norm, feed-forward, and what encoder and decoder are made of.
+"""The layers of T5: norm, feed-forward, and the blocks of encoder and decoder.
 
 Each layer of the decoder has two forms: all positions of a target at once, and the
 first position alone, which is all that a reranker reads and costs far less.
@@ -102,7 +102,7 @@ def relative_bias_of(
 
 
 class EncoderLayer(nnx.Module):
-    """Self-attention and feed-forward, each behind a norm, with residuals."""
+    """Self-attention and feed-forward, each after a norm, with residuals."""
 
     def __init__(self, spec: T5Sizes, *, rngs: nnx.Rngs):
         self.rate = spec.dropout
@@ -120,7 +120,7 @@ class EncoderLayer(nnx.Module):
         *,
         positions: int | None = None,
     ) -> Float[Array, "B Lq E"]:
-        """``positions``: only the first so many positions are computed and returned."""
+        """``positions``: how many of the first positions are computed and returned."""
         keys = split_key(key, 4)
         normal = self.attention_norm(x)
         if positions is None:

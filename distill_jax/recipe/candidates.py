@@ -26,7 +26,7 @@ class Context:
     """The context that every source is called with: queries, student, output folder.
 
     Attributes:
-        qrels: what is known of the queries; None where nothing is.
+        qrels: judgements of the queries, if there are any.
         round_number: of the job, from 1.
         student: the current student, for sources that search with it; None where there
             is none yet.
@@ -136,7 +136,7 @@ def model_of(source: Any, context: Context, **overrides: Any) -> Pretrained:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunFile:
-    """A TREC run that was made elsewhere."""
+    """A TREC run from a file."""
 
     path: UserPath | None
     depth: Size | None = None
@@ -163,7 +163,7 @@ class Named:
 
     @property
     def source(self) -> Any:
-        """The source that it stands for."""
+        """The source of this round."""
         if self.run is not None:
             return RunFile(path=self.run, depth=self.depth)
         if not self.checkpoint:
@@ -200,7 +200,7 @@ class Shared:
     Attributes:
         used: numbers of the sources (from 0) whose queries are taken; None takes all.
             What is left out changes nothing for the queries of the others.
-        compared: so many queries ask all sources, for the table of what their first
+        compared: number of queries that use all sources, for the table of how the first
             documents have in common (``sources.json``).
     """
 
@@ -228,7 +228,7 @@ class Shared:
         ids = [query for query in context.queries.ids if query in lists]
         if not ids:
             raise UserError(
-                f"no query asks one of the sources {self.used}",
+                f"no query uses one of the sources {self.used}",
                 f"their numbers are 0 to {len(self.sources) - 1}",
             )
         return Run.from_lists(
@@ -251,7 +251,7 @@ class Shared:
 class InRounds:
     """Another source in each round; the last one in all further rounds.
 
-    A student that is a mere language model yet cannot find what it shall learn from:
+    A student that is still a plain language model cannot find documents to learn from:
     its first round learns from another's candidates, later ones from its own.
     """
 
@@ -289,9 +289,9 @@ class WithJudged:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WithoutKnown:
-    """A filter of a stage: leaves out the documents that are known for their query.
+    """A stage filter that removes the known documents of each query.
 
-    A cropped sentence stands word for word in its own document. Any retriever finds
+    A cropped sentence is a verbatim span of its document. Any retriever finds
     that, and a list that holds it teaches to match strings; the order of the other
     documents is what there is to learn.
     """

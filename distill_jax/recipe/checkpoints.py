@@ -1,6 +1,6 @@
-"""A model as a recipe names it: where it lies, and how it is read.
+"""A model as a recipe names it: its place, and how it is read.
 
-A plain string stands for a ``Checkpoint`` of that path. What a published folder does
+A plain string means a ``Checkpoint`` of that path. What a published folder does
 not say of itself (that a RankT5 answers by ``<extra_id_10>``, that an E5 wants
 "query: " before a query) is in ``published.json``; a recipe's own fields come first.
 """
@@ -184,7 +184,7 @@ def completed(checkpoint: Checkpoint, *, trained: bool = False) -> dict[str, Any
     known = of_hub(checkpoint.path)
     kind = given.get("kind")
     if kind not in (None, known.get("kind", kind)):
-        return given  # made into another student, of which nothing is known
+        return given  # converted into another student, for which nothing is known
     head, wanted = given.get("head"), known.get("head")
     if head is not None and wanted is not None and head != wanted and not trained:
         raise UserError(

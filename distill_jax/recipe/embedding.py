@@ -150,7 +150,7 @@ class Endpoint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VectorFile:
-    """Vectors that were made elsewhere.
+    """Vectors from a file.
 
     Attributes:
         path: a ``.npy`` file [M, E] in the order of the collection's documents (with
@@ -213,7 +213,7 @@ class EmbeddingStage:
         training: its objective reads representations (``on="rep"``), see
             ``losses.embedding_distance``.
         texts: "documents", "queries" (the training ones), or both.
-        student: what this stage starts from; None goes on with the stage before. One
+        student: what this stage starts from; None continues with the stage before. One
             whose vectors are narrower than the teacher's needs ``projection`` in its
             options: a linear layer of the teacher's width.
         keep_projection: whether that layer stays. Without it vectors are as wide as
@@ -302,7 +302,7 @@ class EmbeddingStage:
     def _check(self, student: Pretrained, vectors: np.ndarray) -> None:
         if student.spec.kind != "dual_encoder":
             raise UserError(
-                f"a {student.spec.kind} has no vector of a text to be taught",
+                f"a {student.spec.kind} has no text vector to train",
                 "use a dual encoder",
             )
         width = student.spec.width

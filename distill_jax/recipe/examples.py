@@ -32,7 +32,7 @@ class Examples(Protocol):
     """What a stage learns from."""
 
     def __call__(self, context: Context, run: Run, /) -> Lists:
-        """Lists of documents with what is known of them."""
+        """Lists of documents with their judgements or labels."""
         ...
 
 
@@ -43,8 +43,8 @@ class FromQrels:
     Attributes:
         size: candidates of a list, the positive included (N).
         window: ranks that negatives are drawn from, after filtering.
-        per_query: at most so many positives of a query.
-        draws: lists of each positive, each with negatives drawn anew; as many passes
+        per_query: maximum number of positives of a query.
+        draws: lists of each positive, each with new random negatives; as many passes
             over the queries are one over the lists.
         sampling: how negatives are drawn from the window: "random", "log_random",
             "stratified" or "top", see ``negatives.sample_negatives``.
@@ -52,7 +52,7 @@ class FromQrels:
             positive less ``teacher_margin``, or above ``teacher_threshold``, is left
             out as a false negative; None asks none.
         absolute_margin, relative_margin: drop candidates that score too near to the
-            positive; None keeps them. Known positives and equal texts always go.
+            positive; None keeps them. Known positives and equal texts are dropped.
     """
 
     size: ListSize = 8
@@ -142,12 +142,12 @@ class FromTeacher:
         teacher: called with (context, run) for ``TeacherLabels``.
         pairwise: called with (context, labels) for ``PairLabels``; None for none.
         size: candidates of a list (N).
-        depth: only candidates of the first so many ranks of the first stage, whatever
+        depth: only candidates within this many ranks of the first stage, whatever
             was labelled (Rank-DistiLLM's sub-samples); None keeps all.
         sampling: which of the labelled candidates, see ``lists.building``: "top",
             "random", "spread", "quantile", "stratified" or "log_random".
         judgements: whether a judged positive is put first and contrasted with.
-        trust_first: the teacher's best stands for a positive where none is judged.
+        trust_first: the teacher's best serves as a positive where none is judged.
         normalisation: of the scores, see ``ir.normalise``; "none" keeps raw logits.
         source_first: drop queries whose known document is not the teacher's first.
         drop_below_percentile: drop queries whose best score is below this percentile
@@ -221,7 +221,7 @@ def _shallow(labels: Any, run: Run, collection: Any) -> Any:
 
 
 def _source_first(labels: Any, context: Context) -> Any:
-    """Without the queries whose known document the teacher puts anywhere but first."""
+    """Drops the queries whose known document the teacher does not rank first."""
     scores = np.where(labels.where, labels.training_labels(), -np.inf)
     best = np.argmax(scores, axis=1)
     kept = [

@@ -1,4 +1,4 @@
-"""One training on lists, as its settings say, which goes on where it was stopped."""
+"""One training on lists, which resumes where it was stopped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
 from distill_jax.workspace.describe import describe
 
-# What changes neither the steps nor, but for rounding, what they learn.
+# Settings that change neither the steps nor, but for rounding, their results.
 _FREE = (
     "chunk",
     "micro_batch",
@@ -127,7 +127,7 @@ def _refuse_other_settings(
     if not (saved or read_json(record)["complete"]):
         return  # nothing was trained under them
     if read_json(record)["inputs"] != {k: digest(v) for k, v in inputs.items()}:
-        return  # made anew in any case, and the part says why
+        return  # recomputed in any case, and the cached step says why
     old = read_json(before)
     changed = [
         name
@@ -144,7 +144,7 @@ def _refuse_other_settings(
             f"--gin.MAY_CHANGE={json.dumps(changed, separators=(',', ':'))}",
         )
     if changed and read_json(record)["complete"]:
-        # Made under the old ones: there may be more to do under these.
+        # Finished under the old settings: the new ones may ask for more steps.
         write_json(record, {**read_json(record), "complete": False})
 
 

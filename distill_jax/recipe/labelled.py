@@ -1,4 +1,4 @@
-"""Labels that were made elsewhere, used whole: their queries, lists and pairs.
+"""Labels of other projects, used whole: their queries, lists and pairs.
 
 A stage with such labels retrieves nothing and asks no teacher. Documents that the file
 brings and the collection lacks are trained on as the file has them.
@@ -53,7 +53,7 @@ class LabelFile:
         """Reads the labels, and the queries and documents that belong to them.
 
         Raises:
-            UserError: as ``read_labels``; none of the queries is known.
+            UserError: as ``read_labels``; or none of the queries is in the collection.
         """
         folder = Path(self.path).expanduser()
         if folder.is_dir():
@@ -190,7 +190,7 @@ class Labelled:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Given:
-    """Labels that are there: a teacher, or a pairwise one, that is asked nothing."""
+    """Stored labels in the place of a teacher or a pairwise teacher."""
 
     digest: str
     found: Any = dataclasses.field(repr=False)

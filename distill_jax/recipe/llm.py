@@ -25,7 +25,7 @@ class Listwise:
 
     Attributes:
         client: ``teaching.clients.Client`` or ``LocalModel``.
-        depth: only the first so many candidates are shown; None shows all.
+        depth: number of first candidates that are shown; None shows all.
         window, step: documents of a call, and how far the window moves.
         prompt: "listwise", "scores", or the path of a prompt file; None takes the one
             that fits.
@@ -155,7 +155,7 @@ class Reader:
 
         Raises:
             UserError: no question has answers, or too many have no reply.
-            Unfinished: the budget is at its end; what was answered is in the cache.
+            Unfinished: the budget is used up; finished replies are in the cache.
         """
         from distill_jax.teaching.reader import answer_questions
 
@@ -230,7 +230,7 @@ class Reader:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a reader made of one ranking.
+    """What a reader answered from one ranking.
 
     Attributes:
         values: ``{"EM": {query id: value}, "F1": ...}``.

@@ -45,7 +45,7 @@ class Titles:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnElseMade:
-    """The collection's training queries where it has some, else those that are made.
+    """The collection's training queries, or generated ones where it has none.
 
     One command then serves both kinds of collections.
     """

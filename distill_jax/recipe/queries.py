@@ -1,6 +1,6 @@
 """Where training queries come from: the collection's own, or its documents.
 
-Each source is called with what is asked and returns a ``Split``: queries, and what is
+Each source is called with the context and returns a ``Split``: queries, and what is
 known of them (judgements, or the document that a query was made from).
 """
 
@@ -65,7 +65,7 @@ class Cropped:
 
     Attributes:
         queries: how many documents are cropped; None crops all.
-        stands_in: for queries that the recipe would rather have written; it says so.
+        stands_in: whether it replaces queries that an LLM would write; it says so.
     """
 
     queries: Size | None = None
@@ -95,7 +95,7 @@ class Generated:
 
     Attributes:
         checkpoint: e.g. the MODEL_DIR of ``query_generator.gin``.
-        queries: how many documents are asked about; None takes all.
+        queries: number of documents that get queries; None takes all.
         samples: queries of a document.
     """
 
@@ -138,7 +138,7 @@ class Written:
     Attributes:
         client: ``teaching.clients.Client``: endpoint, model, budget.
         kinds: names of shipped kinds, or paths of a user's own.
-        queries: how many documents are asked about; None takes all.
+        queries: number of documents that get queries; None takes all.
     """
 
     client: Any
@@ -183,7 +183,7 @@ class Written:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """Queries made from documents by one or more makers, and filtered.
+    """Queries generated from documents by one or more makers, and filtered.
 
     Attributes:
         makers: ``Cropped``, ``Generated``, ``Written``; one whose checkpoint is None
@@ -191,7 +191,7 @@ class Synthetic:
         round_trip: a candidate source; a query stays when its document is among the
             first ``round_trip_depth``. None keeps all.
         deduplicate: no queries of near-duplicate documents (004's rule).
-        limit: at most so many queries are kept, by the hash of their documents.
+        limit: maximum number of queries kept, by the hash of their documents.
         judgements: whether a query's own document counts as a judged positive.
     """
 
@@ -311,7 +311,7 @@ def written_or_cropped(
     Args:
         base_url, model: the LLM's address and name; None for both names none.
         written: makes the maker that asks the LLM.
-        cropped: the maker that stands in for it, which is said.
+        cropped: the maker that replaces it without a generator; the console says so.
     """
     maker = llm.behind(base_url, model, written)
     if maker is not None:

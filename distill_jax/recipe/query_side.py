@@ -25,11 +25,11 @@ def query_tower(student: Pretrained) -> Pretrained:
     """The query tower of a dual encoder, as a tied model of its own.
 
     Raises:
-        UserError: the student is no dual encoder.
+        UserError: the student is not a dual encoder.
     """
     if student.spec.kind != "dual_encoder":
         raise UserError(
-            f"a {student.spec.kind} has no query tower to be trained alone",
+            f"a {student.spec.kind} has no query tower that can be trained alone",
             "use a dual encoder, or train it whole (TRAINED='both')",
         )
     name = "tower" if student.spec.tied else "query_tower"

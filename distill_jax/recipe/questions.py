@@ -33,14 +33,14 @@ WHERE = ("following", "first", "none", "any")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answered:
-    """Training questions by where the first document with an answer stands.
+    """Training questions selected by the rank of the first document with an answer.
 
     Attributes:
         candidates: the source whose first ``depth`` documents are looked at.
         where: "following": among them but not first; "first"; "none": not among them;
             "any": all questions.
         depth: documents that are looked at (K).
-        limit: at most so many questions, by the hash of their ids.
+        limit: maximum number of questions, by the hash of their ids.
     """
 
     candidates: Any
@@ -97,7 +97,7 @@ class Answered:
         )
         if not kept.any():
             raise UserError(
-                f"no question is of the kind {self.where!r} in its first {self.depth}",
+                f"no question is {self.where!r} in its first {self.depth}",
                 f"--gin.ANSWERS is one of {', '.join(WHERE)}",
             )
         return _limited(every.take(kept), self.limit, context)

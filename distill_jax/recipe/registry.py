@@ -1,6 +1,6 @@
 """What a gin file may name: the recipe parts of this package, one line each.
 
-Gin reaches anything that an imported module holds. Only what stands here can be bound
+Gin reaches anything that an imported module holds. Only names listed here can be bound
 or called from a gin file; a new part of a recipe is added here. Code of the user's own
 comes from a package that ``--allow_import`` names.
 """
@@ -126,7 +126,7 @@ PARTS: dict[str, tuple[str, ...]] = {
 
 
 def is_part(value: Any) -> bool:
-    """Whether ``value`` is one of ``PARTS``: the object itself, whatever its name.
+    """Whether ``value`` is one of ``PARTS``, by identity and not by name.
 
     A module that was not imported yet has given nothing to a gin file.
     """

@@ -24,7 +24,7 @@ from distill_jax.workspace.console import say
 
 
 class Selection(Protocol):
-    """What of a training says how its checkpoints are measured."""
+    """The settings of a training that decide how its checkpoints are measured."""
 
     @property
     def measure(self) -> str | None: ...
@@ -62,9 +62,9 @@ def held_out(
 
 
 def _names(lists: Lists, context: Context) -> list[str]:
-    """What each list is split by: its query's one known document, or else its query.
+    """The key that each list is split by: its query's one known document, or its query.
 
-    Queries that were made from one document ask nearly the same: all are on one side
+    Queries generated from one document are nearly the same: all are on one side
     (Tamber et al. 2025 split by passage).
     """
     names = []

@@ -1,4 +1,4 @@
-"""One stage: candidates, lists, training. Its files say what they were made from."""
+"""One stage: candidates, lists, training; each result records its inputs."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Stage:
         examples: what is learnt from, see ``recipe.examples``.
         training: how.
         queries: of the lists that are trained on, see ``recipe.queries``.
-        student: what this stage starts from; None goes on with the stage before.
+        student: what this stage starts from; None continues with the stage before.
         filters: called with (context, run) for a run without false negatives.
-        labels: a path, or ``labelled.LabelFile``: labels made elsewhere, whose queries,
+        labels: a path, or ``labelled.LabelFile``: labels of elsewhere, whose queries,
             lists and pairs take the place of this stage's; None makes them.
     """
 
@@ -84,7 +84,7 @@ def run_stage(
     model: Callable[[str], Pretrained],
     round_number: int = 1,
 ) -> StageResult:
-    """Makes what is not made yet, and trains; resumes wherever it was interrupted.
+    """Computes what is missing, and trains; resumes wherever it was interrupted.
 
     A stage of another kind has a ``run`` of its own, with the same arguments.
     """

@@ -72,7 +72,7 @@ class Student:
         dtype: of the matrix products: "float32" or "bfloat16"; None ("auto" in a
             recipe) takes bfloat16 on an accelerator, elsewhere what the checkpoint has.
         dropout: rate in training; None keeps the checkpoint's.
-        attention_dropout: of BERT's attention weights; None is as ``dropout`` says.
+        attention_dropout: of BERT's attention weights; None takes ``dropout``.
         layers: which of the checkpoint's layers are kept, from 0; None keeps all.
         options: other fields of the student's spec (``head``, ``pooling``, ...).
     """
@@ -160,7 +160,7 @@ class Student:
         if self.kind in ("dual_encoder", "colbert") and family == "t5":
             changes = {**changes, "decoder_layers": 0}
         if family == "bert":
-            # Segments of a pair are told apart by this vocabulary's own separator.
+            # The vocabulary's own separator marks the segments of a pair.
             own = {"pad_id": tokenizer.pad_id, "sep_id": tokenizer.sep_id}
             changes = {**changes, **{k: v for k, v in own.items() if v is not None}}
         return sizes_of(self.backbone, vocab_size=rows, **changes)

@@ -111,7 +111,7 @@ class Model:
 
 
 def _overrides(teacher: Any) -> dict[str, Any]:
-    """How a checkpoint is read, as far as the recipe says."""
+    """The recipe's settings of how a checkpoint is read."""
     names = ("kind", "prompt", "query_length", "doc_length")
     values = {name: getattr(teacher, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
@@ -192,7 +192,7 @@ class Ensemble:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelFile:
-    """Labels that were made before: by a label job, or by another project's code.
+    """Stored labels, of a label job or of another project.
 
     Attributes:
         path: a folder of shards, or a file that ``ir.label_readers`` knows.

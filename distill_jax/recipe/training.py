@@ -102,7 +102,7 @@ class Training:
         trainable: regular expressions of the parameters that are trained, or
             "lora:..."; None is all. See ``training.trainable``.
         may_change: names of these settings that may differ from the training that
-            MODEL_DIR holds: that training is resumed all the same.
+            MODEL_DIR holds: that training is resumed nevertheless.
     """
 
     objective: Objective
@@ -155,7 +155,7 @@ class Training:
         return max(1, math.ceil(self.epochs * lists / self.batch_size))
 
     def made_optimizer(self, steps: int) -> optimizers.Optimizer:
-        """The optimizer of a training of so many steps, and of what it trains."""
+        """The optimizer for a number of steps and the trained parameters."""
         warmup = int(self.warmup if self.warmup >= 1 else self.warmup * steps)
         rate = updates.schedule(
             self.schedule,
@@ -171,7 +171,7 @@ class Training:
         return dataclasses.replace(made, trainable=Trainable.of(self.trainable))
 
     def check(self, student: Pretrained) -> None:
-        """Refuses what cannot be trained of a student, before anything is made for it.
+        """Refuses a student that cannot be trained this way, before any work is done.
 
         Raises:
             UserError: ``trainable`` names none of its parameters.

@@ -64,7 +64,7 @@ def schedule(make: ScheduleMaker | str, **settings: Any) -> schedules.Schedule:
     """What ``make`` gives: the learning rate of each step.
 
     Args:
-        settings: peak, warmup, steps, steps_per_epoch, epochs; None is not known.
+        settings: peak, warmup, steps, steps_per_epoch, epochs; None is unknown.
     """
     known = {name: value for name, value in settings.items() if value is not None}
     return _called(_function(make, schedules), known)

@@ -1,4 +1,4 @@
-"""All tests that were made, for those who want to check them."""
+"""The table of all significance tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from distill_jax.report.marks import signed, text
 
 
 def tests_table(data: Mapping[str, Any]) -> str:
-    """A folded table of every comparison; "" when none was made."""
+    """A folded table of every comparison; "" if there is none."""
     comparisons = data.get("significance") or ()
     if not comparisons:
         return ""

@@ -33,7 +33,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_all(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """Records of several trainings in sequence: the steps of each go on from before."""
+    """Records of several trainings in sequence, with steps numbered throughout."""
     records: list[dict[str, Any]] = []
     for path in paths:
         before = records[-1]["step"] if records else 0

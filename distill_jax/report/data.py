@@ -125,9 +125,9 @@ def examples(
     """The queries that changed most, with both systems' top lists.
 
     Args:
-      report: made by ``compare_systems``.
+      report: from ``compare_systems``.
       runs: {system: Run} with the baseline and the system of the verdict.
-      most: so many queries, half from each end.
+      most: number of queries, half from each end.
     """
     names = [n for n in (report["baseline"], report["system"]) if n in runs]
     values = report["queries"]["values"]

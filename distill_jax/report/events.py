@@ -12,7 +12,7 @@ from distill_jax.runtime.loggers import TensorBoard, finite
 
 
 def show_report(directory: str | Path, data: Mapping[str, Any], step: int) -> None:
-    """Writes ``MODEL_DIR/report/tensorboard`` anew, where TensorBoard is installed.
+    """Rewrites ``MODEL_DIR/report/tensorboard``, if TensorBoard is installed.
 
     Args:
       directory: the MODEL_DIR.

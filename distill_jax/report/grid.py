@@ -68,7 +68,7 @@ def significance(values: Values, baseline: str, columns: Any) -> list[Any]:
 
 
 def text(cells: Any, marks: Any, published: Any) -> str:
-    """The table as aligned lines; a published figure stands in brackets."""
+    """The table as aligned lines; a published figure is in brackets."""
     names = list(next(iter(cells.values())))
     lines = [["", *names]]
     for system, row in cells.items():

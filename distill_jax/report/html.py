@@ -1,4 +1,4 @@
-"""``report.html``: one file that opens offline and says first what matters.
+"""``report.html``: one file that opens offline and begins with the verdict.
 
 Nothing is loaded from anywhere: style and script are inside, plots are inline SVG, and
 the page's own security policy forbids everything else. All of it can be read without

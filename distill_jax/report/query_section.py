@@ -1,4 +1,4 @@
-"""Query by query: differences as sorted bars, and the lists behind them."""
+"""Query by query: differences as sorted bars, with the ranked lists."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NOTHING = '<p class="note">Nothing was found.</p>'
 
 
 def queries(data: Data) -> str:
-    """Differences as sorted bars, and the lists behind them."""
+    """Differences as sorted bars, with the ranked lists."""
     per_query = data.get("queries") or {}
     values = per_query.get("values") or {}
     baseline, system = data.get("baseline"), data.get("system")
@@ -56,7 +56,7 @@ def queries(data: Data) -> str:
 
 
 def _unmeasured(data: Data) -> str:
-    """The lists of queries that nobody judged."""
+    """The lists of unjudged queries."""
     return "".join(
         f"<details><summary>{text(example['query'] or example['query_id'])}</summary>"
         f'<div><div class="sides">{_sides(example, data)}</div></div></details>'

@@ -313,7 +313,7 @@ def use(data: Data) -> str:
 
 
 def again(data: Data) -> str:
-    """The command, and where everything came from."""
+    """The command, and the origin of all inputs."""
     command = data.get("again")
     shown = f"<pre><code>{text(command)}</code></pre>" if command else ""
     made = facts_list(dict(data.get("provenance") or {}))

@@ -2,7 +2,7 @@
 
 Each column is one flat file. A shard is appended to all columns, flushed to the disk,
 and only then marked as finished by a small file with its sizes. Whoever comes next
-cuts the columns back to the finished shards and goes on from there.
+cuts the columns back to the finished shards and resumes from there.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Columns:
             start = sum(sizes[name] for sizes in before)
             path = self._holding(name, start)
             with open(path, "ab") as file:
-                file.truncate(start * dtype.itemsize)  # what a kill left behind
+                file.truncate(start * dtype.itemsize)  # left by a killed run
                 values.tofile(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -100,7 +100,7 @@ class Columns:
         return columns
 
     def _holding(self, name: str, count: int) -> Path:
-        """The column's file, which was seen to hold at least ``count`` numbers."""
+        """The column's file, checked to hold at least ``count`` numbers."""
         path = self._path(name)
         size = path.stat().st_size if path.exists() else 0
         if size < count * self.dtypes[name].itemsize:

@@ -24,7 +24,7 @@ from distill_jax.runtime.placement import platform
 
 _FORMAT = 1
 _RECORD = "embeddings.json"
-# What a kill may cost; within a shard texts are sorted by length.
+# A kill loses at most one shard; within a shard texts are sorted by length.
 _SHARD_CPU, _SHARD_TOKENS, _SHARD_VECTORS = 1024, 16384, 65536
 
 
@@ -40,7 +40,7 @@ def embed_docs(
     shard_docs: int | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> Any:
-    """The vectors of a corpus, from disk as far as they are there.
+    """The vectors of a corpus, read from disk where they were computed before.
 
     On several hosts every process calls this; ``directory`` must be one that all of
     them see. Process 0 writes.
@@ -56,7 +56,7 @@ def embed_docs(
         tokens_per_batch: padded tokens computed at once.
         shard_docs: docs between two points that a kill falls back to.
         progress: called with the number of docs that are there already, then with
-            the number just encoded, time and again.
+            the number just encoded, repeatedly.
 
     Returns:
         A dual encoder's [N, D] memory map (``QuantisedVectors`` for int8), ColBERT's
@@ -176,7 +176,7 @@ def _dtypes(kind: str, dtype: str) -> dict[str, str]:
 
 
 def _shard_docs(folder: Path, kind: str, asked: int | None) -> int:
-    """Docs a shard; the same after a restart, whatever is asked for then."""
+    """Docs per shard; a restart keeps the number of the first run."""
     kept = folder / "shards.json"
     if kept.exists():
         todo = f"delete {folder}: it is encoded again"

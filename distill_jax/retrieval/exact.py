@@ -151,7 +151,7 @@ class Exact:
 
 
 class _Devices:
-    """Where the docs lie, and how large the pieces are."""
+    """Placement of the docs on devices, and block sizes."""
 
     def __init__(self, mesh: Any):
         import jax
@@ -161,7 +161,7 @@ class _Devices:
         self.mesh = Mesh(devices, ("docs",))
         self.count = len(devices)
         self.cpu = devices[0].platform == "cpu"
-        # Columns whose maximum stands for them in the first stage of top k.
+        # Number of columns that the first stage of top k represents by their maximum.
         self.group = 32 if self.cpu else 128
         self._sharded = NamedSharding(self.mesh, PartitionSpec("docs"))
         self._replicated = NamedSharding(self.mesh, PartitionSpec())

@@ -136,7 +136,7 @@ def _is_text(blob: np.ndarray, offsets: np.ndarray) -> bool:
 def check_source(
     directory: str | Path, meta: dict[str, Any], source: str | None
 ) -> None:
-    """Compares the digest that an index carries with the one that is asked for.
+    """Compares the digest of an index with the expected one.
 
     Raises:
         UserError: they differ: the index is of other weights or of another corpus.

@@ -41,7 +41,7 @@ class LateInteraction:
         index: ``Exact`` or ``Scann`` over the docs' encodings.
         doc_ids, ranks: as in ``Exact``.
         report: build seconds, bytes a token, what the compression lost.
-        source: digest of what made the vectors, or "".
+        source: digest of the model and texts of the vectors, or "".
     """
 
     tokens: TokenVectors

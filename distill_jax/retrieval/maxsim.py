@@ -74,7 +74,7 @@ def score_all(
     """MaxSim of every query of a tile and docs ``rows``: [Q, len(rows)], on the device.
 
     Args:
-        queries: what ``pad_queries`` made.
+        queries: from ``pad_queries``.
         rows: int[M], docs of one tile (``tiles_of``).
     """
     tokens, owner = docs.take(rows)

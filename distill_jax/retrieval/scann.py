@@ -62,7 +62,7 @@ class Scann:
         default: the width of a search that names none.
         report: recall@k against ``Exact`` on sample queries, the wanted recall and
             whether it was met, build seconds, docs, the settings, queries a second.
-        source: digest of what made the vectors, or "".
+        source: digest of the model and texts of the vectors, or "".
         threads: of a search.
     """
 
@@ -97,7 +97,7 @@ class Scann:
 
         Args:
             vectors: [N, D], in memory or mapped; ScaNN holds a float32 copy, which a
-                large corpus reaches by way of a file of its size, where TMPDIR says.
+                large corpus writes to a file of its size, in TMPDIR.
             doc_ids: "0", "1", ... for None.
             similarity: "dot" or "cosine".
             recall: wanted share of the exact k best, in the mean over queries.
@@ -225,7 +225,7 @@ class Scann:
         *,
         width: Width | None = None,
     ) -> Run:
-        """The k docs of greatest similarity that the search comes across.
+        """The k docs of greatest similarity that the search finds.
 
         Where the leaves that ``width`` opens hold fewer than k, more are opened.
 
@@ -256,12 +256,12 @@ class Scann:
             empty = np.isnan(near)
             rows[short] = np.where(empty, -1, found.astype(np.int64))
             scores[short] = np.where(empty, -np.inf, near)
-            # A width is chosen for recall; it is no wish for fewer than k documents.
+            # The width serves recall only; a search never returns fewer than k for it.
             every = leaves is None or leaves >= self.report["leaves"]
             if every and reorder == len(self.doc_ids):
                 break
             short = short[empty.any(1)]
-            # An index that reorders gives no more than it reorders, if not told to.
+            # By default, an index that reorders returns only the docs it reordered.
             reorder = len(self.doc_ids) if every else reorder
             leaves = leaves and min(2 * leaves, self.report["leaves"])
         return Run(query_ids, rows, scores, self.doc_ids)

@@ -29,7 +29,7 @@ def check(assets: Path, sizes: dict[str, int]) -> None:
 
     Raises:
         UserError: a file is missing, of another size or of no known use, or the listing
-            says something that ScaNN would not have written.
+            has content that ScaNN would not write.
     """
     for name, size in sizes.items():
         path = assets / name

@@ -1,4 +1,4 @@
-"""How a ScaNN searcher is made: learnt from a sample, then filled block by block.
+"""Builds a ScaNN searcher: trained on a sample, then filled block by block.
 
 ScaNN's own build of a tree holds the residuals of all docs beside their copy: with the
 caller's vectors 3.3 times these at 1M x 128. Here it is trained on a sample, and reads
@@ -42,7 +42,7 @@ class Tree:
 
     @property
     def trained_on(self) -> int:
-        """Docs that k-means sees."""
+        """The sample of docs for k-means."""
         return max(100_000, _DOCS_A_LEAF * self.leaves)
 
 

@@ -2,7 +2,7 @@
 
 ``scann/__init__.py`` also loads a TensorFlow operation that is built for one release of
 TensorFlow. Beside another release it fails, and takes the numpy half with it. That half
-(``scann_pybind.so``) links nothing of TensorFlow's, so it works whichever release is
+(``scann_pybind.so``) does not link TensorFlow, so it works with any release
 there, and whichever of the two is loaded first.
 """
 

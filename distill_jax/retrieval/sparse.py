@@ -23,7 +23,7 @@ class Sparse:
     Attributes:
         postings: one list a feature.
         doc_ids, ranks: as in ``Exact``.
-        source: digest of what made the vectors, or "".
+        source: digest of the model and texts of the vectors, or "".
     """
 
     postings: Postings

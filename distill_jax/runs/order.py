@@ -14,7 +14,7 @@ _CHUNK_CELLS = 1 << 22
 
 
 class Lists(NamedTuple):
-    """The lists of a run as arrays, before it is a ``Run``; also what one is made of.
+    """The lists of a run as arrays, before and inside a ``Run``.
 
     Attributes:
         query_ids: Q ids.
@@ -106,7 +106,7 @@ def _check(query_ids, start, rows, scores, doc_ids) -> None:
         raise UserError(
             f"query {clip(query_ids[start + i])}, document "
             f"{clip(doc_ids[int(rows[i, j])])}: the score is NaN",
-            "look at the model or index that made it",
+            "check the model or index that produced it",
         )
     if rows.max(initial=-1) >= len(doc_ids):
         raise ValueError(f"row {rows.max()} of {len(doc_ids)} documents")
@@ -127,7 +127,7 @@ def _order_part(rows, scores, doc_ids) -> tuple[np.ndarray, np.ndarray]:
         scores = np.where(where, scores, np.float32(-np.inf))
     falls = (scores[:, :-1] >= scores[:, 1:]) & (where[:, :-1] | ~where[:, 1:])
     if not falls.all():
-        # -inf may be a real score: padding still goes last.
+        # -inf may be a real score: padding still comes last.
         order = np.lexsort((-scores, ~where), axis=1)
         rows = np.take_along_axis(rows, order, 1)
         scores = np.take_along_axis(scores, order, 1)

@@ -22,8 +22,8 @@ from distill_jax.runs.trec import read_run, write_run
 class Run:
     """Ranked documents of queries.
 
-    The constructor brings every list into trec_eval's order: score descending as
-    float32, ties by document id descending. Padding goes to the end, with score -inf.
+    The constructor sorts every list in trec_eval's order: score descending as
+    float32, ties by document id descending. Padding comes last, with score -inf.
 
     Attributes:
         query_ids: Q query ids, all different.
@@ -174,7 +174,7 @@ class Run:
         Args:
             path: the file. The rank column of a TREC run is not looked at.
             collection: index its documents; by default those that occur.
-            limit: keep the best so many documents of a query.
+            limit: number of best documents kept for each query.
 
         Raises:
             UserError: with file:line, for a malformed line, a document twice in a
@@ -190,7 +190,7 @@ class Run:
     def write(self, path: str | Path, tag: str = "distill_jax") -> None:
         """Writes a TREC run file atomically, in bounded memory.
 
-        Ids with blanks cannot stand in a TREC file as they are: they are written
+        A TREC file cannot hold ids with blanks: they are written
         percent-encoded, and the tag says so (``TAG;ids=percent-encoded``), by which
         ``read`` knows to decode them. Scores are written so that float32 survives.
 
@@ -251,7 +251,7 @@ class Run:
             runs: runs of the same or different queries; a missing list gives nothing.
             k: the constant of Cormack et al. (SIGIR 2009), 60 there.
             weights: one a run, 1 by default.
-            depth: keep so many documents of a query, all by default.
+            depth: number of documents kept for each query, all by default.
         """
 
         def gains(run: Run) -> np.ndarray:
@@ -279,7 +279,7 @@ class Run:
             normalise: per list: ``"minmax"`` to [0, 1], ``"zscore"``, or None. A list
                 of equal scores becomes 0. Without normalisation a missing document
                 counts 0.
-            depth: keep so many documents of a query, all by default.
+            depth: number of documents kept for each query, all by default.
 
         Raises:
             UserError: an unknown normalisation.

@@ -46,7 +46,7 @@ def write_run(run: Lists, path: str | Path, tag: str) -> None:
     ids = [run.doc_ids[row] for row in int_list(used)]
     names = list(run.query_ids)
     if "" in names or "" in ids:
-        raise UserError("an empty id cannot stand in a run file", "rename it")
+        raise UserError("a run file cannot hold an empty id", "rename it")
     if any(_BLANK.search(name) for name in (*names, *ids)):
         tag += ENCODED
         ids, names = [_escape(i) for i in ids], [_escape(n) for n in names]
@@ -95,7 +95,7 @@ def read_run(path: str | Path, collection: Collection | None) -> Lists:
         for block in _arrow_blocks(path):
             entries.add(*block)
     except _NotPlain:
-        # Runs of blanks, other columns, or a fault: the careful way says which.
+        # Runs of blanks, other columns, or a fault: the slow parser finds out which.
         entries = _Entries(path, collection)
         for block in _line_blocks(path):
             entries.add(*block)
@@ -234,7 +234,7 @@ def _falls(query: np.ndarray, ranks: np.ndarray) -> bool:
     order = np.argsort(query, kind="stable")
     inside = query[order][1:] == query[order][:-1]
     steps = np.diff(ranks[order])[inside]
-    # Two documents may stand in any order.
+    # Two documents may be in any order.
     return int(np.bincount(query).max()) > 2 and bool((steps < 0).all())
 
 
@@ -372,6 +372,6 @@ def _line_blocks(path: str | Path) -> Iterator[tuple[Any, Any, np.ndarray, bool]
         of = [place.setdefault(query, len(place)) for query, _ in ranks]
         if _falls(np.asarray(of), np.asarray([float(rank) for _, rank in ranks])):
             raise UserError(
-                f"{path}: its third column is no rank: there is no 1, or all lists fall",
+                f"{path}: its third column is not a rank: there is no 1, or all lists decrease",
                 f"is the column a score? write {_FORM}, or a header",
             )

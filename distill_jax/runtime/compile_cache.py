@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def keep_programs() -> None:
-    """Keeps what is compiled in this user's cache, unless JAX was told a folder.
+    """Keeps compiled programs in this user's cache, unless JAX has a folder set.
 
     A CPU's programs are machine code: each kind of processor has a folder of its own.
     """

@@ -18,7 +18,7 @@ KINDS = (
     "all-to-all",
     "collective-permute",
 )
-# They name or order what lies in memory already.
+# They name or order values that are already in memory.
 _FREE = (
     ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota")
     + ("while", "call", "conditional", "after-all", "opt-barrier")
@@ -86,7 +86,7 @@ class Program:
         self.runs = self._runs()
 
     def _runs(self) -> dict[str, int]:
-        """How often each computation that is no fusion runs."""
+        """How often each computation other than a fusion runs."""
         runs: collections.Counter = collections.Counter({self.entry: 1})
         order = [self.entry]
         for name in order:

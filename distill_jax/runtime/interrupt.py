@@ -32,7 +32,7 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         self._saving.__enter__()
-        # One that came before the first step.
+        # A signal that arrived before the first step.
         self.signal = signals.heard()
         alone = jax.process_count() == 1
         if alone and threading.current_thread() is threading.main_thread():

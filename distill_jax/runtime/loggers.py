@@ -1,6 +1,6 @@
 """Where the numbers of a run are shown while it runs: TensorBoard and others.
 
-Each logger is made by name (``LOGGERS``); its library is imported when it is opened.
+Loggers are created by name (``LOGGERS``); a library is imported when it is opened.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class MLflow:
         mlflow.log_params({name: str(value)[:500] for name, value in config.items()})
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        # "@" has no place in MLflow's names.
+        # MLflow does not allow "@" in names.
         named = {name.replace("@", "_at_"): value for name, value in values.items()}
         self._mlflow.log_metrics(named, step=step)
 

@@ -1,4 +1,4 @@
-"""Where the values of a traced program lie, and what it is compiled for.
+"""Placement of the values of a traced program, and the platform it is compiled for.
 
 Layers know no mesh. They say ``rows(x)`` of their activations and ``at_use(layer)`` of
 their weights; inside ``computing_on(mesh)`` both become constraints of the compiler:
@@ -114,7 +114,7 @@ def platform(mesh: Mesh | None = None) -> str:
 def default_dtype() -> str | None:
     """The dtype of matrix products where none is set: bfloat16 on an accelerator.
 
-    None on a CPU: what a checkpoint was made with, or float32.
+    None on a CPU: the dtype of the checkpoint, or float32.
     """
     return None if platform() == "cpu" else "bfloat16"
 
@@ -132,7 +132,7 @@ def rows(x: jax.Array) -> jax.Array:
 
 
 def over_rows(function: Callable, number: int) -> Callable:
-    """``jax.vmap(function)`` over ``number`` rows that lie over data x fsdp."""
+    """``jax.vmap(function)`` over ``number`` rows, sharded over data x fsdp."""
     placement = current()
     if placement is None or placement.mesh.size == 1:
         return jax.vmap(function)
@@ -172,7 +172,7 @@ def weight(path: str, leaf: jax.Array, dtype: Any) -> jax.Array:
     """One parameter where it is read; see ``at_use``.
 
     Args:
-        path: a name that the table of partitions knows.
+        path: a name in the table of partitions.
     """
     placement = current()
     if placement is None or placement.mesh.shape["fsdp"] == 1:
@@ -201,7 +201,7 @@ def _gather_forward(weight, dtype, used, kept):
 
 
 def _gather_backward(dtype, used, kept, stored, gradient):
-    # Whole first, or the compiler would split by features what it is summed from.
+    # Whole first, or the compiler would split the summands by features.
     part = jax.lax.with_sharding_constraint(gradient, used)
     part = jax.lax.with_sharding_constraint(part, kept)
     return (part.astype(stored.dtype),)

@@ -1,4 +1,4 @@
-"""Several processes as one program: who joins, and how soon a lost one is noticed.
+"""Several processes as one program: joining, and detection of lost processes.
 
 Training, encoding and labelling run the same program on one device or on many hosts;
 JAX's own runtime connects them. When one of its processes dies, the others end too,
@@ -72,9 +72,9 @@ def join(environment: Mapping[str, str] | None = None) -> bool:
 
 
 def _in_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher that JAX knows has started several processes.
+    """Whether a launcher that JAX recognises started several processes.
 
-    Asked of the environment alone: one task of Slurm or one host of a TPU is no
+    Read from the environment alone: one task of Slurm or one host of a TPU is not a
     cluster, and asking JAX would look for a metadata server on any machine.
     """
 
@@ -178,7 +178,7 @@ def leave(status: int) -> NoReturn:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes; no backend is started to know."""
+    """Whether this process is the one that writes; starts no backend."""
     state = _state()
     return state is None or not state.process_id
 
@@ -190,7 +190,7 @@ def several() -> bool:
 
 
 def agreed(value: bool) -> bool:
-    """What the first process says, in every process."""
+    """Broadcasts a value of the first process to every process."""
     if not several():
         return value
     import numpy as np
@@ -205,7 +205,7 @@ def agreed_array(values: Any) -> Any:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    # As bytes: what has 64 bits would lose half of them on its way.
+    # As bytes: JAX would truncate 64-bit values.
     values = np.ascontiguousarray(values)
     flat = values.reshape(-1).view(np.uint8)
     given = np.array(multihost_utils.broadcast_one_to_all(flat), np.uint8)
@@ -221,7 +221,7 @@ def meet(name: str) -> None:
 
 
 def _state() -> Any:
-    # There is no public form of this question that starts no backend.
+    # JAX has no public API for this that starts no backend.
     jax = sys.modules.get("jax")
     state = None if jax is None else jax._src.distributed.global_state
     return state if state is not None and state.client is not None else None
@@ -229,7 +229,7 @@ def _state() -> Any:
 
 @contextlib.contextmanager
 def translate_lost_process() -> Iterator[None]:
-    """Turns what the runtime says about a dead process into what to do."""
+    """Turns the runtime's error about a dead process into a UserError."""
     import jax
 
     try:

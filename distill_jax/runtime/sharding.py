@@ -1,8 +1,8 @@
 """Where arrays live: one mesh, and one table from parameter path to partition.
 
 Three axes. ``data`` splits the batch and copies the parameters; ``fsdp`` splits both;
-``model`` splits the inside of layers (heads, feed-forward, vocabulary). Modules know
-nothing of this. The loss is a function of the global batch, whatever the mesh.
+``model`` splits the inside of layers (heads, feed-forward, vocabulary). Modules use
+none of this. The loss is a function of the global batch, whatever the mesh.
 """
 
 from __future__ import annotations
@@ -105,14 +105,14 @@ def make_mesh(spec: str | None = None, devices: Any = None) -> Mesh:
             "change MESH, or leave it out to put all devices on data",
         )
     grid = _grid(devices[:total], shape)
-    # Auto: the compiler places what lies between; explicit axes break nnx.Embed.
+    # Auto: the compiler places intermediate values; explicit axes break nnx.Embed.
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _grid(devices: list, shape: tuple[int, ...]) -> np.ndarray:
     """Devices by the axes: neighbours on a TPU's torus, slices over ``data`` alone.
 
-    What ``data`` exchanges is the least, so it is what crosses the network between
+    The ``data`` axis exchanges the least, so it crosses the network between
     slices.
     """
     if devices[0].platform != "tpu" or len(devices) == 1:
@@ -145,7 +145,7 @@ def _devices() -> list:
         asked = getattr(jax.config, "jax_platforms", None) or "an accelerator"
         reason = (str(error).splitlines() or ["JAX has no plug-in for it"])[0]
         raise UserError(
-            f"no device of the kind that is asked for ({asked}): {reason[:200]}",
+            f"the requested device is not available ({asked}): {reason[:200]}",
             "pip install 'jax[cuda12]' on a machine with a GPU, or run with "
             "JAX_PLATFORMS=cpu",
         ) from error
@@ -154,7 +154,7 @@ def _devices() -> list:
 def fitting(
     spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh, path: str = ""
 ) -> PartitionSpec:
-    """``spec`` without the axes that do not divide their dimension, said once."""
+    """``spec`` without the axes that do not divide their dimension; warns once."""
     parts = []
     for size, axes in zip(shape, tuple(spec) + (None,) * len(shape)):
         names = (axes,) if isinstance(axes, str) else tuple(axes or ())
@@ -195,7 +195,7 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
 
 
 def shard_params(params: Any, mesh: Mesh) -> Any:
-    """The parameters on the mesh, each as the table says."""
+    """The parameters on the mesh, each placed by the partition table."""
     return jax.device_put(params, param_shardings(params, mesh))
 
 
@@ -230,7 +230,7 @@ def batch_sharding(leaf: Any, mesh: Mesh, axis: int = 0) -> NamedSharding:
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """A host's batch to its part of the global batch, leading axis over data x fsdp.
 
-    With several processes each brings its own rows; with one the batch is global.
+    With several processes each passes its own rows; with one the batch is global.
     """
     if jax.process_count() == 1:
         return jax.tree.map(

@@ -61,7 +61,7 @@ def check() -> None:
 
 @contextlib.contextmanager
 def working() -> Iterator[None]:
-    """Within the block a signal leaves time to end in order; outside it does not."""
+    """Within the block, a signal leaves time for a clean end; outside it does not."""
     global _working
     _working = True
     try:
@@ -72,7 +72,7 @@ def working() -> Iterator[None]:
 
 @contextlib.contextmanager
 def saving() -> Iterator[None]:
-    """Within the block whoever saves decides when to end."""
+    """Within the block, the code that saves decides when to end."""
     global _saving
     _saving = True
     try:
@@ -122,7 +122,7 @@ def _watch(reader: socket.socket, writer: socket.socket) -> None:
 
 def _end() -> None:
     for stream in (sys.stdout, sys.stderr):
-        # What was said so far; a thread that holds the stream is not waited for.
+        # Flush output so far; do not wait for a thread that holds the stream.
         with contextlib.suppress(Exception):
             stream.flush()
     say()

@@ -20,7 +20,7 @@ from distill_jax.io.errors import UserError, near
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """What one chip does at most, as its maker says.
+    """The peak figures of one chip, from its vendor.
 
     Attributes:
         flops: bfloat16 products a second, counted as FLOPs.
@@ -66,7 +66,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A machine to plan for: so many chips, and what compiles for them.
+    """A machine to plan for: a number of chips, and their compiler.
 
     Attributes:
         devices: JAX's descriptions of the chips; of a GPU those of a CPU, since only
@@ -105,7 +105,7 @@ def parse(text: str) -> tuple[Chip, tuple[int, ...]]:
         )
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", size):
         raise UserError(
-            f"--on={text}: {size!r} is no number of chips", "write v5e:2x4 or h100:8"
+            f"--on={text}: {size!r} is not a number of chips", "write v5e:2x4 or h100:8"
         )
     return CHIPS[name], tuple(map(int, size.split("x")))
 

@@ -1,4 +1,4 @@
-"""Queries made from documents: cropped, generated, filtered, split.
+"""Synthetic queries from documents: cropped, generated, filtered, split.
 
 made = crop.crop(collection)              # or t5.generate, llm.generate
 funnel = filter.Funnel(made).without_duplicates().round_trip(run)

@@ -1,4 +1,4 @@
-"""Queries cropped from documents: a sentence asks for the document it comes from.
+"""Queries cropped from documents: a sentence is a query for its own document.
 
 Source: DRAGON's and TWOLAR's sentence cropping (Lin et al. 2023, Baldelli et al. 2024).
 """

@@ -1,4 +1,4 @@
-"""Which of the made queries to keep, and a table of where the others went.
+"""Filters for generated queries, with a table of what each filter removed.
 
     funnel = Funnel(made)
     funnel.without_duplicates().round_trip(run, depth=20).first_by_teacher(labels)
@@ -65,7 +65,7 @@ class Funnel:
         """Keeps a query if a retriever finds its document among the first ``depth``.
 
         Raises:
-            UserError: the run lacks a query or was made on other documents.
+            UserError: the run lacks a query or is of other documents.
         """
         ranks = source_ranks(self.made, run)
         where = (ranks > 0) & (ranks <= depth)
@@ -105,7 +105,7 @@ class Funnel:
         return self.keep(f"document below the {percent:g}th percentile", where)
 
     def table(self) -> str:
-        """Made, dropped by each filter, kept: to be printed."""
+        """A printable table: generated, dropped by each filter, kept."""
         width = max(len(name) for name, *_ in self.steps) + 2
         width = max([width, *(len(reason) + 4 for reason in self.made.dropped)])
         lines = [f"{'':{width}}{'dropped':>10}{'kept':>10}"]
@@ -141,9 +141,9 @@ def source_ranks(made: SyntheticQueries, run: Run) -> np.ndarray:
     missing = [query_id for query_id in made.ids if query_id not in there]
     if missing:
         raise UserError(
-            f"the run lacks {len(missing)} of {len(made)} made queries, the first is "
+            f"the run lacks {len(missing)} of {len(made)} queries, the first is "
             f"{missing[0]!r}",
-            "search with exactly the queries that were made",
+            "search with exactly the generated queries",
         )
     mine = run.select(made.ids)
     own = made.sources[:, None] == _rows_here(made, mine)

@@ -1,4 +1,4 @@
-"""Kinds of queries that an LLM is asked for: prompts and examples as data files."""
+"""Kinds of queries that an LLM writes: prompts and examples as data files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from distill_jax.text import prompt_files
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """How one kind of query is asked for.
+    """The prompt of one kind of query.
 
     Attributes:
-        name: goes into the ids of its queries.
+        name: part of the ids of its queries.
         system: the system message, "" for none.
         user: the user message, with ``{document}`` and, where wanted, ``{examples}``.
         example: one example, with ``{document}`` and ``{query}``.
@@ -65,7 +65,7 @@ def load(name: str | Path) -> Kind:
     The file is JSON with ``user`` and, where wanted, ``name``, ``system``, ``example``,
     ``shots``, ``pool`` (a JSON-lines file beside it, of objects with ``document`` and
     the query under ``field``), ``field`` and ``max_words``. A ``.txt`` file is the user
-    message alone, with ``{document}`` where the document goes.
+    message alone, with ``{document}`` as the place of the document.
 
     Raises:
         UserError: no such kind (those that ship are listed), or a part is missing.

@@ -62,7 +62,7 @@ def generate(
         collection, rows: the documents, and int[R] of those to make queries of.
         complete: the client; it may cache, retry, and stop at a budget by raising.
         kinds: names (``kinds.shipped()``), paths of a user's own files, or ``Kind``s.
-        directory: shards of finished documents; a rerun goes on after them.
+        directory: shards of finished documents; a rerun continues after them.
         temperature, max_tokens: 0.8 and 50 as in Tamber et al. 2025.
         max_doc_words: what the LLM is shown of a document.
         model: name of the model, for the manifest.

@@ -1,4 +1,4 @@
-"""Queries that were made from documents, each with its source."""
+"""Synthetic queries, each with its source document."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from distill_jax.synthesis import seeds
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SyntheticQueries:
-    """Q queries made from documents.
+    """Q synthetic queries.
 
     Attributes:
         ids: Q ids, all different: ``docid|kind|sample``.
         texts: Q queries.
-        sources: int64[Q], rows of the documents they were made from.
-        kinds: Q names of how each was made: "crop", "t5", "questions", ...
+        sources: int64[Q], rows of their source documents.
+        kinds: Q names of the method of each: "crop", "t5", "questions", ...
         doc_ids: what ``sources`` index, normally ``collection.ids``.
-        dropped: what was given up on the way, by reason.
+        dropped: number of discarded queries, by reason.
     """
 
     ids: Sequence[str]
@@ -57,7 +57,7 @@ class SyntheticQueries:
 
     @classmethod
     def join(cls, parts: Sequence[SyntheticQueries]) -> SyntheticQueries:
-        """All queries of several ways of making them, over one collection."""
+        """The queries of several makers over one collection."""
         dropped: dict[str, int] = {}
         for part in parts:
             for reason, number in part.dropped.items():

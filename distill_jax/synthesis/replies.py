@@ -15,7 +15,7 @@ _QUOTES = {
 }
 
 
-# What stands around a query: its name, a number or a bullet, marks of bold type.
+# Decoration of a query: its name, a number or a bullet, marks of bold type.
 _AROUND = re.compile(
     r"(?:(?:search )?(?:query|question)|q)\s?(?:\d{1,2}\s?)?:\s"
     r"|\d{1,2}[.)]\s|[-*\u2022]\s",

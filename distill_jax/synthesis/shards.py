@@ -1,4 +1,4 @@
-"""Work on documents in shards that survive a kill: whole files, made once.
+"""Work on documents in shards that survive a kill: atomic files, written once.
 
 A shard is a fixed run of documents and one JSON-lines file, which appears under its
 name when it is complete. A rerun reads the finished ones and makes the rest, so a kill
@@ -39,15 +39,15 @@ def run(
     shard_size: int = 1024,
     progress: Callable[[int, int], None] | None = None,
 ) -> SyntheticQueries:
-    """Makes the queries of ``rows``, or reads those that an earlier call made.
+    """Generates the queries of ``rows``, or reads those of an earlier call.
 
     Args:
         collection: the documents.
         rows: int[R], the documents to make queries of.
         make: makes one shard; a function of its rows and of nothing that differs
             between machines or calls.
-        directory: where shards lie; None keeps them in memory.
-        manifest: everything that decides what is made, JSON-able.
+        directory: the folder of the shards; None keeps them in memory.
+        manifest: everything that decides the result, JSON-able.
         shard_size: documents a shard.
         progress: called with (documents done, documents).
 

@@ -19,7 +19,7 @@ class Survey:
     """The documents of a collection, looked at once.
 
     Attributes:
-        rows: int64[R], documents from which queries are made.
+        rows: int64[R], documents that get queries.
         counts: how many documents are of each odd kind.
         notices: the same in sentences, and what the loader had noticed.
     """
@@ -39,7 +39,7 @@ def survey(
 
     Args:
         collection: the documents.
-        duplicates: from ``ir.dedup.near_duplicates``; no queries are made of them.
+        duplicates: from ``ir.dedup.near_duplicates``; they get no queries.
         latin_only: also leave out documents without a Latin letter, for generators
             that know no other script. They are counted in any case.
     """

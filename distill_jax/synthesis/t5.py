@@ -60,7 +60,7 @@ def generate(
         max_words: longer ones are dropped.
         mesh: devices to run on; None for one.
         tokens_per_batch: encoder tokens at a time.
-        directory: shards of finished documents; a rerun goes on after them.
+        directory: shards of finished documents; a rerun continues after them.
         decode: ``(pretrained, tokens[M, L], seeds=uint32[M], ...) -> tokens[M, T]``;
             ``inference.generate.generate`` by default.
         progress: called with (documents done, documents).

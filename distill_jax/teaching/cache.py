@@ -45,7 +45,7 @@ class ScoreCache:
         return sum(len(part.scores) for part in self._parts)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """float32[M]: the known scores, nan where there is none."""
+        """float32[M]: the cached scores, nan for misses."""
         found = np.full(len(keys), np.nan, np.float32)
         mixed = _mix(keys)
         for part in self._parts:
@@ -57,7 +57,7 @@ class ScoreCache:
         return found
 
     def add(self, keys: np.ndarray, scores: np.ndarray) -> None:
-        """Keeps scores: known, and on the disk, when this returns."""
+        """Stores scores; they are on disk when this returns."""
         self.remember(keys, scores)
         self.save(keys, scores)
 
@@ -71,7 +71,7 @@ class ScoreCache:
             np.savez(file, keys=keys, scores=scores)
 
     def remember(self, keys: np.ndarray, scores: np.ndarray) -> None:
-        """Makes scores known to this process."""
+        """Adds scores to this process's table."""
         scores = np.asarray(scores, np.float32)
         # Parts at least double in size towards the front, so that a score is sorted
         # a few times only, however many shards there are.

@@ -39,7 +39,7 @@ _LONGEST_ERROR = 1 << 16
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of one call.
+    """The outcome of one call.
 
     Attributes:
         reply: the text, marked where it was cut; None when the call failed.
@@ -48,7 +48,7 @@ class Outcome:
             and without the key.
         field: the request's field that the endpoint complains of; "" where unknown.
         again: another attempt may succeed.
-        wait: seconds that the endpoint asked for.
+        wait: seconds of the endpoint's Retry-After.
         status: of HTTP; None where there was no answer.
         tokens: (prompt, completion) as charged; None when the endpoint does not say.
     """
@@ -167,13 +167,13 @@ def read(body: Any) -> Outcome:
         reason = "empty, cut at max_tokens" if cut else "empty"
         return Outcome(reason=reason, again=not cut, status=200, tokens=tokens)
     # A lone surrogate, which JSON can carry, cannot be stored as UTF-8; a reply is the
-    # same whether it comes from the endpoint or from the cache.
+    # same from the endpoint and from the cache.
     text = text.encode("utf-8", "replace").decode()
     return Outcome(reply=Reply(text, cut), status=200, tokens=tokens)
 
 
 def _complaint(body: bytes) -> tuple[str, str]:
-    """What an endpoint says of a refused request, and the field that it names."""
+    """The endpoint's error message for a refused request, and the field it names."""
     try:
         said, field = complaint(json.loads(body))
     except (ValueError, RecursionError):
@@ -219,7 +219,7 @@ def _hidden(key: str | None, body: bytes) -> bytes:
 
 
 def _cause(error: BaseException) -> str:
-    """Why there is no connection, in the system's words."""
+    """The system's reason for a failed connection."""
     found, waiting = "", [error]
     for _ in range(16):
         if not waiting:

@@ -29,7 +29,7 @@ from distill_jax.text.replies import Reply
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One chat to complete; ``id`` says whose it is, and changes nothing else."""
+    """One chat to complete; ``id`` names its owner, and changes nothing else."""
 
     id: str
     messages: Sequence[Mapping[str, str]]
@@ -43,7 +43,7 @@ class Completer(Protocol):
 
     ``complete_all`` gives one reply a request, in order, None where it failed for
     good. ``counts`` gives calls, succeeded, failed, cached, tokens and cost of a job,
-    which is named by what stands before the "/" of its requests' ids.
+    which is the text before the "/" of its requests' ids.
     """
 
     model: str
@@ -68,12 +68,12 @@ class Client:
             ``/embeddings``.
         model: its name there; part of every cache key.
         budget_calls, budget_tokens, budget_money: the most that may ever be spent in
-            one folder. A call is made only if what it may take at most is still there.
-        budget_seconds: no call is made after so many seconds of one run; those in
-            flight end. The same command goes on, with as many again.
+            one folder. A call is made only if the budget still covers its maximum.
+        budget_seconds: no call starts after this many seconds of one run; those in
+            flight end. The same command continues, with the same budget again.
         price_in, price_out: of a million prompt and completion tokens; None where they
             are not known, and then no cost is.
-        concurrency: requests in flight; less while the endpoint says 429.
+        concurrency: requests in flight; fewer while the endpoint returns 429.
         requests_per_minute, tokens_per_minute: None for no limit.
         timeout: seconds of a call.
         max_attempts: calls of one request, the first included.
@@ -175,8 +175,8 @@ class Client:
         """
         if processes.several():
             raise UserError(
-                f"{self.model}: an LLM behind HTTP is asked by one process",
-                "run this recipe as one process first; its labels are then there",
+                f"{self.model}: an HTTP endpoint is called by one process only",
+                "run this recipe as one process first, and its labels are reused",
             )
         return Session(self, folder, **clockwork)
 
@@ -205,7 +205,7 @@ class LocalModel:
         load: Callable[[str], Any] | None = None,
         decode: Callable[..., Any] | None = None,
     ) -> LocalSession:
-        """Loads the model; the folder gets a ledger of what was asked."""
+        """Loads the model; the folder gets a ledger of requests."""
         if load is None:
             from distill_jax.weights import load as load
         pretrained = load(self.checkpoint)

@@ -1,8 +1,8 @@
-"""What was asked of an LLM, what it cost, and what it said: two SQLite files.
+"""Requests to an LLM, their cost, and the replies, in two SQLite files.
 
 ``ledger.sqlite`` has a line for every call, written before the call is made, so that a
-killed job has not forgotten what it spent. ``replies.sqlite`` has each reply under the
-hash of what it is a reply to; it may be shared between jobs.
+killed job still knows what it spent. ``replies.sqlite`` has each reply under the
+hash of its request; it may be shared between jobs.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Ledger:
     def reserve(
         self, request: str, key: str, tokens: tuple[int, int], cost: float
     ) -> int:
-        """Writes down a call before it is made; returns its number."""
+        """Records a call before it is made; returns its number."""
         with self._database:
             cursor = self._database.execute(
                 "insert into calls (at, request, key, status, prompt_tokens,"
@@ -196,7 +196,7 @@ class Ledger:
     def spent(self) -> Spent:
         """Everything in this ledger, calls in flight included.
 
-        A call that reached nobody (``chat.UNSENT``) spent nothing.
+        A call that was not sent (``chat.UNSENT``) spent nothing.
         """
         row = self._database.execute(
             "select count(*), coalesce(sum(prompt_tokens + completion_tokens), 0),"
@@ -209,7 +209,7 @@ class Ledger:
         """Sums of a job, or of all: ``calls = succeeded + failed`` (+ pending).
 
         Args:
-            job: what stands before the first "/" of the requests' ids.
+            job: the text before the first "/" of the requests' ids.
         """
         where, values = ("", ()) if job is None else (_OF_JOB, (f"{job}/%",))
         sums = {"succeeded": 0, "failed": 0, "pending": 0}

@@ -1,4 +1,4 @@
-"""How fast an endpoint may be asked: rates, concurrency, and waiting after failures.
+"""Limits of calls to an endpoint: rates, concurrency, and waits after failures.
 
 Nothing here sleeps or knows the time by itself: callers give the time and are told how
 long to wait, so that tests need no clock.
@@ -26,7 +26,7 @@ class Rate:
         return max(0.0, self._free_at - now)
 
     def take(self, amount: float, now: float) -> None:
-        """Something of this size starts now."""
+        """Records that a request of this size starts now."""
         if self.per_minute:
             start = max(self._free_at, now)
             self._free_at = start + 60.0 * amount / self.per_minute
@@ -56,7 +56,7 @@ class Gate:
         self.limit = min(float(self.most), self.limit + 1.0 / max(self.limit, 1.0))
 
     def refused(self, started: float, now: float, wait: float) -> None:
-        """A 429 for a request that started then; all wait for so many seconds."""
+        """Records a 429 for a request that started then; all requests wait."""
         if started >= self._changed_at:
             self.limit = max(1.0, self.limit / 2)
             self._changed_at = now
@@ -69,7 +69,7 @@ class Backoff:
 
     Attributes:
         first: before the second attempt, in seconds.
-        longest: no wait is longer, whatever the endpoint asks for.
+        longest: maximum wait, even if the endpoint requests more.
     """
 
     first: float = 1.0
@@ -81,7 +81,7 @@ class Backoff:
         Args:
             jitter: in [0, 1); the wait is between a half and the whole of the step, so
                 that requests which failed together do not return together.
-            asked: what ``Retry-After`` said; never waits less.
+            asked: the seconds of ``Retry-After``; never waits less.
         """
         step = min(self.longest, self.first * 2.0 ** min(attempt - 1, 30))
         wait = step * (0.5 + 0.5 * jitter)

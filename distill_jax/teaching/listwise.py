@@ -85,7 +85,7 @@ class Method:
 
 @dataclasses.dataclass
 class Sitting:
-    """One pass over one query's candidates, under way.
+    """The state of one pass over one query's candidates.
 
     ``order`` holds places in the run's list; windows change it in place.
     """
@@ -126,7 +126,7 @@ def wave(
     job: str,
     counts: Any,
 ) -> None:
-    """The next window of every list; what cannot be used is asked for again."""
+    """The next window of every list; unusable replies are requested again."""
     waiting = lists
     for attempt in range(how.tries):
         replies = client.complete_all(
@@ -140,7 +140,7 @@ def wave(
                 item.todo.pop(0)
                 continue
             counts[f"failure: {failure}"] += 1
-            # The client has made all the attempts that it may.
+            # The client has used all its attempts.
             if reply is None:
                 item.failed = True
             else:

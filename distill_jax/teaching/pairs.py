@@ -86,14 +86,14 @@ def label_pairs(
 ) -> PairLabels:
     """P(first over second) of sampled pairs, by a duo reranker; resumable by shard.
 
-    With ``both_orders`` each pair is asked both ways and the two logits are averaged
+    With ``both_orders`` each pair is scored in both orders and the logits are averaged
     with opposite signs; the mean of their sum is the position bias, in logits, which
     is kept in the labels' counts.
 
     ``cache`` is a folder of logits by text, shared between jobs; None keeps none.
 
-    Labels may be of more queries than are asked for: the lists of unknown queries are
-    left out, as where lists are made.
+    Labels may be of more queries than are given: the lists of unknown queries are
+    left out, as they are when lists are built.
 
     Raises:
         UserError: no query of the labels is known; or the folder holds labels of

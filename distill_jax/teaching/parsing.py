@@ -1,8 +1,8 @@
-"""From what an LLM says to an order or to scores, or to a counted reason for neither.
+"""Parses an LLM's reply into an order or scores, or into a counted failure reason.
 
 A reply is read by the first of these forms that it has:
 
-1. a chain of bracketed numbers, ``[2] > [1] > [3]``, wherever it stands (the longest);
+1. a chain of bracketed numbers, ``[2] > [1] > [3]``, anywhere (the longest);
 2. one bracket with a list, ``[2, 1, 3]``;
 3. bracketed numbers anywhere, ``1. [2]\\n2. [1]``, in their order;
 4. ``Document2, Document1``, also ``<Document 2>`` and ``Passage 2``;
@@ -32,7 +32,7 @@ _ID = r"\[\s?(?:(?:Document|Doc|Passage)\s?)?\d{1,6}\s?\]"
 _BRACKETED = re.compile(_ID, re.IGNORECASE)
 _BETWEEN = re.compile(r"\s?(?:>{1,8}|≻|→|->|=>|,|;)\s?")
 _LIST = re.compile(r"\[\s?\d{1,6}(?:\s?[,>;]\s?\d{1,6})+\s?\]")
-# What makes another thing of identifiers than an order of all documents.
+# Text that makes identifiers something other than an order of all documents.
 _UNCLOSED = re.compile(
     r"\[\s?(?:Document|Doc|Passage)?\s?(\d{1,6})|(\d{1,6})\s?\]", re.I
 )
@@ -58,7 +58,7 @@ class Ranking:
 
     Attributes:
         order: positions from 0, best first, each of ``count`` once; None of a failure.
-        repairs: how often each kind of repair was made: "prose" (there was more than
+        repairs: count of each kind of repair: "prose" (there was more than
             the ranking), "duplicate" and "unknown" (identifiers dropped), "missing"
             (documents appended in first-stage order).
         failure: why there is no order, "" when there is one.
@@ -182,7 +182,7 @@ def parse_scores(reply: str | None, count: int, *, cut: bool | None = None) -> S
 
 
 def _numbers(inside: str) -> list[float] | None:
-    """What stands between two brackets, where that is numbers and nothing else."""
+    """The text between two brackets, if it is only numbers."""
     parts = inside.replace(",", " ").split()
     if not all(re.fullmatch(_SCORE, part) for part in parts):
         return None
@@ -190,7 +190,7 @@ def _numbers(inside: str) -> list[float] | None:
 
 
 def _answer(reply: str | None) -> tuple[str, str]:
-    """What comes after the thinking, without marks of its form; or a reason."""
+    """The reply after the thinking part, without markup; or a failure reason."""
     text, failure = replies.answer(reply, plain=True)
     return text.replace("**", "").replace("`", "").translate(_BRACKETS), failure
 

@@ -2,7 +2,7 @@
 
 Queries are worked on in shards. Within a shard the windows of all queries go out
 together, wave after wave, since a query's next window depends on its last. A reply that
-cannot be used is asked for again, and then the query is stored as failed.
+cannot be used is requested again, and then the query is stored as failed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def label_listwise(
         kind, failures by reason, and the agreement of the passes.
 
     Raises:
-        Unfinished: the budget is at its end; finished shards are kept.
+        Unfinished: the budget is used up; finished shards are kept.
         UserError: too many failures, or the folder holds labels of another teacher.
     """
     how = Method(**method)
@@ -254,7 +254,7 @@ def refuse_failures(
 def _summary(
     tally: Counter, calls: Mapping[str, Any], labels: TeacherLabels
 ) -> dict[str, Any]:
-    """Sums as they are stored, and the means that a reader wants."""
+    """The stored sums, and the means for a report."""
 
     def mean(total: str, number: str) -> float | None:
         return round(tally[total] / tally[number], 4) if tally[number] else None

@@ -18,7 +18,7 @@ from distill_jax.text import replies
 
 
 class Answered(NamedTuple):
-    """What a reader said.
+    """The answers of a reader.
 
     Attributes:
         said: {query id: the reply's first line}, None where the call failed
@@ -51,7 +51,7 @@ def answer_questions(
         at_once: questions that are sent together.
 
     Raises:
-        Unfinished: the budget is at its end; what was answered is in the cache.
+        Unfinished: the budget is used up; finished replies are in the cache.
     """
     said = prompts.load(prompt)
     run = run.on(collection).top(top_k)
@@ -124,7 +124,7 @@ def _messages(
 
 
 def _first_line(reply: str | None) -> str | None:
-    """The answer in a reply; None where there is none, "" where it says nothing."""
+    """The answer in a reply; None if there is no answer, "" if it is empty."""
     text, failure = replies.answer(reply)
     if failure:
         return "" if failure == "empty" else None

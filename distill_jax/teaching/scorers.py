@@ -1,7 +1,7 @@
 """Pointwise teachers: a reranker scores every candidate of a run.
 
 Raw logits, in shards of queries that are written behind while the next are computed.
-Killed at any moment, the same call goes on with the first shard that is not there.
+Killed at any moment, the same call continues with the first missing shard.
 """
 
 from __future__ import annotations

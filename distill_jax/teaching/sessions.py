@@ -70,7 +70,7 @@ class Session:
         """One reply a request, in order; None where it failed for good.
 
         Raises:
-            Unfinished: the budget is at its end; what was answered is in the cache.
+            Unfinished: the budget is used up; finished replies are in the cache.
             UserError: the endpoint cannot be reached or refuses what is asked, requests
                 fail alike one after another, or the disk is full.
         """
@@ -94,7 +94,7 @@ class Session:
                 raise UserError(
                     f"{self._folder}: the ledger or the cache of replies cannot be "
                     f"written ({error})",
-                    "make room and run the same command: what was answered is kept",
+                    "free some space and run the same command: replies are kept",
                 ) from error
         return [found.get(key) for key in keys]
 
@@ -109,7 +109,7 @@ class Session:
         return self.config.cost(tokens) or 0.0
 
     def seconds_left(self, now: float) -> float:
-        """Seconds in which calls may still be made."""
+        """Seconds left for new calls."""
         budget = self.config.budget_seconds
         return float("inf") if budget is None else self._opened + budget - now
 
@@ -277,7 +277,7 @@ class _Work:
 
     def _settle(self, call: int, outcome: Any, reserved: Any, started: float) -> None:
         s = self.s
-        # Where nobody says what it took, it took what was reserved.
+        # Without reported usage, the reserved amount is charged.
         tokens = outcome.tokens or reserved
         if outcome.reply is not None and outcome.tokens is None:
             tokens = (reserved[0], _tokens_of(outcome.reply))

@@ -1,4 +1,4 @@
-"""Vectors that a teacher made, kept by what they are vectors of.
+"""Vectors of a teacher, cached by text.
 
 The key is the text itself and the teacher's name (for an encoder the digest of all that
 its vectors depend on), so that a text is encoded or paid for once, whatever collection
@@ -43,7 +43,7 @@ class VectorStore:
         make: Callable[[list[str]], np.ndarray],
         progress: Callable[[int], None] = lambda count: None,
     ) -> np.ndarray:
-        """float32[M, E]: the vectors of the texts; those unknown are made and kept.
+        """float32[M, E]: vectors of the texts; missing ones are computed and cached.
 
         Args:
             make: from some texts to their vectors [m, E], in their order.
@@ -109,6 +109,6 @@ def checked(vectors: np.ndarray, count: int, source: str = "the teacher") -> np.
         row = int(np.flatnonzero(wrong)[0])
         raise UserError(
             f"{source}: vector {row} is zero or not finite",
-            "make the vectors again; a model that overflows in float16 does this",
+            "compute the vectors again; overflow in float16 is a common cause",
         )
     return vectors

@@ -8,7 +8,7 @@ from distill_jax.io.errors import UserError
 
 
 def windows(count: int, window: int, step: int) -> list[tuple[int, int]]:
-    """(start, end) of each window of ``count`` ranks, in the order they are asked.
+    """(start, end) of each window of ``count`` ranks, in the order of the calls.
 
     The last one is clamped to the front, so that every rank is in a window whatever
     ``count`` is; a list of one needs none. As rank_llm; RankGPT's own loop leaves the

@@ -107,7 +107,7 @@ def plan(
 
     Every bucket length has one batch size, ``tokens_per_batch / length`` rounded down
     to ``multiple_of``, so there are at most ``len(buckets)`` compiled shapes. Items are
-    taken longest first, and a batch that its bucket cannot fill goes on with the next
+    taken longest first, and a batch that its bucket cannot fill continues with the next
     shorter ones: only the very last batch has empty places (-1).
 
     Args:

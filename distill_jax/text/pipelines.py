@@ -33,7 +33,7 @@ def read_backend(path: Path) -> Any:
     try:
         return Backend.from_file(str(path))
     except BaseException as error:
-        # Bare Exception, or a panic of Rust, which is no Exception at all.
+        # A bare Exception, or a panic of Rust, which is not an Exception.
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         raise UserError(
@@ -110,11 +110,11 @@ _CLASS_OF_MODEL = {
 
 
 def settings(folder: Path) -> dict:
-    """What the files beside a vocabulary say of it, as one ``tokenizer_config``.
+    """The settings in the files beside a vocabulary, as one ``tokenizer_config``.
 
     ``added_tokens.json`` becomes entries of ``added_tokens_decoder``,
     ``special_tokens_map.json`` names the roles that ``tokenizer_config.json`` does not,
-    and the model's type stands for a class that is not named.
+    and the model's type decides if no class is named.
 
     Raises:
         UserError: a setting that changes ids and is not read.
@@ -144,7 +144,7 @@ def settings(folder: Path) -> dict:
 def _object(path: Path) -> dict:
     found = read_json(path) if path.is_file() else {}
     if not isinstance(found, dict):
-        raise UserError(f"{path} is no JSON object", "fetch the file again")
+        raise UserError(f"{path} is not a JSON object", "fetch the file again")
     return found
 
 

@@ -124,7 +124,7 @@ def with_pieces(data: bytes, pieces: list[tuple[str, float]]) -> bytes:
         )
         for piece, score in pieces
     )
-    # Repeated fields may stand anywhere in a message: appending keeps every byte.
+    # Repeated fields may be anywhere in a message: appending keeps every byte.
     return data + extra
 
 

@@ -251,7 +251,7 @@ class Features:
         out = np.full((count, length), self.pad_id, np.int32)
         flat = out.reshape(-1)
         exists = np.all([at >= 0 for at in fields], axis=0)
-        # start[m]: where the next part of sequence m goes in the flat output.
+        # start[m]: position of the next part of sequence m in the flat output.
         ends = np.arange(1, count + 1, dtype=np.int64) * length
         start = np.arange(count, dtype=np.int64) * length
         parts = iter(self._literals)

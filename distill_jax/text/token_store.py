@@ -1,4 +1,4 @@
-"""Token ids of a collection, made once: flat ids and offsets, memory-mapped."""
+"""Token ids of a collection: flat ids and offsets, memory-mapped."""
 
 from __future__ import annotations
 

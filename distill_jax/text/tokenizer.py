@@ -46,12 +46,12 @@ _CLASSES = {
 
 
 class Tokenizer:
-    """Texts to ids and back. Made by ``load`` or ``train_unigram``.
+    """Texts to ids and back. Built by ``load`` or ``train_unigram``.
 
     Args:
         backend: a ``tokenizers.Tokenizer``; its padding and truncation are switched
             off, lengths are templates' business.
-        config: what ``tokenizer_config.json`` said, kept for ``save``.
+        config: content of ``tokenizer_config.json``, kept for ``save``.
         spiece: the bytes of ``spiece.model`` where it came from one.
     """
 
@@ -146,7 +146,7 @@ class Tokenizer:
         Args:
             texts: read once.
             vocab_size: pieces wanted, sentinels not counted; fewer when the texts are
-                too few to give so many.
+                too few for that many pieces.
             max_texts: texts beyond these are not read.
             seed: of the sampling among very many texts.
 

@@ -1,4 +1,4 @@
-"""Vocabularies made here: Unigram with T5's first pieces, WordPiece with BERT's."""
+"""Trains vocabularies: Unigram with T5's first pieces, WordPiece with BERT's."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, max_texts: int) -> li
     if len(found) > ALPHABET:
         rare = dict.fromkeys(map(ord, found[ALPHABET:]), " ")
         clean = [text.translate(rare) for text in clean]
-    # Characters that a word can go on with; punctuation always stands alone.
+    # Characters that can continue a word; punctuation is always a token of its own.
     inner = [c for c in alphabet if len(splitter.pre_tokenize_str(f"a{c}")) == 1]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,

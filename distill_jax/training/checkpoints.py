@@ -102,7 +102,7 @@ class Checkpoints:
             self._saving_is_done()
 
     def check(self) -> None:
-        """Raises what went wrong in the background, as early as it is known.
+        """Raises errors of the background thread as early as possible.
 
         Raises:
             UserError: the last save could not be written.
@@ -222,7 +222,7 @@ class _LatestAndBest:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A checkpoint to go on from: its step and what was noted beside it."""
+    """A checkpoint to resume from: its step and the notes saved with it."""
 
     step: int
     meta: dict
@@ -263,14 +263,14 @@ def steps(directory: str | Path) -> list[int]:
 
 
 def read_meta(folder: Path) -> dict:
-    """What was noted beside a checkpoint.
+    """The notes saved with a checkpoint.
 
     Raises:
         UserError: of a newer format.
     """
     meta = read_sealed(folder / _LATER)
     if meta is None and (folder / _LATER).exists():
-        # What they told, such as an evaluation, is done once more.
+        # Their work, such as an evaluation, is repeated.
         _log.warning("%s: damaged notes are ignored", folder / _LATER)
     meta = meta or read_json(folder / "meta" / "metadata")
     if meta["format"] > FORMAT:

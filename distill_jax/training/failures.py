@@ -1,4 +1,4 @@
-"""What goes wrong while training, told so that a user can act on it."""
+"""Failures of training, reported so that a user can act on them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class OutOfMemory(UserError):
 
 
 def evaluation_out_of_memory(step: int) -> OutOfMemory:
-    """What is told when an evaluation does not fit; no other training step helps."""
+    """The error if an evaluation does not fit; no other training step helps."""
     return OutOfMemory(
         f"the evaluation at step {step} does not fit on a device",
         "set --gin.CHUNK or --gin.MICRO_BATCH lower (the same result in less memory), "

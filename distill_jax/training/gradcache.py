@@ -58,7 +58,7 @@ def cached_gradient(
         graphdef: the static half of the student.
         loss: ``(student, rep, batch) -> (loss, numbers)`` over the whole batch.
         chunk: queries that are represented at once, over all devices together.
-        rows: how the query axis lies on the mesh.
+        rows: sharding of the query axis.
     """
 
     def gradient(params: Any, batch: Any, keys: Any, rest: Any = None) -> Any:

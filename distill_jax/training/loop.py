@@ -114,7 +114,7 @@ class TrainingRun:
 
         Args:
             stack: closes them.
-            at_once: most queries at a time, whatever the run had before.
+            at_once: maximum number of queries at a time, replacing the run's value.
         """
         self.options, self.interrupt, self.evaluate = options, interrupt, evaluate
         self.directory = Path(options.directory)
@@ -255,7 +255,7 @@ class TrainingRun:
         return period is not None and step > 0 and step % period == 0
 
     def at_boundary(self) -> bool:
-        """Whether there may be something to evaluate or save, or a reason to stop."""
+        """Whether to check for an evaluation, a save or a stop."""
         options = self.options
         return (
             self.step >= options.steps
@@ -265,7 +265,7 @@ class TrainingRun:
         )
 
     def boundary(self) -> bool:
-        """Evaluates and saves what is due; returns whether to stop."""
+        """Evaluates and saves at their periods; returns whether to stop."""
         options, notes = self.options, self.notes
         better, cut = False, False
         if self.due(options.eval_period) and notes.evaluated != self.step:
@@ -289,7 +289,7 @@ class TrainingRun:
         """Evaluates the student; returns whether it is the best so far.
 
         Raises:
-            OutOfMemory: it does not fit on a device beside the moments.
+            OutOfMemory: it does not fit on a device together with the moments.
             Interrupted: a signal came; nothing is noted, so it is repeated.
         """
         options = self.options

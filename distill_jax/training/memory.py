@@ -163,9 +163,9 @@ def planned(compiled: Any) -> StepMemory | None:
 
 
 def limit_of(device: Any) -> int | None:
-    """Bytes that programs may take on a device; None where nobody knows.
+    """Bytes that programs may take on a device; None if unknown.
 
-    An accelerator's allocator says it. For a CPU it is the machine's (or the
+    An accelerator's allocator reports it. For a CPU it is the machine's (or the
     container's) memory, shared out over the devices that it plays: beyond it the
     kernel kills the run without a word.
     """

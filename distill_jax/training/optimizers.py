@@ -14,7 +14,7 @@ from distill_jax.training.trainable import ALL, Trainable
 
 __all__ = ["adafactor", "adamw"]
 
-# Norms and biases are not decayed: shrinking them is no regularisation.
+# Norms and biases are not decayed: shrinking them does not regularise.
 _UNDECAYED = re.compile(r"bias|norm|scale", re.IGNORECASE)
 
 

@@ -1,4 +1,4 @@
-"""What training is told, and what it gives back."""
+"""Options and results of training."""
 
 from __future__ import annotations
 

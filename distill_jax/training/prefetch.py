@@ -1,4 +1,4 @@
-"""Batches made and moved to the devices while the step before runs."""
+"""Builds batches and moves them to the devices while the previous step runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from distill_jax.runtime.sharding import shard_batch
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HostBatch:
-    """One batch on its way: the host's copy, the devices' copy, and its facts.
+    """One prefetched batch: the host's copy, the devices' copy, and its counts.
 
     Attributes:
         step: updates done before it: batch ``step`` of the feed.
         digest: a checksum of every array of the host's part.
-        queries, tokens: of the global batch; padding is no token.
+        queries, tokens: counts of the global batch; padding is not counted.
         shape: what a compiled step is specialised to.
     """
 
@@ -39,7 +39,7 @@ class HostBatch:
 class Prefetch:
     """Iterates over ``feed(start)`` from a thread, ``ahead`` batches ahead.
 
-    A context manager; an error of the feed is raised where the batch is asked for.
+    A context manager; an error of the feed is raised in the call for its batch.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Prefetch:
 
 
 def digest(batch: Any) -> str:
-    """Eight hex digits that change when any array that the host made does.
+    """Eight hex digits that change when any array of the host does.
 
     What is on the devices already was gathered there by rows that the batch holds.
     """

@@ -4,7 +4,7 @@ A step that needs more memory than a device has is compiled again for half as ma
 queries at a time: micro-batches where the loss is a sum over queries, GradCache chunks
 where it is not; with one query a device, layers are computed again in the backward
 pass. All are exact, so the run stays the same to rounding. The compiler's
-plan is asked before anything runs: it depends on shapes and devices alone, so a resumed
+plan is read before anything runs: it depends on shapes and devices alone, so a resumed
 run splits its batches as the unbroken one would have.
 """
 
@@ -42,7 +42,7 @@ class Programs:
     """Makes and keeps the compiled step of each batch shape.
 
     Args:
-        at_once: at most so many queries at a time, learnt from a device that ran out
+        at_once: maximum number of queries at a time, learnt from a device that ran out
             of memory in spite of the plan.
         say: takes a line for the user.
     """
@@ -88,7 +88,7 @@ class Programs:
                 compiled = self._lower(state, fed, form).compile()
                 memory = planned(compiled)
             except jax.errors.JaxRuntimeError as error:
-                # Compilers try kernels out, and may run out of memory at that.
+                # Compilers time candidate kernels, and may run out of memory doing so.
                 if not is_out_of_memory(error):
                     raise
                 compiled, memory = None, None
@@ -137,7 +137,7 @@ class Programs:
         return fewer(rows, at_once, self.mesh)
 
     def out_of_memory(self, fed: HostBatch) -> OutOfMemory:
-        """What is told, and tried next, when a step does not fit."""
+        """The message, and the next attempt, if a step does not fit."""
         rows = fed.queries
         form, memory = self._tried[fed.shape]
         smaller = self.smaller(rows, form.at_once)

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar on a terminal, else plain lines."""
+"""Console output of a training: a bar on a terminal, else plain lines."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from distill_jax.training.meters import Meters
 
 @dataclasses.dataclass
 class Notes:
-    """What a run remembers besides its state; each checkpoint holds a copy.
+    """Notes that a run keeps besides its state; each checkpoint holds a copy.
 
     Attributes:
         best: the best evaluation: its ``step``, ``value``, and all its measures.
@@ -97,10 +97,10 @@ def resume_or_start(
        moments, random key and place in the feed.
     3. Otherwise it begins at step 0 with the parameters given (an initial checkpoint's,
        whose step and moments are never taken over),
-    4. which the caller makes from the seed when there is no initial checkpoint.
+    4. which the caller initialises from the seed if there is no initial checkpoint.
 
     Raises:
-        UserError: the checkpoint was made with another configuration.
+        UserError: the checkpoint is of another configuration.
     """
     found = _agreed(directory)
     if found is None:
@@ -138,7 +138,7 @@ def same_feed(digest: str, before: str, step: int) -> None:
     """Refuses to continue with data that differ from those of the start."""
     if digest != before:
         raise UserError(
-            f"the feed gives another batch {step} than before the run was stopped",
+            f"batch {step} of the feed differs from the one before the run was stopped",
             "the data, its order or the batch size changed; use another MODEL_DIR",
         )
 

@@ -55,7 +55,7 @@ class Lock:
         self._file.truncate(0)
         self._file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()
-        # Nobody else writes here now: what killed jobs left half-written can go.
+        # No other process writes here now: partial files of killed jobs can be removed.
         sweep(self.path.parent)
         return self
 

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, and where it lies on the mesh."""
+"""The state that a training carries from step to step, and its sharding."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def abstract(params: Any, optimizer: Optimizer, mesh: Mesh) -> TrainState:
 
 
 def shardings(state: TrainState, optimizer: Optimizer, mesh: Mesh) -> TrainState:
-    """A ``NamedSharding`` for each leaf: moments lie where their parameters lie."""
+    """A ``NamedSharding`` for each leaf: moments are placed like their parameters."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     places = sharding.param_shardings(state.params, mesh)
 
@@ -123,7 +123,7 @@ def all_finite(params: Any) -> Any:
 
 
 def _masters(params: Any) -> Any:
-    """Float32 master copies: a bfloat16 sum of small updates would stand still."""
+    """Float32 master copies: bfloat16 would round small updates to nothing."""
 
     def master(leaf: Any) -> Any:
         floating = jnp.issubdtype(leaf.dtype, jnp.floating)

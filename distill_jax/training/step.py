@@ -133,10 +133,10 @@ def make_gradient(
 
     Args:
         objective: ``(student, rep, batch) -> (loss, parts)``.
-        chunk: represent so many queries at a time (GradCache); any loss.
-        micro_batch: forward and backward over so many queries at a time; only losses
+        chunk: number of queries represented at a time (GradCache); any loss.
+        micro_batch: number of queries per forward and backward pass; only losses
             that are sums over queries.
-        rows: how the query axis of a batch lies on the mesh.
+        rows: sharding of the query axis of a batch.
     """
     if chunk is not None and micro_batch is not None:
         raise UserError(
@@ -169,7 +169,7 @@ def accumulated_gradient(
 ) -> Gradient:
     """The gradient as a sum over micro-batches, each divided by the batch's counts.
 
-    A mean over pairs is no mean of the micro-batches' means where their counts differ,
+    A mean over pairs is not the mean of the micro-batches' means if counts differ,
     so the counts of the whole batch come first: they do not depend on the scores.
     """
     if not hasattr(objective, "partial"):
@@ -220,7 +220,7 @@ def score_spread(
 def uses_dropout(graphdef: Any, params: Any, batch: Any) -> bool:
     """Whether the student draws random numbers at all, found by tracing it once.
 
-    A student without dropout is not run row by row under ``vmap`` for nothing.
+    A student without dropout is not run row by row under ``vmap`` needlessly.
     """
 
     def run(key: Any, params: Any, batch: Any) -> Any:

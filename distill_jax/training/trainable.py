@@ -18,13 +18,13 @@ from distill_jax.models.pretrained import flatten, unflatten
 
 @dataclasses.dataclass(frozen=True)
 class Trainable:
-    """Some of a student's parameters, and adapters beside others.
+    """A choice of a student's parameters to train, and adapters for others.
 
     Attributes:
         patterns: regular expressions, searched for in the dotted path of a parameter
             ("tower.encoder.layers.0.attention.query.kernel"); None is all parameters,
             or with ``lora`` none.
-        lora: adapters that are trained as well, beside kernels that are not.
+        lora: adapters that are trained as well, for kernels that are frozen.
     """
 
     patterns: tuple[str, ...] | None = None
@@ -32,7 +32,7 @@ class Trainable:
 
     @classmethod
     def of(cls, value: Any) -> Trainable:
-        """What a recipe says: None, a regular expression, ``lora:...``, or several.
+        """Parses a recipe's value: None, a regular expression, ``lora:...``, or some.
 
         Raises:
             UserError: none of these, or no regular expression.
@@ -44,7 +44,7 @@ class Trainable:
             r"e.g. --gin.TRAINABLE='layers\.(10|11)\.|head', or lora; None trains all"
         )
         if not isinstance(given, tuple | list) or not given:
-            raise UserError(f"TRAINABLE is {value!r}: no regular expression", todo)
+            raise UserError(f"TRAINABLE is {value!r}: not a regular expression", todo)
         patterns, lora = [], None
         for text in given:
             if isinstance(text, str) and re.match(r"lora(:|$)", text):
@@ -56,7 +56,7 @@ class Trainable:
                 re.compile(text)
             except (re.error, TypeError) as error:
                 raise UserError(
-                    f"TRAINABLE: {text!r} is no regular expression ({error})", todo
+                    f"TRAINABLE: {text!r} is not a regular expression ({error})", todo
                 ) from None
         return cls(tuple(patterns) or None, lora)
 

@@ -36,9 +36,9 @@ def validation(
             batches, each weighted by its lists that have a doc: a short last batch
             counts for what it holds. Such a loss depends on the size of the batches,
             so compare it among evaluations on the same ones.
-        batches: returns the host batches of the held-out set, each time anew; with
+        batches: returns the host batches of the held-out set on every call; with
             several processes each its own rows.
-        at_once: at most so many queries at a time, as of training's chunk or
+        at_once: maximum number of queries at a time, as of training's chunk or
             micro-batch; never more than inference would take, which holds no
             activations either.
     """

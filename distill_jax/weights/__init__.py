@@ -39,7 +39,7 @@ def load(
             Orbax step of one, a student saved by us, or a Hugging Face,
             sentence-transformers, PyLate, Stanford ColBERT or T5X folder.
         kind: which student to make of it ("reranker", "duo", "dual_encoder",
-            "colbert", "splade", "generator"); None keeps what the folder says it is.
+            "colbert", "splade", "generator"); None takes the folder's own kind.
         tokenizer: a tokenizer's folder or file, where the folder has none (T5X).
         seed: of the parameters that the source does not have; they are named in
             ``Pretrained.fresh``.

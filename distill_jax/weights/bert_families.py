@@ -29,7 +29,7 @@ _LINEAR = (Rule("linear.weight", "head.linear.kernel", TRANSPOSED),)
 
 
 def bert_sizes_of(config: Config) -> dict:
-    """What BERT's config.json says, and that of its kin."""
+    """Fields of config.json that BERT and its relatives share."""
     positions = config.get("position_embedding_type") or "absolute"
     if positions != "absolute" or config.get("is_decoder"):
         raise UserError(
@@ -113,10 +113,10 @@ ELECTRA = Family(
     tied=("generator_lm_head.weight",),
 )
 
-# ---------------------------------------------- tables that begin behind the padding
+# ---------------------------------------------- tables that begin after the padding
 
 _PADDED = 2
-# Row 1 is the padding's, row 0 nobody's: positions are counted from the id of <pad>.
+# Row 1 is padding, row 0 is unused: positions are counted from the id of <pad>.
 _SHIFTED = Change(
     lambda array: array[_PADDED:],
     lambda array: np.pad(np.asarray(array), ((_PADDED, 0), (0, 0))),

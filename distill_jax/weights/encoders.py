@@ -103,10 +103,10 @@ def family_named(name: str) -> Family:
 def sizes_of(
     config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], **overrides: Any
 ) -> BertSizes:
-    """The sizes that a config.json says; the vocabulary's is that of the file.
+    """The sizes in a config.json; the vocabulary's size is that of the weights.
 
     Raises:
-        UserError: a family, or a form of it, that is not known here.
+        UserError: a family, or a variant of it, that is not supported.
     """
     family = family_of(config)
     try:
@@ -161,7 +161,7 @@ def _words(family: Family) -> str:
 
 
 def _find(tensors: Mapping[str, Any], end: str) -> tuple[int, ...] | None:
-    """The shape of the tensor of that name, whatever stands before it."""
+    """The shape of the tensor of that name, with any prefix."""
     for name in tensors:
         if name == end or name.endswith("." + end):
             return tuple(tensors[name].shape)
@@ -169,7 +169,7 @@ def _find(tensors: Mapping[str, Any], end: str) -> tuple[int, ...] | None:
 
 
 def prefix_of(tensors: Mapping[str, Any], family: Family) -> str:
-    """What stands before the encoder's names: "bert.", "model." or nothing."""
+    """The prefix of the encoder's names: "bert.", "model." or nothing."""
     end = _words(family)
     for name in tensors:
         if name.endswith(end):
@@ -314,7 +314,7 @@ def write(
 
 
 def config_of(sizes: BertSizes, head: str | None, flat: Mapping[str, Any]) -> dict:
-    """What transformers' config.json says of these sizes."""
+    """The entries of transformers' config.json for these sizes."""
     family = family_named(sizes.family)
     config: dict[str, Any] = {
         "architectures": [family.architectures[head]],

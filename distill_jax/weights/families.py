@@ -1,4 +1,4 @@
-"""What an encoder family is, and the rules that tables of families are made of.
+"""The definition of an encoder family, and the rules shared by families.
 
 A family is a table of names, transformers' to ours and back, its heads, and what its
 config.json says. The encoder is one for all of them (``models.bert``).
@@ -118,7 +118,7 @@ def activation(config: Config, name: str = "hidden_act", default: str = "gelu") 
     """Our name of an activation.
 
     Raises:
-        UserError: one that is not known here.
+        UserError: the activation is not supported.
     """
     found = config.get(name, default)
     if found not in ACTIVATIONS:
@@ -138,7 +138,7 @@ def rope(config: Config, kind: str | None = None) -> tuple[float | None, tuple]:
     """Theta and scaling of rotary positions, in any of the forms they are written in.
 
     Raises:
-        UserError: a scaling that is not known here.
+        UserError: the scaling is not supported.
     """
     record = config.get("rope_parameters") or {}
     if kind is not None and isinstance(record.get(kind), dict):

@@ -64,7 +64,7 @@ class Folder:
         return read_json(self.path / name, {} if default is None else default)
 
 
-# What no file of another library says. All else is read from the folder's own files,
+# Facts that no file of another library states. The rest is read from the folder,
 # which another program may have changed since we wrote them.
 _ONLY_NOTED = {
     "reranker": ("prompt", "words"),
@@ -124,7 +124,7 @@ def read_json(path: Path, default: Any = None) -> Any:
     """A JSON file, ``default`` when absent.
 
     Raises:
-        UserError: the file is there and is no JSON.
+        UserError: the file exists and is not JSON.
     """
     if not path.is_file():
         return default
@@ -138,7 +138,7 @@ def locate(name: str | Path) -> Path:
     """The folder of ``PATH``, ``hf:NAME[@REVISION]`` or ``package:MODULE/PATH``.
 
     Raises:
-        UserError: there is no such folder, package or hub client.
+        UserError: the folder, the package or the hub client is missing.
     """
     text = str(name)
     if text.startswith("hf:"):
@@ -236,7 +236,7 @@ def recognise(path: str | Path) -> Folder:
     """The form of a folder.
 
     Raises:
-        UserError: none of the forms that are known; it lists what was looked for.
+        UserError: no known format; the message lists the files that were looked for.
     """
     path = Path(path)
     if path.is_file():
@@ -250,7 +250,7 @@ def recognise(path: str | Path) -> Folder:
         return Folder(path=path, form="two_towers")
     config = read_json(path / "config.json", {})
     if not isinstance(config, dict):
-        raise UserError(f"{path}/config.json is no JSON object")
+        raise UserError(f"{path}/config.json is not a JSON object")
     if (path / "modules.json").is_file():
         return _modular(path, config)
     if config:
@@ -274,7 +274,7 @@ def _own(path: Path) -> Folder | None:
 
 
 def _is_step(path: Path) -> bool:
-    """One of our Orbax steps, there or not: its reader says which ones there are."""
+    """The folder of an Orbax step, which may be missing: its reader lists the steps."""
     run = path.parent
     return path.name.isdigit() and run.name == "checkpoints" and run.is_dir()
 
@@ -289,7 +289,7 @@ def _modular(path: Path, config: dict) -> Folder:
         classes = [record["type"] for record in records]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}/modules.json: no list of modules: {error!r}"
+            f"{path}/modules.json: not a list of modules: {error!r}"
         ) from error
     names = {name for name, _ in modules}
     top = read_json(path / "config_sentence_transformers.json", {})

@@ -17,7 +17,7 @@ from distill_jax.weights.folders import Folder, is_mono, read_json, stated, top
 from distill_jax.weights.students import Base, assemble
 
 _T5 = ("t5", "mt5")
-# Our path of the matrix of which the columns are a head's outputs.
+# Our path of the matrix whose columns are a head's outputs.
 _LAST = r"head\.(classifier|out_proj|linear)\.kernel"
 
 
@@ -55,7 +55,7 @@ def read_classifier(
     """A ...ForSequenceClassification or a lightning-ir mono with one output.
 
     Raises:
-        UserError: it has several outputs, or is no BERT or ELECTRA.
+        UserError: it has several outputs, or is neither a BERT nor an ELECTRA.
     """
     config, path = folder.config, folder.path
     if _is_t5_config(config):
@@ -109,7 +109,7 @@ def read_classifier(
 
 
 def _noted_kind(folder: Folder) -> str:
-    """A pairwise reranker has the form of a pointwise one; our export says so."""
+    """A pairwise reranker has the layout of a pointwise one; our export marks it."""
     return (folder.config.get("distill_jax") or {}).get("kind", "reranker")
 
 
@@ -124,7 +124,7 @@ def _folded(tensors: Any, last: str) -> dict:
 
 
 def _prompted(folder: Folder, kind: str) -> str:
-    """A cross-encoder's template: its default prompt stands before the query."""
+    """A cross-encoder's template, with its default prompt before the query."""
     prompts = top(folder).get("prompts") or {}
     prompt = prompts.get(top(folder).get("default_prompt_name") or "") or ""
     if not prompt:
@@ -149,10 +149,10 @@ def longest(root: Path, sizes: Any) -> int:
 def read_model(
     folder: Folder, tokenizer: Tokenizer, kind: str | None, seed: int, fields: dict
 ) -> Pretrained:
-    """A T5, BERT or ELECTRA that is no cross-encoder.
+    """A T5, BERT or ELECTRA that is not a cross-encoder.
 
-    A T5 with a decoder is a reranker unless told otherwise; other base models have to
-    be told what to become.
+    A T5 with a decoder is a reranker by default; other base models
+    need an explicit kind.
 
     Raises:
         UserError: no ``kind`` is given and the folder does not say.

@@ -171,7 +171,7 @@ def _marked(
         found = [token for token in found if token is not None]
         if not found:
             raise UserError(
-                f"{path}: the marker {text!r} is no token of the vocabulary",
+                f"{path}: the marker {text!r} is not a token of the vocabulary",
                 "only ColBERT models whose markers are single tokens are read",
             )
         ids.append(found[0])

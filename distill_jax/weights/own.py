@@ -59,7 +59,7 @@ def read_step(folder: Path) -> Pretrained:
     """The parameters of one Orbax step, in the student that its run trains.
 
     Raises:
-        UserError: no such step, or nothing says which student it belongs to.
+        UserError: the step is missing, or no file names its student.
     """
     run = folder.parent.parent
     if not (folder / "params").is_dir():

@@ -24,7 +24,7 @@ def write(
     The modules have the names of ``AutoModel`` (T5: ``T5ForConditionalGeneration``).
 
     Args:
-        base: what the adapters stand on.
+        base: the model under the adapters.
         adapters: ``lora_a`` [in, rank], ``lora_b`` [rank, out] and ``lora_scale`` by
             path; see ``models.lora``.
         share: of the adapters in the trained model, where weights were averaged.

@@ -2,7 +2,7 @@
 
 A file of ``torch.save`` is a pickle of names and tensor descriptions beside raw bytes:
 a zip archive since PyTorch 1.6, one stream before. A pickle may name any function to be
-called; this reader knows the few that describe tensors, and refuses all others.
+called; this reader accepts the few that describe tensors, and refuses all others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STORAGES = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _PICKLE_LIMIT = 256 * 2**20
-# What a damaged pickle leads to, besides what pickle and zipfile say themselves.
+# Errors of a damaged pickle, besides those of pickle and zipfile.
 _MALFORMED = (
     pickle.UnpicklingError, zipfile.BadZipFile, ValueError, TypeError, LookupError,
     AttributeError, EOFError, ArithmeticError, RecursionError, MemoryError,
@@ -106,11 +106,11 @@ def read_pickle(path: str | Path) -> dict[str, np.ndarray]:
 
 
 class _ForeignCode(Exception):
-    """A pickle names something that is no part of a tensor."""
+    """A pickle names something that is not part of a tensor."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows storages, the maker of tensors, and ordered dictionaries."""
+    """Accepts storages, the rebuild functions of tensors, and ordered dictionaries."""
 
     def __init__(self, file: Any, storage: Callable[..., np.ndarray] | None = None):
         super().__init__(file)
@@ -137,7 +137,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Kind:
-    """A storage class of torch: stands for its dtype, cannot be called."""
+    """Stands for a storage class of torch and its dtype; cannot be called."""
 
     def __init__(self, dtype: np.dtype):
         self.dtype = dtype
@@ -211,7 +211,7 @@ def _mapped(path: Path, dtype: np.dtype, begin: int, count: int) -> np.ndarray:
 
 
 def _read_stream(path: Path) -> Any:
-    """The form before PyTorch 1.6: pickles, then each storage behind its count.
+    """The format before PyTorch 1.6: pickles, then each storage after its count.
 
     The pickle comes before the bytes it refers to: it is read twice, first for the
     storages' types, then, the places being known, for the tensors.

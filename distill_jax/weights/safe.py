@@ -149,7 +149,7 @@ def open_folder(folder: str | Path, stem: str = "model") -> Mapping[str, np.ndar
             return opened([confined(folder, single.name)])
         if index.exists():
             return _sharded(folder, index, opened)
-    # Shards whose index was left behind: their names say whether all are there.
+    # Shards without their index: their names show whether all are present.
     shards = sorted(folder.glob("pytorch_model-*-of-*.bin"))
     if shards:
         count = shards[0].stem.rsplit("-", 1)[-1]

@@ -215,7 +215,7 @@ def _lengths(folder: Folder, root: Path, base: Any) -> dict[str, int]:
     cased = base.tokenizer.encode("A") != base.tokenizer.encode("a")
     if inner.get("do_lower_case") and cased:
         raise UserError(
-            f"{root}: texts are lowered before a tokenizer that tells cases apart",
+            f"{root}: texts are lowercased before a cased tokenizer",
             'give tokenizer= one with "do_lower_case": true in tokenizer_config.json',
         )
     most = hugging_face.longest(root, base.sizes)
@@ -248,6 +248,6 @@ def _apart(prompt: str, tokenizer: Tokenizer, path: Path) -> None:
     ends = not prompt or prompt[-1].isspace()
     if not ends and tokenizer.encode(f"{prompt}a") != tokenizer.encode(f"{prompt} a"):
         raise UserError(
-            f"{path}: the prompt {prompt!r} has no blank at its end",
-            "give query_prefix= and doc_prefix=; a blank is put behind them",
+            f"{path}: the prompt {prompt!r} does not end in a space",
+            "give query_prefix= and doc_prefix=; a space is added after them",
         )

@@ -43,14 +43,14 @@ _DEPTHS = ("layers", "encoder_layers", "decoder_layers")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Base:
-    """A backbone that is no student yet.
+    """A backbone that is not a student yet.
 
     Attributes:
         sizes: ``T5Sizes`` or ``BertSizes``.
         params: of the backbone: ``{"encoder", "decoder", "lm_head"}`` of a T5, the
             tree of a ``BertEncoder``.
         tokenizer: its vocabulary.
-        source: where it came from.
+        source: its origin.
         mlm: the masked language model's head, {} when it has none.
     """
 
@@ -69,7 +69,7 @@ def spec_class(kind: str) -> Any:
     """
     if kind not in KINDS:
         raise UserError(
-            f"kind={kind!r} is no kind of student{near(kind, KINDS)}",
+            f"kind={kind!r} is not a kind of student{near(kind, KINDS)}",
             f"one of {', '.join(KINDS)}",
         )
     module = importlib.import_module(f"distill_jax.models.{kind}")
@@ -95,7 +95,7 @@ def assemble(
         fields: of the spec, or of the backbone where ``_BACKBONE_FIELDS`` has them.
 
     Raises:
-        UserError: a field that is not known, a vocabulary that does not fit.
+        UserError: an unknown field, or a vocabulary that does not fit.
     """
     cls = spec_class(kind)
     sizes = base.sizes
@@ -104,7 +104,7 @@ def assemble(
         sizes = dataclasses.replace(sizes, decoder_layers=0)
     fields, sizes = _split(cls, fields, sizes)
     if not isinstance(sizes, T5Sizes):
-        # Padding and [SEP] are whatever the tokenizer says they are.
+        # The tokenizer decides padding and [SEP].
         ids = {"pad_id": base.tokenizer.pad_id, "sep_id": base.tokenizer.sep_id}
         known = {name: token for name, token in ids.items() if token is not None}
         sizes = dataclasses.replace(sizes, **known)
@@ -132,7 +132,7 @@ def adapted(pretrained: Pretrained, kind: str | None, seed: int, fields: dict):
         if not fields:
             return pretrained
         fields, sizes = _split(type(spec), fields, spec.backbone)
-        # What follows from the head is decided anew with it.
+        # Fields that depend on the head are decided again with it.
         if "head" in fields:
             fields = {"words": (), "word_ids": (), "prompt": "", **fields}
         elif "words" in fields:
@@ -193,7 +193,7 @@ def filled(
         else:
             missing.append(path)
     drawn = _drawn(spec, seed, tuple(missing)) if missing else {}
-    # In the order of the module, whatever came from where.
+    # In the order of the module, not of the sources.
     ordered = {path: params.get(path, drawn.get(path)) for path in abstract}
     return Pretrained(
         spec=spec,

@@ -75,7 +75,7 @@ TABLE: tuple[Rule, ...] = (
 )
 
 
-# Written by transformers before version 4, read by nobody since.
+# Written by transformers before version 4, unused since.
 IGNORED = (
     r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
 )
@@ -87,7 +87,7 @@ def sizes_of(
     """The sizes that a config.json and the names in the file say.
 
     Raises:
-        UserError: a form of T5 that is not known here.
+        UserError: a variant of T5 that is not supported.
     """
     activation = config.get("feed_forward_proj", "relu")
     if activation not in ("relu", "gated-gelu"):
@@ -142,14 +142,14 @@ def sizes_of(
 
 def _scaled(config: Mapping[str, Any]) -> bool:
     if config.get("model_type") == "mt5":
-        # Never, whatever transformers 5 writes about its ties.
+        # Never, even if transformers 5 writes that it is tied.
         return False
     tied = config.get("tie_word_embeddings", True)
     return bool(config.get("scale_decoder_outputs", tied))
 
 
 def _ties(config: Mapping[str, Any]) -> bool:
-    """Whether the config lets the embeddings stand for a head that is not there."""
+    """Whether the config lets the embeddings replace a missing head."""
     return bool(config.get("tie_word_embeddings", True))
 
 

@@ -21,7 +21,7 @@ from distill_jax.models.t5 import T5Sizes
 from distill_jax.weights import tables
 from distill_jax.weights.tables import SAME, TRANSPOSED, Rule
 
-# What reading a file that is none leads to, besides what msgpack says itself.
+# Errors of reading another kind of file, besides msgpack's own.
 _MALFORMED = (
     ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from distill_jax.weights.folders import Folder, read_json
 from distill_jax.weights.students import Base, assemble
 
 PROJECTION = "projection_layer.kernel"
-# What our export says of a checkpoint beside it: its names do not tell the student.
+# Written beside our T5X exports: the names of a checkpoint do not give the student.
 NOTE = "distill_jax.json"
 
 

@@ -1,7 +1,7 @@
-"""What stands behind the names in a recipe: digests of models and files, for records.
+"""Digests of the models and files that a recipe names, for the records of steps.
 
-A path is a name that stays while what it names changes. A part that was made with what
-was behind it then is made again when that is another.
+A path stays the same while its content changes. So cached results are keyed by the
+content of files, not by their paths.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from distill_jax.io.files import digest
 _NAMES = ("checkpoint", "path", "prompt", "kinds")
 _PROMPTS = ("prompt", "kinds")
 _PROMPT_FILES = (".json", ".txt")
-# A larger file is known by its size and time: reading it would take longer than asking.
+# A larger file is known by its size and time: hashing it would take too long.
 _LARGE = 256 << 20
 
 
@@ -26,7 +26,7 @@ def behind(value: Any, context: Any) -> dict[str, str]:
 
     ``initial`` and ``stage:NAME`` are models of this job, and no checkpoint is the
     student of the moment. ``hf:`` and ``package:`` are others' releases, which their
-    names tell.
+    names identify.
 
     Args:
         value: a source, a teacher, a maker, or a sequence of them.

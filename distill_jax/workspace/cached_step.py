@@ -1,15 +1,15 @@
-"""Parts of a job: files that know what they were made from.
+"""Cached steps of a job: results that record their inputs.
 
-A part is a folder with ``part.json``. It is done when that file says so, and it stays
+A step is a folder with ``part.json``. It is done when that file says so, and it stays
 done while its inputs (digests by name) are unchanged. The policy, in one place:
 
 1. complete, same inputs: used as it is, if its files are those that it was finished
-   with (sizes and SHA-256 stand in ``part.json``);
-2. incomplete, same inputs: its maker is called again and goes on where it was;
-3. other inputs: moved aside (``NAME.old``), made anew, and what changed is named.
+   with (sizes and SHA-256 are in ``part.json``);
+2. incomplete, same inputs: its function is called again and resumes;
+3. other inputs: moved aside (``NAME.old``), recomputed; the console names the change.
 
-With several processes the first decides and keeps the record; all make the part, which
-may take all of their devices, and none goes on before its files are there.
+With several processes the first decides and records; all compute the step, which
+may take all of their devices, and none continues before its files exist.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def part(
     what: str,
     also: tuple[Path, ...] = (),
 ) -> dict[str, Any]:
-    """Makes a part, or finds it made; returns what its maker reported.
+    """Computes a step, or finds its result; returns the report of its function.
 
     Args:
         directory: the folder of the part.

@@ -1,4 +1,4 @@
-"""What a job says while it works: plain lines, on the first process only."""
+"""Console output of a job: plain lines, on the first process only."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _process_index(jax) -> int:
 
 
 class Counter:
-    """Progress of something long: a line now and then with the rate and the ETA.
+    """Progress of long work: a line at intervals with the rate and the ETA.
 
     Called with (done, total); on a terminal it is a tqdm bar, elsewhere plain lines.
     """

@@ -32,7 +32,7 @@ class Split:
 
     @property
     def digest(self) -> str:
-        """What was asked and what was judged, not the order it was read in."""
+        """Digest of queries and judgements, independent of their order in the file."""
         grades = {query: self.qrels.of(query) for query in self.qrels.query_ids}
         return digest(self.queries.digest, grades)
 
@@ -49,14 +49,14 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Workspace:
-    """The world of one job.
+    """The state that all steps of one job share.
 
     Attributes:
         directory: the job's ``MODEL_DIR``.
         collection: documents.
         train, dev, test: queries with judgements; each ``None`` where there are none.
         mesh: devices; None runs inference on one.
-        seed: of everything that is drawn.
+        seed: of all random draws.
     """
 
     directory: Path
@@ -69,7 +69,7 @@ class Workspace:
     _stores: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def store(self, texts: Any, full_texts: Any, tokenizer: Tokenizer) -> TokenStore:
-        """The token ids of a collection or of queries, made once."""
+        """The token ids of a collection or of queries, cached."""
         key = (texts.digest, tokenizer.digest)
         if key not in self._stores:
             self._stores[key] = TokenStore.build(
@@ -131,7 +131,7 @@ def open_workspace(
     train_queries: str | None = None,
     titles: bool = True,
 ) -> Workspace:
-    """Loads a collection with its splits, and says what is wrong with it at once.
+    """Loads a collection with its splits, and checks it at once.
 
     A collection without a dev split, or whose dev split is what is tested on, gets
     one: the judged training queries whose id hashes below ``dev_share``, the same on

@@ -1,4 +1,4 @@
-"""``distill_jax doctor``: checks what a job needs of this machine, and says what to do.
+"""``distill_jax doctor``: checks this machine's setup, and says how to fix it.
 
 Each check gives a state, what was found and, where something is wrong, what to do. Only
 what stops a job counts as a failure; an absent extra or network is a note.
@@ -157,7 +157,7 @@ def _endpoint() -> Finding:
 
 
 def _unreachable(address: str) -> str:
-    """Why an address does not answer; "" if it does, with whatever status."""
+    """Why an address does not answer; "" if it does, with any status."""
     import httpx
 
     try:

@@ -1,4 +1,4 @@
-"""Installed packages that do not fit together, each with the line that mends it.
+"""Finds incompatible installed packages, each with the command that fixes it.
 
 pip keeps the bounds of what it installs, not of what was there before: a later
 ``pip install --upgrade tensorflow`` leaves tensorflow-text behind, and what fails then

@@ -185,7 +185,7 @@ def test_bad_specs(spec, message):
 
 def test_a_missing_split_lists_those_there_are(tmp_path):
     spec = write(tmp_path / "set")
-    with pytest.raises(UserError, match=r"'dev'\nthe splits there are: test"):
+    with pytest.raises(UserError, match=r"'dev'\navailable splits: test"):
         load_collection(spec, "dev")
 
 

@@ -180,7 +180,7 @@ def test_a_first_line_with_numbers_is_no_header(tmp_path):
     [
         ("q1 Q0 d2 2", ":2: 4 columns"),
         ("q1 Q0 d2", ":2: 3 columns, but 6 on line 1"),
-        ("q1 Q0 d2 2 much x", ":2: 'much' is no number"),
+        ("q1 Q0 d2 2 much x", ":2: 'much' is not a number"),
         (f"q1 Q0 d{NUL}2 2 0.5 x", ":2: a NUL"),
         ("q1 Q0 d 2 2 0.5 x", ":2: 7 columns"),
     ],

@@ -182,7 +182,7 @@ def test_replies_of_an_llm_are_paid_for_once(tmp_path, monkeypatch):
         with full_beyond(100_000), pytest.raises(UserError) as caught:
             session.complete_all(requests)
         assert str(tmp_path) in str(caught.value)
-        assert "make room" in str(caught.value)
+        assert "free some space" in str(caught.value)
         paid = len(llm.calls)
         assert 0 < paid < 200
         again = client.at(tmp_path)

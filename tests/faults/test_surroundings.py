@@ -128,7 +128,7 @@ def test_an_accelerator_that_is_not_there_is_told(tmp_path):
     code, said = job(tmp_path, *argv, JAX_PLATFORMS="cuda")
     assert code == 2, said
     assert "Traceback" not in said
-    assert "no device of the kind that is asked for (cuda)" in said
+    assert "the requested device is not available (cuda)" in said
     assert "pip install 'jax[cuda12]'" in said
 
 

@@ -29,9 +29,9 @@ TRAINING = Training(
     ("text", "told"),
     [
         ("v5x:2x4", "no chip 'v5x'"),
-        ("v5e", "no number of chips"),
-        ("v5e:2x", "no number of chips"),
-        ("h100:0", "no number of chips"),
+        ("v5e", "not a number of chips"),
+        ("v5e:2x", "not a number of chips"),
+        ("h100:0", "not a number of chips"),
     ],
 )
 def test_a_machine_that_is_none_is_refused(text, told):

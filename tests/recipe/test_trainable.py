@@ -66,7 +66,7 @@ def test_without_the_name_all_is_trained():
 
 
 def test_what_is_no_regular_expression_is_refused():
-    with pytest.raises(UserError, match=r"'layers\.\(' is no regular expression"):
+    with pytest.raises(UserError, match=r"'layers\.\(' is not a regular expression"):
         training_of("--gin.TRAINABLE=layers.(")
 
 

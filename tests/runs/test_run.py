@@ -127,10 +127,10 @@ def test_queries_may_be_scattered_in_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("q Q0 d 1 1 t\nq Q0 e 2 x t\n", r"run:2: 'x' is no number"),
+        ("q Q0 d 1 1 t\nq Q0 e 2 x t\n", r"run:2: 'x' is not a number"),
         ("q Q0 d 1 1 t\nq Q0 e 2 1\n", r"run:2: 5 columns"),
         ("q Q0 d 1 1 t\nq Q0 d 2 0.5 t\n", r"run: query 'q' has document 'd' twice"),
-        ("q Q0 d 1 nan t\n", r"run:1: 'nan' is no finite number"),
+        ("q Q0 d 1 nan t\n", r"run:1: 'nan' is not a finite number"),
         ("q Q0 d 1 1 t\n\n\nq  \n", r"run:4: 1 columns"),
         ("q Q0 unknown 1 1 t\n", r"run: .* not in these docs, e\.g\. 'unknown'"),
     ],

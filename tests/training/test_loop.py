@@ -217,7 +217,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path):
 
 def test_another_feed_is_refused(tmp_path):
     fit(tmp_path, steps=2)
-    with pytest.raises(UserError, match="another batch 1"):
+    with pytest.raises(UserError, match="batch 1 of the feed differs"):
         fit(tmp_path, steps=4, feed=lambda start: one_shape(start + 1))
 
 

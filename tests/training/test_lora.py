@@ -217,7 +217,7 @@ def test_adapters_are_said_in_a_word(text, made):
         ("lora:rank=0", "above 0"),
         ("lora:rank=two", "rank is 'two'"),
         ("lora:alpha=inf", "above 0"),
-        ("lora:targets=(", "no regular expression"),
+        ("lora:targets=(", "not a regular expression"),
         ("lora:targets=layers.9", "match none of 2 matrices"),
         (("lora", ".*"), "match none of 0 matrices"),
     ],

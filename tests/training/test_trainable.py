@@ -167,9 +167,9 @@ def test_parting_loses_nothing():
     [
         ("layers.7", r"'layers.7' matches none of 3 parameters"),
         ((WO, "heads"), r"'heads' matches none of 3"),
-        ("(", r"'\(' is no regular expression"),
-        ((), "no regular expression"),
-        (3, "no regular expression"),
+        ("(", r"'\(' is not a regular expression"),
+        ((), "not a regular expression"),
+        (3, "not a regular expression"),
     ],
 )
 def test_what_names_no_parameter_is_refused_with_some_names(of, what):

@@ -77,7 +77,7 @@ def test_prompts_that_end_in_a_mark_need_no_blank(tmp_path):
 def test_a_prompt_that_runs_into_the_text_is_refused(tmp_path):
     folder = copy("dual_mean", tmp_path)
     changed(folder / TOP, prompts={"query": "search"})
-    with pytest.raises(UserError, match="no blank at its end"):
+    with pytest.raises(UserError, match="does not end in a space"):
         weights.load(folder)
     assert weights.load(folder, query_prefix="search").spec.query_prefix == "search"
 
@@ -138,7 +138,7 @@ def test_texts_that_are_lowered_outside_of_the_tokenizer_are_refused(tmp_path):
     changed(folder / "sentence_bert_config.json", do_lower_case=True)
     assert weights.load(folder).fresh == ()  # the tokenizer does so itself
     changed(folder / "tokenizer_config.json", do_lower_case=False)
-    with pytest.raises(UserError, match="lowered before"):
+    with pytest.raises(UserError, match="lowercased before"):
         weights.load(folder)
 
 
