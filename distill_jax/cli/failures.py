@@ -20,7 +20,7 @@ def status(error: BaseException, debug: bool = False) -> int:
     """Says what happened, and returns the exit status.
 
     Raises:
-        BaseException: the error itself, where nobody foresaw it and ``debug`` is set,
+        BaseException: the error itself, if it is unexpected and ``debug`` is set,
             or where it is an exit.
     """
     if isinstance(error, UserError):

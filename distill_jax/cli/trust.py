@@ -2,7 +2,7 @@
 
 Gin resolves dotted names through modules, so a file that may import this package could
 reach ``os.system`` behind any module that imports ``os``. Three rules keep a recipe to
-what it is for: it names declared parts and what the user allows, includes lie below the
+its purpose: it names declared parts and what the user allows, includes are below the
 folders of the recipes, and what its macros expand to has a size.
 """
 
@@ -58,7 +58,7 @@ def refuse_foreign_names(named: Mapping[str, Any], allowed: Sequence[str]) -> No
 def refuse_foreign_include(
     path: Path, including: Path, roots: Iterable[Path], above: Sequence[Path]
 ) -> None:
-    """An included file lies below a folder of recipes, and not above itself.
+    """Checks that an included file is below a folder of recipes and in no cycle.
 
     Args:
         path: of the included file, resolved.

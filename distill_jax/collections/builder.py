@@ -166,7 +166,7 @@ def _large(path, items, name, titles) -> Collection:
 def _whole(folder: Path) -> bool:
     """Whether the cached folder can replace its file.
 
-    One without the file's bad lines cannot: they are to be told, or refused, each time.
+    Not if the file has bad lines: they are reported, or refused, on every run.
     """
     record = folder / "collection.json"
     if not record.exists():

@@ -40,7 +40,7 @@ def docs(where: str) -> Collection:
     """The passages of a folder's files, in the order of their paths.
 
     Raises:
-        UserError: no such folder, no file of a known kind in it, or one that is no
+        UserError: no such folder, no file of a known kind in it, or one that is not
             UTF-8.
     """
     folder = Path(where).expanduser()

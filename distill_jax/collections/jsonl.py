@@ -46,7 +46,7 @@ def checked_answers(path: Path, line: int, record: Mapping) -> list[str] | None:
     """``answers_of`` a line.
 
     Raises:
-        UserError: with file:line, where they are no strings.
+        UserError: with file:line, where they are not strings.
     """
     try:
         return answers_of(record)

@@ -4,7 +4,7 @@
     comparisons[0].verdict()
 
 The p-value in the verdict is the paired t-test's, corrected by Holm-Bonferroni over
-all comparisons made; the randomisation test stands beside it, and the interval is the
+all comparisons made; the randomisation test is shown with it, and the interval is the
 bootstrap's.
 """
 

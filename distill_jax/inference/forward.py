@@ -1,7 +1,7 @@
 """Running a student over many rows: bucketed, jitted once per shape, no sync.
 
 Shared by teaching (labels), retrieval (embeddings), the predictor and the exports'
-verification, so that a pair gets the same score wherever it is asked for.
+verification, so that a pair gets the same score in all of them.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def understood(what: str, todo: str) -> Iterator[None]:
     """Turns what values of another shape lead to, in reading files, into their name.
 
     Args:
-        what: is said of the files, with a word for each fault in brackets behind it.
+        what: the message about the files; a word for each fault follows in brackets.
         todo: what a user may do.
 
     Raises:
@@ -64,7 +64,7 @@ def whole(what: str, todo: str) -> Iterator[None]:
     own, ``UnicodeDecodeError`` for a column's name, ``KeyError``, ``OverflowError``.
 
     Raises:
-        UserError: ``what`` with the first line of the reason; ``todo`` behind it.
+        UserError: ``what`` with the first line of the reason, then ``todo``.
     """
     try:
         yield

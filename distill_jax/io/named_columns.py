@@ -161,11 +161,11 @@ def number_of(path: str | Path, number: int, text: str, what: str, form: str) ->
     value = decimal(text)
     if value is None:
         raise UserError(
-            f"{path}:{number}: {clip(text)} is no number ({what})", f"write {form}"
+            f"{path}:{number}: {clip(text)} is not a number ({what})", f"write {form}"
         )
     if not abs(value) <= LARGEST:
         raise UserError(
-            f"{path}:{number}: {clip(text)} is no finite number ({what})",
+            f"{path}:{number}: {clip(text)} is not a finite number ({what})",
             "correct or delete the line",
         )
     return value
@@ -180,7 +180,7 @@ def rank_of(path: str | Path, number: int, text: str, what: str, form: str) -> i
     value = number_of(path, number, text, what, form)
     if value < 1 or value != int(value):
         raise UserError(
-            f"{path}:{number}: {clip(text)} is no rank, a whole number from 1 ({what})",
+            f"{path}:{number}: {clip(text)} is not a rank from 1 ({what})",
             f"is the column a score? write {form}",
         )
     return int(value)

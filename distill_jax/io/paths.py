@@ -52,7 +52,7 @@ def model_name(name: str) -> str:
     ``initial``, or a path, which is expanded.
 
     Raises:
-        UserError: nothing stands behind the scheme, or the path is none.
+        UserError: no name follows the scheme, or the path is invalid.
     """
     for scheme in _MODEL_SCHEMES:
         if name.startswith(scheme):

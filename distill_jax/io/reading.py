@@ -174,7 +174,7 @@ def read_record(
         fields: name to type, or to a tuple of types.
 
     Raises:
-        UserError: as ``read_json``; it is no object, or lacks a field of that type.
+        UserError: as ``read_json``; it is not an object, or lacks a field of that type.
     """
     record = read_json(path)
     if not isinstance(record, dict):

@@ -44,7 +44,7 @@ class Evaluate:
         split: whose queries and judgements.
         measures: by trec_eval's rules; the first one decides.
         hits: depths of the hit rate, which counts the questions with an answer among
-            so many documents; measured wherever queries have answers.
+            this many documents; measured wherever queries have answers.
         reader: ``jobs.llm.Reader``, which answers from what each system found, for
             exact match and F1; None for none.
         count_missing: a judged query that a run lacks counts 0, as by trec_eval's -c;

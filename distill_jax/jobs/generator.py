@@ -49,7 +49,7 @@ class TrainGenerator:
         training: its objective is ``losses.Listwise(loss=losses.query_likelihood)``.
         per_query: maximum number of documents of a query; None takes all.
         unseen: judged documents of the test split (else dev) that no training query
-            has, of which at most so many are asked about.
+            has: the most that get a query.
         depth: a query counts if BM25 ranks its document within this depth.
         max_new_tokens, top_k, temperature: how queries are sampled.
         export: a format of ``export.write``, "auto" for transformers', None for none.

@@ -85,7 +85,7 @@ def plan_generator(job: Any) -> int:
     lists = len(job.lists(workspace, split))
     print(f"\n  queries    {len(split.queries):,}")
     print(f"  pairs      {lists:,} of a document and a query")
-    print(f"  asked of   {len(job.unseen_rows(workspace)):,} unseen documents")
+    print(f"  test docs  {len(job.unseen_rows(workspace)):,} unseen documents")
     spec, why = _spec(job.student)
     step = training_lines(job.training, spec, why, lists, 1, 0, workspace, {})
     if step is not None:

@@ -99,7 +99,7 @@ def lists_from_labels(
 
     The list is ordered by the teacher, best first. A judged positive among the
     candidates is put first and the list counts as labelled; otherwise it is labelled
-    only if ``trust_first`` (the teacher's best stands for the positive, as PairDistill
+    only if ``trust_first`` (the teacher's best serves as the positive, as PairDistill
     and 004 have it). Candidates that a pairwise teacher judged are kept before others.
 
     Args:

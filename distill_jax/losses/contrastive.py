@@ -73,7 +73,7 @@ def in_batch_contrastive(
         labelled: [B] queries whose doc 0 is a judged positive; the others are not
             counted, their docs remain negatives. None counts all.
         query_rows: [B] numbers of the queries, -1 where unknown: what one list of a
-            query holds for relevant is no negative of its other lists. None takes
+            query treats as relevant is not a negative of its other lists. None takes
             every list for another query's.
         temperature: divides the similarities.
         false_negative_threshold: see ``no_contrast``; None masks no others.

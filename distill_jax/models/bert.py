@@ -1,7 +1,7 @@
 """One encoder for BERT and the families after it; what differs are its sizes.
 
 The post-norm layer is Devlin et al. 2019 (arXiv 1810.04805); ELECTRA adds a projection
-behind narrower embeddings (2003.10555), ModernBERT rotary positions, windows and gates
+after narrower embeddings (2003.10555), ModernBERT rotary positions, windows and gates
 in front of the norms' place (2412.13663), Llama's line root-mean-square norms, shared
 key heads and a causal mask. Names of parameters are this file's attribute paths;
 ``weights.families`` maps them to and from Hugging Face folders. Heads are in

@@ -59,7 +59,7 @@ def quantised(kernel: Float[Array, "I O"], *, balanced: bool = False) -> Quantis
     """A float kernel in 8 bits; each weight is off by half a step at most.
 
     Args:
-        balanced: rows are brought to one size first, and inputs multiplied with what
+        balanced: rows are scaled to one size first, and inputs multiplied with what
             theirs was: a great feature that is read by small weights counts for what
             it adds. For kernels that read the residual stream. (MiniLM, value: a
             25th of the error of its vectors; it makes the feed-forward's second

@@ -33,9 +33,9 @@ class Pretrained:
     Attributes:
         spec: a student spec (``RerankerSpec``, ``DualEncoderSpec``, ...).
         params: ``nnx.to_pure_dict(nnx.state(module, nnx.Param))``, numpy or jax leaves.
-        tokenizer: the tokenizer whose ids the embedding table was made for.
+        tokenizer: the tokenizer whose ids the embedding table is for.
         source: where it was loaded from, for provenance and messages.
-        fresh: names of parameters that the source did not have (initialised anew).
+        fresh: names of parameters that the source did not have (initialised at random).
     """
 
     spec: Any

@@ -23,7 +23,7 @@ def map_rows(
         arrays: pytrees with a common leading axis M. Rows of zeros complete the last
             block, so ``function`` must not raise on them; what it gives is dropped.
         block_size: None for all at once.
-        spread: True if the rows lie on several devices. Block j then holds rows
+        spread: True if the rows are on several devices. Block j then holds rows
             j, j + blocks, ...: rows stay where they are, and every block keeps all
             devices busy, at the price of a copy of the arrays.
 

@@ -1,7 +1,7 @@
 """Labels of other projects, used whole: their queries, lists and pairs.
 
 A stage with such labels retrieves nothing and asks no teacher. Documents that the file
-brings and the collection lacks are trained on as the file has them.
+holds and the collection lacks are trained on as the file has them.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class LabelFile:
         if found.collection is not None and not _holds(workspace, found.collection):
             workspace = dataclasses.replace(workspace, collection=found.collection)
             say(
-                f"{self.path} brings {len(found.collection):,} documents of its own: "
+                f"{self.path} holds {len(found.collection):,} documents of its own: "
                 "they are trained on"
             )
         split = _named(context, found.labels.query_ids)

@@ -56,5 +56,5 @@ class OwnElseMade:
     def __call__(self, context: Context) -> Split:
         if context.workspace.train is not None:
             return self.own(context)
-        say("the collection has no training queries: they are made from documents")
+        say("the collection has no training queries: they are generated from documents")
         return self.made(context)

@@ -1,7 +1,7 @@
 """Training the query tower alone: documents keep their vectors, and so does an index.
 
-A tied model becomes one of two towers. The document tower stays as it is, so what was
-encoded before is what is searched after, byte for byte; only queries are encoded anew.
+A tied model becomes one of two towers. The document tower does not change, so what was
+encoded before is what is searched after, byte for byte; only queries are encoded again.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Entries, all optional but ``measures``:
 
   title, collection  texts
   measures       {system: {measure: mean}}; usual systems are "first_stage", "before"
-                 and "after", any others may stand beside them
+                 and "after", any others may be added
   intervals      {system: {measure: [low, high]}}, bootstrap over queries
   primary, baseline, system   what the verdict is about
   significance   list of ``ir.significance.Comparison`` as dicts

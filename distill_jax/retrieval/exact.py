@@ -5,7 +5,7 @@ over all devices of all hosts, and multiplied with tiles of queries; each device
 a running top k of its own docs. The [Q, N] scores never exist, nothing is sent between
 devices before the end, and the corpus is read once however many queries there are.
 
-Ties are exact too. Within a block the docs of a device lie in descending order of
+Ties are exact too. Within a block the docs of a device are in descending order of
 their ids, so that "the lower position first" is what a run asks for; across blocks
 and devices the id's rank is the second sort key.
 """

@@ -39,7 +39,7 @@ def _sift_down(scores, ranks, size):
 
 @numba.njit(nogil=True, cache=True)
 def _sift_up(scores, ranks, at):
-    """Restores the heap after an entry was put at its end."""
+    """Restores the heap after an entry was appended."""
     score, rank = scores[at], ranks[at]
     while at > 0:
         parent = (at - 1) >> 1

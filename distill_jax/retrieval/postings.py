@@ -40,7 +40,7 @@ class Postings:
         """Itself, after looking for positions that would read outside the arrays.
 
         The compiled search trusts docs to ascend within a term: it walks windows of
-        docs, and one that came too late would lie before its window.
+        docs, and a doc out of order would be before its window.
 
         Raises:
             UserError: the postings came from a damaged or hostile file.

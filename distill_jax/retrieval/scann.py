@@ -6,7 +6,7 @@ time) search that reaches the wanted recall is kept; ``report["met"]`` says whet
 does.
 
 Facts of ScaNN 1.4 that the code works around: a saved index names absolute paths unless
-told otherwise; nan is accepted silently; a tree needs as many docs as leaves, and codes
+set otherwise; nan is accepted silently; a tree needs as many docs as leaves, and codes
 in a tree at least 16.
 """
 

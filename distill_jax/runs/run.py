@@ -229,7 +229,7 @@ class Run:
             raise UserError(
                 f"{int((new < 0).sum())} documents of the run are not in "
                 f"{collection.name or 'the collection'}, e.g. {clip(missing)}",
-                "use the run that was made from this collection",
+                "use a run of this collection",
             )
         rows = np.where(codes >= 0, new[codes] if len(new) else -1, -1)
         return Run(self.query_ids, rows, self.scores, collection.ids)

@@ -212,7 +212,7 @@ class _Entries:
             raise UserError(
                 f"{self._path}: at least {self._unknown_count} documents are not in "
                 f"{name or 'the collection'}, e.g. {clip(self._unknown[0])}",
-                "use the run that was made from this collection",
+                "use a run of this collection",
             )
 
     @property

@@ -154,7 +154,7 @@ def at_use(layer: nnx.Module, dtype: Any) -> nnx.Module:
     """A layer with the weights that its products read: whole, but for the model axis.
 
     What is split over fsdp is cast to ``dtype`` first and gathered then. The gradient
-    goes back to where the weight lies. Called inside ``jax.checkpoint`` it is done
+    goes back to where the weight is. Called inside ``jax.checkpoint`` it is done
     again in the backward pass, so no gathered weight is kept.
     """
     placement = current()

@@ -1,6 +1,6 @@
 """SIGINT and SIGTERM of a whole job: one flag, heard at any moment, and an end.
 
-``listen`` stands before the imports that take seconds, so it imports nothing heavy. A
+``listen`` runs before the imports that take seconds, so it imports nothing heavy. A
 first signal sets the flag. Loops ask it (``check``) and leave by ``Stop``; a training
 saves first (``interrupt.Interrupt``). What does not end in ``_GRACE`` seconds, such as
 a compilation, is ended: every job is safe to kill. A second signal ends it at once.

@@ -70,7 +70,7 @@ class Target:
 
     Attributes:
         devices: JAX's descriptions of the chips; of a GPU those of a CPU, since only
-            shapes are asked of it.
+            shapes are taken from it.
     """
 
     text: str

@@ -1,6 +1,6 @@
 """Limits of calls to an endpoint: rates, concurrency, and waits after failures.
 
-Nothing here sleeps or knows the time by itself: callers give the time and are told how
+Nothing here sleeps or knows the time by itself: callers pass the time and learn how
 long to wait, so that tests need no clock.
 """
 

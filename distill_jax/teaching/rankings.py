@@ -1,6 +1,6 @@
 """Listwise teachers: an LLM orders, or scores, the candidates of each query.
 
-Queries are worked on in shards. Within a shard the windows of all queries go out
+Queries are worked on in shards. Within a shard the windows of all queries are sent
 together, wave after wave, since a query's next window depends on its last. A reply that
 cannot be used is requested again, and then the query is stored as failed.
 """

@@ -1,6 +1,6 @@
 """Pointwise teachers: a reranker scores every candidate of a run.
 
-Raw logits, in shards of queries that are written behind while the next are computed.
+Raw logits, in shards of queries; one is written while the next is computed.
 Killed at any moment, the same call continues with the first missing shard.
 """
 

@@ -71,7 +71,7 @@ class Session:
 
         Raises:
             Unfinished: the budget is used up; finished replies are in the cache.
-            UserError: the endpoint cannot be reached or refuses what is asked, requests
+            UserError: the endpoint cannot be reached or refuses a request, requests
                 fail alike one after another, or the disk is full.
         """
         keys = [calls.key(request, self.config) for request in requests]
@@ -305,10 +305,10 @@ class _Work:
 
     def _unfinished(self, which: str, amounts: str) -> Unfinished:
         return Unfinished(
-            f"{self.s.model}: the budget of {which} is at its end ({amounts} spent),"
+            f"{self.s.model}: the budget of {which} is used up ({amounts} spent),"
             f" {len(self.waiting):,} requests of this shard are left",
-            f"raise budget_{which} and run the same command: it goes on, and what was"
-            " answered is not asked again",
+            f"raise budget_{which} and run the same command: it resumes, and"
+            " finished replies are not requested again",
         )
 
 

@@ -53,7 +53,7 @@ class Template:
         unknown = set(self.lengths) - set(self.fields)
         if unknown:
             raise UserError(
-                f"lengths for {sorted(unknown)}, which are no fields of {self.text!r}",
+                f"lengths for {sorted(unknown)}, which are not fields of {self.text!r}",
                 f"its fields are {list(self.fields)}",
             )
         if not self.fields or len(set(self.fields)) != len(self.fields):

@@ -180,7 +180,7 @@ class Checkpoints:
             raise UserError(
                 f"{self.directory / str(step)} is of another model or optimiser "
                 f"({len(names)} arrays differ): {lines}",
-                "use the settings it was made with, or another MODEL_DIR",
+                "use the settings of that run, or another MODEL_DIR",
             )
 
     def _saving_is_done(self) -> None:

@@ -91,7 +91,7 @@ class CollapseWatch:
         self.steps = 0
 
     def see(self, step: int, spread: float) -> None:
-        """Takes the ``score_spread`` of a step; nan (no list of two) is no collapse."""
+        """Takes the ``score_spread`` of a step; nan (no list of two) does not count."""
         self.steps = self.steps + 1 if spread < 1e-6 else 0
         if self.steps == self.after:
             _log.warning(

@@ -1,7 +1,7 @@
 """Finds incompatible installed packages, each with the command that fixes it.
 
 pip keeps the bounds of what it installs, not of what was there before: a later
-``pip install --upgrade tensorflow`` leaves tensorflow-text behind, and what fails then
+``pip install --upgrade tensorflow`` keeps tensorflow-text, and what fails then
 is an undefined symbol in the middle of a job.
 """
 

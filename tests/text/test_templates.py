@@ -166,7 +166,7 @@ def test_an_empty_text_joins(tokenizers):
     [
         ("no fields</s>", {}, "must have fields"),
         ("{a} {a}", {}, "each once"),
-        ("{query}", {"doc": 3}, "no fields of"),
+        ("{query}", {"doc": 3}, "not fields of"),
         ("{query}", {"query": 0}, "cut at 0"),
     ],
 )
