@@ -32,7 +32,7 @@ class Pointwise:
         most: the best grade; a single digit with log-probabilities.
         logprobs: Yes against No, or the expected grade, from the log-probabilities of
             the answer's first token; False reads the reply.
-        depth: only the first so many candidates are judged; None judges all.
+        depth: number of first candidates that are judged; None judges all.
         prompt: "yes_no", "grades", or the path of a prompt file; None takes the one
             that fits.
         words: what is shown of a document.
@@ -73,8 +73,8 @@ class Reranker:
     """A ``/rerank`` endpoint of Jina's, Cohere's, vLLM's or TEI's form gives scores.
 
     Attributes:
-        client: ``teaching.clients.Client``; its ``base_url`` stands before ``/rerank``.
-        depth: only the first so many candidates are scored; None scores all.
+        client: ``teaching.clients.Client``; its ``base_url`` precedes ``/rerank``.
+        depth: number of first candidates that are scored; None scores all.
         at_once: documents of a call.
         words: what is sent of a document.
         documents_field: "documents", or "texts" as TEI has it.

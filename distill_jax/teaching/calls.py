@@ -25,7 +25,7 @@ from distill_jax.text.replies import Reply
 
 # As many as OpenAI gives; vLLM's default limit too.
 _TOP = 20
-# A probability below this one is not told from it.
+# A probability below this one is treated as equal to it.
 _LEAST = math.log(1e-9)
 
 

@@ -1,7 +1,7 @@
 """Labels by judges behind an endpoint, of documents one by one or in pairs.
 
-In shards of queries, each of whose calls go out together. What cannot be used is asked
-for again, and then left out.
+Works in shards of queries; the calls of a shard are sent together. An unusable reply is
+requested again, and then left out.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def label_documents(
         without a score, and failures by reason.
 
     Raises:
-        Unfinished: the budget is at its end; finished shards are kept.
+        Unfinished: the budget is used up; finished shards are kept.
         UserError: too many failures, or the folder holds labels of another teacher.
     """
     run = run.on(collection)

@@ -9,7 +9,7 @@ dispatcher, between awaits, so that there is nothing to lock. The policy:
 3. a failure that may pass is tried again, after a wait, ``max_attempts`` times in all;
 4. until something has succeeded one call is made at a time, and what would fail alike
    for every request (``chat.REFUSED``, ``chat.ALIKE``) ends the job at once, in the
-   endpoint's own words; a call that reached nobody is not charged;
+   endpoint's own words; a call that was not sent is not charged;
 5. so do ``failures_in_a_row`` requests that fail alike;
 6. at the end of the budget nothing new starts; what is in flight ends and is kept.
 """
