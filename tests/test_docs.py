@@ -28,7 +28,8 @@ PARTS = {
     for module, parts in registry.PARTS.items()
     for part in parts
 }
-# What stands for a name or a file of the reader's own.
+TABLES = sorted(recipes.directory().glob("papers/*.gin"))
+# Placeholders for a name or a file of the reader's own.
 PLACEHOLDERS = {"NAME", "X", "RECIPE.gin", "config.gin"}
 
 
@@ -71,6 +72,7 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_every_recipe_that_a_page_names_ships_or_stands_on_the_page(page):
     shipped = {path.name for path in recipes.directory().glob("*.gin")}
+    shipped |= {f"papers/{path.name}" for path in TABLES}
     text = texts(page)
     own = set(re.findall(r'title="(my_\w+\.gin)"', text))
     named = re.findall(r"--(?:gin_file|show)=([\w./-]+)", text)
@@ -130,6 +132,28 @@ def test_a_papers_page_has_its_differences_and_its_ablations(paper):
         assert f"| {element['element']} |" in page
         plain = page.replace("\\", "").replace("&lt;", "<")
         assert element.get("differs", "") in plain, element
+
+
+def test_the_page_of_ablations_has_each_table_and_each_row():
+    page = texts(DOCS / "recipes/tables.md")
+    for path in TABLES:
+        row = re.search(rf"^\| `papers/{path.name}` \|.*$", page, flags=re.MULTILINE)
+        assert row is not None, path.name
+        named = {name.strip(" |") for name in re.split(r"[,;|] ", row[0])}
+            name.strip() for name in re.split(r"[,;|] ", row[0].replace(" |", "|"))
+        }
+        grid = path.read_text(encoding="utf-8").partition("GRID =")[2]
+        labels = re.findall(r"'([^']+)': \{", grid)
+        assert labels
+        for label in labels:
+            if label != "small":  # the one axis of a single value
+                assert label in named, label
+
+
+def test_each_training_recipe_has_a_page():
+    pages = "".join(texts(page) for page in (DOCS / "recipes").glob("*.md"))
+    for path in recipes.directory().glob("*.gin"):
+        assert f"`{path.name}`" in pages, path.name
 
 
 def test_the_reference_is_made_from_the_registry():
