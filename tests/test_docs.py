@@ -140,8 +140,6 @@ def test_the_page_of_ablations_has_each_table_and_each_row():
         row = re.search(rf"^\| `papers/{path.name}` \|.*$", page, flags=re.MULTILINE)
         assert row is not None, path.name
         named = {name.strip(" |") for name in re.split(r"[,;|] ", row[0])}
-            name.strip() for name in re.split(r"[,;|] ", row[0].replace(" |", "|"))
-        }
         grid = path.read_text(encoding="utf-8").partition("GRID =")[2]
         labels = re.findall(r"'([^']+)': \{", grid)
         assert labels
