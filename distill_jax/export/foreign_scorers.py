@@ -226,10 +226,10 @@ def _classifier(folder: Path, pretrained: Pretrained) -> Scorer:
         inputs = tokenizer(
             texts, return_tensors="pt", padding=True, add_special_tokens=False
         )
-        # Token type 1 begins after the first [SEP].
-        ends = (inputs["input_ids"] == tokenizer.sep_token_id).long()
-        types = ((ends.cumsum(1) - ends) > 0).long() * inputs["attention_mask"]
         if getattr(spec.backbone, "type_vocab", 0) > 1:
+            # Token type 1 begins after the first [SEP].
+            ends = (inputs["input_ids"] == tokenizer.sep_token_id).long()
+            types = ((ends.cumsum(1) - ends) > 0).long() * inputs["attention_mask"]
             inputs["token_type_ids"] = types * int(spec.token_types)
         cls = transformers.AutoModelForSequenceClassification
         model: Any = cls.from_pretrained(folder, dtype="float32").eval()

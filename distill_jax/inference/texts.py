@@ -141,7 +141,7 @@ def _cross_scores(
     else:
         fields = tuple_fields(spec.template.fields)
         stores = {
-            name: TokenStore.build(texts, tokenizer)
+            name: TokenStore.build(texts, spec.template.reader(tokenizer, name))
             for name, (texts, _) in zip(fields, columns)
         }
         features = Features(spec.template, tokenizer, **stores)
@@ -151,11 +151,9 @@ def _cross_scores(
 
 def _side_features(pretrained: Pretrained, side: str, texts: Sequence[str]) -> Features:
     tokenizer = pretrained.tokenizer
-    return Features(
-        side_template(pretrained.spec, side, tokenizer),
-        tokenizer,
-        text=TokenStore.build(texts, tokenizer),
-    )
+    template = side_template(pretrained.spec, side, tokenizer)
+    store = TokenStore.build(texts, template.reader(tokenizer, "text"))
+    return Features(template, tokenizer, text=store)
 
 
 def _max_sim(

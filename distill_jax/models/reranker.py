@@ -27,6 +27,22 @@ from distill_jax.text.templates import Template
 MONOT5 = "Query: {query} Document: {document} Relevant:</s>"
 RANKT5 = "Query: {query} Document: {document}</s>"
 CROSS_ENCODER = "{cls} {query} {pair} {document} {sep}"
+QWEN3_RERANKER = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on "
+    "the Query and the Instruct provided. Note that the answer can only be "
+    '"yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: Given a web search query, '
+    "retrieve relevant passages that answer the query\n<Query>: {query}\n"
+    "<Document>: {document}<|im_end|>\n<|im_start|>assistant\n"
+    "<think>\n\n</think>\n\n"
+)
+MXBAI_RERANK = (
+    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful "
+    "assistant.<|im_end|>\n<|im_start|>user\nquery: {query}\ndocument: {document}\n"
+    "You are a search relevance expert who evaluates how well documents match search "
+    "queries. For each query-document pair, carefully analyze the semantic "
+    "relationship between them, then provide your binary relevance judgment (0 for "
+    "not relevant, 1 for relevant).\nRelevance:<|im_end|>\n<|im_start|>assistant\n"
+)
 # Prompts that a recipe may name -> (text, answer words).
 PROMPTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "monot5": (MONOT5, ("true", "false")),
@@ -36,6 +52,9 @@ PROMPTS: dict[str, tuple[str, tuple[str, ...]]] = {
         "Query: {query} Document: {document}</s>",
         ("Yes", "No"),
     ),
+    # Of decoders: the next token's logits, see ``weights.answer_heads``.
+    "qwen3_reranker": (QWEN3_RERANKER, ("yes", "no")),
+    "mxbai_rerank": (MXBAI_RERANK, ("1", "0")),
 }
 # Heads that read words at the decoder's first step -> their usual prompt.
 DECODER_HEADS = {"difference": "monot5", "monot5": "monot5", "rankt5": "rankt5"}

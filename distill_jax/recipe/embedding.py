@@ -64,7 +64,7 @@ class Encoder:
 
         def make(texts: list[str]) -> np.ndarray:
             part = Queries([str(i) for i in range(len(texts))], texts)
-            store = workspace.queries(part, model.tokenizer)
+            store = workspace.queries(part, template.reader(model.tokenizer, "text"))
             features = Features(template, model.tokenizer, text=store)
             rows = np.arange(len(texts))
             return encode_all(model, "doc", features, rows, mesh=workspace.mesh)

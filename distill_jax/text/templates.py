@@ -1,8 +1,9 @@
 """Templates joined at the token level: literals stay whole, each field is cut alone.
 
 The tokens of a joined text are the tokens of its parts end to end, because T5's and
-BERT's pre-tokenisers split at blanks and special tokens. ``Template.compile`` checks
-that on probes with the tokenizer at hand and refuses a template where it fails.
+BERT's pre-tokenisers split at blanks and special tokens; see ``joins`` for those that
+do not. ``Template.joins`` checks that on probes with the tokenizer at hand and refuses
+a template where it fails.
 
 Special tokens are named by their role, ``{cls}`` and ``{sep}``, and each tokenizer has
 its own for it: [CLS] and [SEP], ``<s>`` and ``</s>``, none and ``<|endoftext|>``.
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.io.errors import UserError
+from distill_jax.text.joins import PROBES, InContext, Joins, parted, plain
 from distill_jax.text.token_store import TokenStore
 from distill_jax.text.tokenizer import Tokenizer
 
@@ -93,25 +95,32 @@ class Template:
 
         return Template(_ROLE.sub(spell, self.text), self.lengths, self.total)
 
-    def compile(self, tokenizer: Tokenizer) -> tuple[np.ndarray, ...]:
-        """Token ids of the literals.
+    def joins(self, tokenizer: Tokenizer) -> Joins:
+        """The literals' tokens, and what each field's text is tokenised with.
 
         Raises:
             UserError: joining tokens is not the same as tokenising the joined text, or
                 a literal's special token is unknown to the tokenizer.
         """
         spelled = self.spelled(tokenizer)
-        literals = tokenizer.encode_batch(spelled.literals)
-        for probe in _PROBES:
-            parts = list(literals[:1])
-            for literal in literals[1:]:
-                parts += [tokenizer.encode(probe), literal]
-            joined = tokenizer.encode(spelled.join(**dict.fromkeys(self.fields, probe)))
-            if [token for part in parts for token in part] != joined:
-                raise UserError(
-                    f"the template {self.text!r} glues a field to its neighbours",
-                    "put a blank or a special token around every field",
-                )
+        probes = PROBES if tokenizer.merges else _PROBES
+        make = parted if tokenizer.merges else plain
+        found = make(tokenizer, spelled.literals)
+        for probe in probes:
+            if found is None:
+                break
+            texts = [f"{before}{probe}{after}" for before, after in found.contexts]
+            ids = [*found.literals[0].tolist()]
+            for text, literal in zip(tokenizer.encode_batch(texts), found.literals[1:]):
+                ids += [*text, *literal.tolist()]
+            joined = spelled.join(**dict.fromkeys(self.fields, probe))
+            if ids != tokenizer.encode(joined):
+                found = None
+        if found is None:
+            raise UserError(
+                f"the template {self.text!r} glues a field to its neighbours",
+                "put a blank or a special token around every field",
+            )
         for special in re.findall(r"</s>|<pad>|\[(?:CLS|SEP|MASK)\]", self.text):
             if len(tokenizer.encode(special)) != 1:
                 raise UserError(
@@ -119,13 +128,24 @@ class Template:
                     f"tokenizer ({tokenizer.kind}) does not have",
                     "use the template that belongs to the model",
                 )
-        return tuple(np.asarray(ids, np.int32) for ids in literals)
+        return found
+
+    def compile(self, tokenizer: Tokenizer) -> tuple[np.ndarray, ...]:
+        """Token ids of the literals; see ``joins``."""
+        return self.joins(tokenizer).literals
+
+    def reader(self, tokenizer: Tokenizer, field: str) -> Any:
+        """What makes the ``TokenStore`` of a field: the tokenizer, or it in context."""
+        before, after = self.joins(tokenizer).contexts[self.fields.index(field)]
+        return InContext(tokenizer, before, after) if before + after else tokenizer
 
     def max_tokens(self, tokenizer: Tokenizer) -> int | None:
         """The longest sequence it can make; None when a field is not cut."""
         if set(self.lengths) != set(self.fields):
             return self.total
-        most = sum(map(len, self.compile(tokenizer))) + sum(self.lengths.values())
+        joins = self.joins(tokenizer)
+        most = sum(map(len, (*joins.literals, *joins.tails)))
+        most += sum(self.lengths.values())
         return most if self.total is None else min(most, self.total)
 
     def to_json(self) -> dict:
@@ -181,7 +201,8 @@ class Features:
     def __init__(self, template: Template, tokenizer: Tokenizer, **stores: TokenStore):
         self.template = template
         self.pad_id = tokenizer.pad_id or 0
-        self._literals = template.compile(tokenizer)
+        joins = template.joins(tokenizer)
+        self._literals, self._tails = joins.literals, joins.tails
         self._stores = []
         for name in template.fields:
             store = stores.get(name, stores.get(name.rstrip("0123456789")))
@@ -190,6 +211,9 @@ class Features:
                     f"the template's field {{{name}}} has no texts",
                     f"give them as {name}=TokenStore; given are {sorted(stores)}",
                 )
+            wanted = template.reader(tokenizer, name).digest
+            if store.tokenizer not in ("", wanted):
+                raise ValueError(f"{name}'s store is not made by template.reader")
             self._stores.append(store)
         self._literal_tokens = sum(map(len, self._literals))
         if template.total is not None and template.total <= self._literal_tokens:
@@ -206,10 +230,13 @@ class Features:
     def _field_lengths(self, fields: list[np.ndarray]) -> list[np.ndarray]:
         """Tokens of each field after its own cut, and after that of the pair."""
         found = []
-        for name, store, rows in zip(self.template.fields, self._stores, fields):
+        for name, store, tail, rows in zip(
+            self.template.fields, self._stores, self._tails, fields
+        ):
             counts = np.asarray(store.offsets[rows + 1]) - store.offsets[rows]
             most = self.template.lengths.get(name)
-            counts = counts if most is None else np.minimum(counts, most)
+            if most is not None:
+                counts = np.minimum(counts, most + len(tail))
             found.append(np.where(rows >= 0, counts, 0))
         total = self.template.total
         if total is None:
@@ -257,13 +284,18 @@ class Features:
         parts = iter(self._literals)
         start = self._put_literal(flat, start, ends, next(parts), exists)
         lengths = self._field_lengths(fields)
-        for store, at, most in zip(self._stores, fields, lengths):
+        for store, tail, at, most in zip(self._stores, self._tails, fields, lengths):
             counts = np.where(exists, most, 0)
             if (start + counts > ends).any():
                 raise ValueError(f"a sequence is longer than {length} tokens")
-            source = np.asarray(store.offsets[np.where(exists, at, 0)])
+            at = np.where(exists, at, 0)
+            source = np.asarray(store.offsets[at])
             flat[_ranges(start, counts)] = store.ids[_ranges(source, counts)]
             start = start + counts
+            if len(tail):
+                cut = exists & (counts < store.offsets[at + 1] - source)
+                cut &= counts > len(tail)
+                flat[start[cut, None] + np.arange(-len(tail), 0)] = tail
             start = self._put_literal(flat, start, ends, next(parts), exists)
         return out
 

@@ -14,6 +14,7 @@ from distill_jax.io import sums
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest, digest_texts, flush_tree, room_for, staging
 from distill_jax.io.reading import read_record, write_json
+from distill_jax.text.joins import InContext
 from distill_jax.text.tokenizer import Tokenizer
 
 _CHUNK_TEXTS = 8192
@@ -29,12 +30,14 @@ class TokenStore:
         offsets: int64[M + 1]; text i is ``ids[offsets[i]:offsets[i + 1]]``.
         digest: of the texts, the tokenizer and the limit.
         truncated: how many texts were cut at ``limit``.
+        tokenizer: digest of the tokenizer; "" where it is not known.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
     digest: str = ""
     truncated: int = 0
+    tokenizer: str = ""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -54,7 +57,7 @@ class TokenStore:
     def build(
         cls,
         texts: Sequence[str],
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | InContext,
         directory: str | Path | None = None,
         limit: int | None = None,
         *,
@@ -65,7 +68,7 @@ class TokenStore:
 
         Args:
             texts: M texts; read in chunks, so a memory-mapped table will do.
-            tokenizer: whose ids.
+            tokenizer: whose ids: a ``Tokenizer``, or what ``Template.reader`` gives.
             directory: where stores are kept, one folder per digest. None: in memory.
             limit: keep at most this many tokens of a text.
             texts_digest: ``digest_texts(texts)`` when it is known already.
@@ -79,11 +82,13 @@ class TokenStore:
             limit,
         )
         if directory is None:
-            return cls._build_in_memory(texts, tokenizer, limit, key, progress)
-        folder = Path(directory) / key
-        if not (folder / "tokens.json").exists():
-            cls._build_on_disk(folder, texts, tokenizer, limit, key, progress)
-        return cls.read(folder, expect=key)
+            made = cls._build_in_memory(texts, tokenizer, limit, key, progress)
+        else:
+            folder = Path(directory) / key
+            if not (folder / "tokens.json").exists():
+                cls._build_on_disk(folder, texts, tokenizer, limit, key, progress)
+            made = cls.read(folder, expect=key)
+        return dataclasses.replace(made, tokenizer=tokenizer.digest)
 
     @classmethod
     def _build_in_memory(cls, texts, tokenizer, limit, key, progress) -> TokenStore:

@@ -264,6 +264,17 @@ class Tokenizer:
         return "other"
 
     @functools.cached_property
+    def merges(self) -> bool:
+        """Whether byte pairs may merge a text with what stands beside it."""
+        return type(self._backend.model).__name__ == "BPE"
+
+    @functools.cached_property
+    def added_tokens(self) -> tuple[str, ...]:
+        """Tokens that are found in a text first, special ones among them."""
+        found = self._backend.get_added_tokens_decoder().values()
+        return tuple(token.content for token in found)
+
+    @functools.cached_property
     def digest(self) -> str:
         """Of everything that decides an id: vocabulary, normaliser, special tokens."""
         frame = () if self.kind != "other" else sorted(self.frame.items())

@@ -14,6 +14,7 @@ from distill_jax.io.errors import UserError, understood
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights import (
+    answer_heads,
     hugging_face,
     late_folders,
     own,
@@ -93,6 +94,8 @@ def _read(
         )
         return adapted(found, kind, seed, fields)
     tokenizer = tokenizer or _tokenizer(folder)
+    if words := answer_heads.answers(folder, kind, fields):
+        return answer_heads.read(folder, tokenizer, words, seed, fields)
     if folder.form == "hugging_face":
         return hugging_face.read_model(folder, tokenizer, kind, seed, fields)
     readers = {

@@ -19,7 +19,6 @@ from distill_jax.models.templates import side_template
 from distill_jax.text.equality import text_key
 from distill_jax.text.templates import Features
 from distill_jax.text.token_store import TokenStore
-from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.workspace.console import say
 
 
@@ -68,8 +67,12 @@ class Workspace:
     seed: int
     _stores: dict = dataclasses.field(default_factory=dict, repr=False)
 
-    def store(self, texts: Any, full_texts: Any, tokenizer: Tokenizer) -> TokenStore:
-        """The token ids of a collection or of queries, cached."""
+    def store(self, texts: Any, full_texts: Any, tokenizer: Any) -> TokenStore:
+        """The token ids of a collection or of queries, cached.
+
+        Args:
+            tokenizer: a ``Tokenizer``, or what ``Template.reader`` gives.
+        """
         key = (texts.digest, tokenizer.digest)
         if key not in self._stores:
             self._stores[key] = TokenStore.build(
@@ -91,30 +94,33 @@ class Workspace:
         """Whether there are dev queries whose judgements may choose a model."""
         return self.dev is not None and len(self.dev.qrels) > 0
 
-    def docs(self, tokenizer: Tokenizer) -> TokenStore:
+    def docs(self, tokenizer: Any) -> TokenStore:
         texts = self.collection.full_texts()
         return self.store(self.collection, texts, tokenizer)
 
-    def queries(self, queries: Queries, tokenizer: Tokenizer) -> TokenStore:
+    def queries(self, queries: Queries, tokenizer: Any) -> TokenStore:
         return self.store(queries, queries.texts, tokenizer)
 
     def pair_features(self, model: Pretrained, queries: Queries) -> Features:
         """Query and document (or documents) joined by a reranker's template."""
-        return Features(
-            model.spec.template,
-            model.tokenizer,
-            query=self.queries(queries, model.tokenizer),
-            document=self.docs(model.tokenizer),
-        )
+        template = model.spec.template
+        stores = {
+            name: self.queries(queries, template.reader(model.tokenizer, name))
+            if name == "query"
+            else self.docs(template.reader(model.tokenizer, name))
+            for name in template.fields
+        }
+        return Features(template, model.tokenizer, **stores)
 
     def query_features(self, model: Pretrained, queries: Queries) -> Features:
-        store = self.queries(queries, model.tokenizer)
         template = side_template(model.spec, "query", model.tokenizer)
+        store = self.queries(queries, template.reader(model.tokenizer, "text"))
         return Features(template, model.tokenizer, text=store)
 
     def doc_features(self, model: Pretrained) -> Features:
         template = side_template(model.spec, "doc", model.tokenizer)
-        return Features(template, model.tokenizer, text=self.docs(model.tokenizer))
+        store = self.docs(template.reader(model.tokenizer, "text"))
+        return Features(template, model.tokenizer, text=store)
 
 
 def open_workspace(
