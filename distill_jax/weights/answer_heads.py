@@ -25,7 +25,7 @@ from distill_jax.weights.students import assemble
 
 
 def answers(folder: Folder, kind: str | None, fields: Mapping[str, Any]) -> tuple:
-    """The words that a decoder's folder is asked for; () where it is no such reranker.
+    """The answer words of a decoder; () where the folder is another model.
 
     They are ``words``, or those of a named ``prompt``.
     """
@@ -45,7 +45,7 @@ def read(
         words: the word for "relevant", and perhaps that against it.
 
     Raises:
-        UserError: a word is no single token, there is no prompt, or no decoder.
+        UserError: a word is not one token, there is not a prompt, or not a decoder.
     """
     ids = [tokenizer.token_id(str(word)) for word in words]
     if not fields.get("prompt"):
