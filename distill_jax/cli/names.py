@@ -218,6 +218,10 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
     },
     "Teacher": {
         "TEACHER": Name("Model whose scores are learnt.", _MODEL),
+        "TEACHERS": Name(
+            "Models whose mean score is learnt: TEACHER_LABELS=@teachers.Ensemble().",
+            "a list of what TEACHER takes",
+        ),
         "TEACHER_LABELS": Name("Where labels come from.", "@teachers.NAME()"),
         "LABELS": Name(
             "Labels made elsewhere, instead of a teacher's; None asks the teacher.",
@@ -249,9 +253,12 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         ),
         "PROMPT": Name("Prompt file of the LLM.", "a shipped name or a path"),
         "LLM_BASE_URL": Name(
-            "OpenAI-compatible endpoint; the key is read from OPENAI_API_KEY.", "a URL"
+            "OpenAI-compatible endpoint; the key is read from OPENAI_API_KEY.",
+            "a URL; local for a T5",
         ),
-        "LLM_MODEL": Name("Model that the endpoint serves.", "its name"),
+        "LLM_MODEL": Name(
+            "Model that the endpoint serves; of local, a T5.", f"its name; {_MODEL}"
+        ),
         "LLM_BUDGET_CALLS": Name("Most calls that may be made, in all runs.", _COUNT),
         "LLM_BUDGET_MONEY": Name(
             "Most money that may be spent, in the unit of the prices.", "above 0, None"

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
-
-from distill_jax.io.errors import UserError
 
 _BLOCK = 1024  # records whose checksums are computed side by side
 
@@ -83,28 +80,6 @@ def write_records(file: IO[bytes], payloads: Iterable[bytes]) -> list[int]:
             size = 0
     flush()
     return lengths
-
-
-def read_records(path: str | Path) -> Iterator[bytes]:
-    """Payloads of a TFRecord file, each checked.
-
-    Raises:
-      UserError: the file is cut or altered; names the record.
-    """
-    data = Path(path).read_bytes()
-    place, number = 0, 0
-    while place < len(data):
-        head = data[place : place + 8]
-        end = place + 12 + (struct.unpack("<Q", head)[0] if len(head) == 8 else 0)
-        if len(head) < 8 or end + 4 > len(data):
-            raise UserError(f"{path}: cut short in record {number}", "write it again")
-        payload = data[place + 12 : end]
-        sums = (*struct.unpack_from("<I", data, place + 8),
-                *struct.unpack_from("<I", data, end))  # fmt: skip
-        if tuple(masked_crcs([head, payload]).tolist()) != sums:
-            raise UserError(f"{path}: record {number} is damaged", "write it again")
-        yield payload
-        place, number = end + 4, number + 1
 
 
 def varint(value: int) -> bytes:

@@ -241,9 +241,13 @@ class Tables:
             found = table_of(measured[measure], columns)
             for system in found:
                 for column, value in found[system].items():
-                    test = marks.get((system, column)) if measure == primary else None
-                    published = self.published.get(system, {}).get(column, "")
-                    p = "" if test is None or test.p_holm is None else test.p_holm
+                    # Tests and a paper's figures are of the first measure.
+                    first = measure == primary
+                    test = marks.get((system, column)) if first else None
+                    beside = self.published.get(system, {}) if first else {}
+                    published = beside.get(column, "")
+                    tested = test is not None and test.p_holm is not None
+                    p = f"{test.p_holm:.4g}" if tested else ""
                     rows.append((measure, system, column, value, published, p))
         write_tsv(directory / "table.tsv", rows)
         with atomic_write(directory / "table.tex") as out:
@@ -307,7 +311,7 @@ def short(where: str) -> str:
     scheme, _, rest = str(where).partition(":")
     if scheme == "irds":
         return rest.removeprefix("beir/")
-    name = Path(rest).name if rest else scheme
+    name = (Path(rest).name if rest else scheme).removeprefix("qrels.")
     return re.sub(r"\.(txt|tsv|qrels)(\.gz)?$|\.gz$", "", name)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.io.draws import generator
 from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import digest
 from distill_jax.runs.run import Run
@@ -171,53 +170,6 @@ def filter_negatives(
     )
 
 
-def sample_negatives(
-    run: Run,
-    count: int,
-    *,
-    window: tuple[int, int] = (0, 100),
-    sampling: str = "top",
-    seed: int = 0,
-) -> Run:
-    """At most ``count`` candidates of each query, from a window of its ranks.
-
-    The draw belongs to the seed and the query's id: other queries, their order and the
-    number of hosts do not change it. Ranks are those of ``run``: of a filtered run the
-    window is filled up with survivors.
-
-    Args:
-        window: first rank (from 0) and the rank after the last.
-        sampling: "top" takes the first; "random" any; "log_random" any, with chances
-            that fall as 1 / rank, so that each doubling of rank is drawn alike;
-            "stratified" one from each of ``count`` equal parts of the window.
-
-    Raises:
-        UserError: an unknown sampling, an empty window.
-    """
-    if sampling not in SAMPLINGS:
-        raise UserError(
-            f"sampling {sampling!r}{near(sampling, SAMPLINGS)}",
-            f"choose one of {', '.join(SAMPLINGS)}",
-        )
-    first, last = window
-    if not 0 <= first < last or count < 1:
-        raise UserError(
-            f"{count} negatives of ranks {first} to {last}",
-            "give a window (first, last) with 0 <= first < last",
-        )
-    rows = run.rows[:, first:last]
-    available = (rows >= 0).sum(1)
-    keep = np.zeros(rows.shape, bool)
-    for query, many in enumerate(available.tolist()):
-        if many <= count or sampling == "top":
-            keep[query, : min(many, count)] = True
-            continue
-        random = generator(seed, "sample", run.query_ids[query])
-        keep[query, places(many, count, sampling, random, first=first)] = True
-    kept = np.where(keep, rows, -1)
-    return Run(run.query_ids, kept, run.scores[:, first:last], run.doc_ids).top(count)
-
-
 def places(
     many: int,
     count: int,
@@ -229,7 +181,9 @@ def places(
     """int[count]: which of ``many`` candidates are drawn, without replacement.
 
     Args:
-        sampling: as of ``sample_negatives``.
+        sampling: "top" takes the first; "random" any; "log_random" any, with chances
+            that fall as 1 / rank, so that each doubling of rank is drawn alike;
+            "stratified" one from each of ``count`` equal parts.
         first: rank of the first of them.
 
     Raises:

@@ -47,7 +47,7 @@ class FromQrels:
         draws: lists of each positive, each with new random negatives; as many passes
             over the queries are one over the lists.
         sampling: how negatives are drawn from the window: "random", "log_random",
-            "stratified" or "top", see ``negatives.sample_negatives``.
+            "stratified" or "top", see ``negatives.places``.
         teacher: with one, a candidate that it scores higher than the best known
             positive less ``teacher_margin``, or above ``teacher_threshold``, is left
             out as a false negative; None asks none.

@@ -113,7 +113,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "Scores",
     ),
     "distill_jax.recipe.training": ("Training",),
-    "distill_jax.teaching.clients": ("Client",),
+    "distill_jax.teaching.clients": ("Client", "LocalModel", "chat"),
     "distill_jax.training.optimizers": ("adafactor", "adamw"),
     "distill_jax.training.schedules": (
         "constant",

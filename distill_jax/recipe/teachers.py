@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from distill_jax.io.errors import UserError
 from distill_jax.io.values import Name, NotNegative, Size, UserPath
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels
@@ -156,17 +157,38 @@ def of_run(run: Run, provenance: dict) -> TeacherLabels:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ensemble:
-    """Several teachers as one: a weighted sum of normalised scores, or RRF.
+    """Several teachers as one: the weighted mean of their scores, or RRF.
 
     Attributes:
-        normalise: "zscore" or "minmax" per query; None is reciprocal rank fusion.
+        teachers: each a teacher, or the checkpoint of a ``Model``.
+        weights: one a teacher; None weighs all alike.
+        normalise: of each teacher's scores per query: "zscore", "minmax", or "none" for
+            the scores as they are (Hofstätter et al., 2020); None is reciprocal rank
+            fusion.
     """
 
-    teachers: tuple[Teacher, ...]
+    teachers: tuple[Any, ...]
     weights: tuple[NotNegative, ...] | None = None
-    normalise: Literal["zscore", "minmax"] | None = "zscore"
+    normalise: Literal["zscore", "minmax", "none"] | None = "zscore"
+
+    def __post_init__(self) -> None:
+        teachers = tuple(
+            Model(checkpoint=each) if isinstance(each, str) else each
+            for each in self.teachers
+        )
+        object.__setattr__(self, "teachers", teachers)
+        if self.weights is not None and (
+            len(self.weights) != len(teachers) or not sum(self.weights) > 0
+        ):
+            raise UserError(
+                f"{len(self.weights)} weights {self.weights} of {len(teachers)} "
+                "teachers",
+                "give each teacher one, and one of them above 0",
+            )
 
     def __call__(self, context: Context, run: Run) -> TeacherLabels:
+        if not self.teachers:
+            raise UserError("an ensemble of no teachers", "set TEACHERS")
         runs, teachers = [], []
         for number, teacher in enumerate(self.teachers):
             place = context.directory / "labels" / f"teacher-{number}"
@@ -176,8 +198,12 @@ class Ensemble:
         if self.normalise is None:
             together = Run.fuse(runs, weights=self.weights)
         else:
-            weights = self.weights or (1.0,) * len(runs)
-            together = Run.combine(runs, weights, normalise=self.normalise)
+            given = self.weights or (1.0,) * len(runs)
+            weights = [weight / sum(given) for weight in given]
+            scale = None if self.normalise == "none" else self.normalise
+            together = Run.combine(runs, weights, normalise=scale)
+            if scale is None:
+                together = _in_all(together, runs)
         together = together.on(context.workspace.collection)
         labels = of_run(together, {"teacher": teachers, "candidates": run.digest})
 
@@ -188,6 +214,22 @@ class Ensemble:
         inputs = _inputs(self, context, run, labels=together.digest)
         part(folder, inputs, make, what="ensemble")
         return TeacherLabels.read(folder, collection=context.workspace.collection)
+
+
+def _in_all(run: Run, runs: list[Run]) -> Run:
+    """The documents that every run has: no score stands for one that is missing."""
+    have = [
+        {query: {doc for doc, _ in docs} for query, docs in each.lists().items()}
+        for each in runs
+    ]
+    kept = {
+        query: [
+            (d, s) for d, s in docs if all(d in each.get(query, ()) for each in have)
+        ]
+        for query, docs in run.lists().items()
+    }
+    kept = {query: docs for query, docs in kept.items() if docs}
+    return Run.from_lists(tuple(kept), list(kept.values()), doc_ids=run.doc_ids)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

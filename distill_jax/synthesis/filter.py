@@ -1,12 +1,12 @@
 """Filters for generated queries, with a table of what each filter removed.
 
     funnel = Funnel(made)
-    funnel.without_duplicates().round_trip(run, depth=20).first_by_teacher(labels)
+    funnel.without_duplicates().round_trip(run, depth=20)
     print(funnel.table())
     kept = funnel.made
 
-Source: Tamber et al. 2025 (round trip within 20, then first by the teacher, then the
-25th percentile); docT5query's and InPars' filters are special cases.
+Source: Tamber et al. 2025, round trip within 20. Its filters by the teacher's
+scores are of the lists: ``recipe.examples.FromTeacher``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 
 from distill_jax.collections.collection import Queries
 from distill_jax.io.errors import UserError
-from distill_jax.labels.labels import TeacherLabels
 from distill_jax.runs.run import Run
 from distill_jax.synthesis.made import SyntheticQueries
 from distill_jax.text.equality import text_key
@@ -71,39 +70,6 @@ class Funnel:
         where = (ranks > 0) & (ranks <= depth)
         return self.keep(f"document not within the first {depth}", where)
 
-    def first_by_teacher(self, labels: TeacherLabels, min_docs: int = 1) -> Funnel:
-        """Keeps a query if the teacher puts its document first of ``min_docs`` or more.
-
-        An equal score further down the list does no harm; a failed list does.
-        """
-        scores, sources = self._scores(labels)
-        own = _own(scores, sources)
-        best = np.where(np.isnan(scores), -np.inf, scores).max(1, initial=-np.inf)
-        enough = (~np.isnan(scores)).sum(1) >= min_docs
-        return self.keep("document not first by the teacher", enough & (own >= best))
-
-    def above_percentile(
-        self, labels: TeacherLabels, percent: float = 25.0, by_kind: bool = True
-    ) -> Funnel:
-        """Drops queries whose own document scores below a percentile of *all* scores.
-
-        Args:
-            labels: the teacher's scores, raw.
-            percent: 25 as in the code of Tamber et al. 2025.
-            by_kind: percentiles of each kind of query on its own.
-        """
-        scores, sources = self._scores(labels)
-        own = _own(scores, sources)
-        kinds = np.asarray(self.made.kinds if by_kind else [""] * len(self.made))
-        where = np.zeros(len(self.made), bool)
-        for kind in dict.fromkeys(kinds.tolist()):
-            here = kinds == kind
-            pool = scores[here]
-            pool = pool[~np.isnan(pool)]
-            if len(pool):
-                where |= here & (own >= np.percentile(pool.astype(np.float64), percent))
-        return self.keep(f"document below the {percent:g}th percentile", where)
-
     def table(self) -> str:
         """A printable table: generated, dropped by each filter, kept."""
         width = max(len(name) for name, *_ in self.steps) + 2
@@ -127,13 +93,6 @@ class Funnel:
         steps[0]["reasons"] = dict(self.made.dropped)
         return steps
 
-    def _scores(self, labels: TeacherLabels) -> tuple[np.ndarray, np.ndarray]:
-        """float32[Q, N] with nan where there is none; bool[Q, N] own document."""
-        mine = labels.select(self.made.ids)
-        scores = mine.training_labels()
-        own = self.made.sources[:, None] == _rows_here(self.made, mine)
-        return scores, own & ~np.isnan(scores)
-
 
 def source_ranks(made: SyntheticQueries, run: Run) -> np.ndarray:
     """int64[Q]: the rank of each query's document in a run, 0 where it is absent."""
@@ -151,14 +110,8 @@ def source_ranks(made: SyntheticQueries, run: Run) -> np.ndarray:
     return np.where(own.any(1), first + 1, 0)
 
 
-def _own(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """float[Q]: the score of each query's own document, nan where it has none."""
-    found = np.where(own, scores, np.nan)
-    return np.where(own.any(1), np.nan_to_num(found, nan=0.0).sum(1), np.nan)
-
-
-def _rows_here(made: SyntheticQueries, lists: Run | TeacherLabels) -> np.ndarray:
-    """The lists' rows as rows of ``made.doc_ids``, -1 pads."""
+def _rows_here(made: SyntheticQueries, lists: Run) -> np.ndarray:
+    """The run's rows as rows of ``made.doc_ids``, -1 pads."""
     if lists.doc_ids is made.doc_ids:
         return lists.rows
     place: Mapping[str, int] = {doc: row for row, doc in enumerate(made.doc_ids)}

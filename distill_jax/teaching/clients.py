@@ -222,6 +222,13 @@ class LocalModel:
         return 0.0
 
 
+def chat(
+    base_url: str, endpoint: Callable[[], Client], local: Callable[[], LocalModel]
+) -> Client | LocalModel:
+    """The LLM that a recipe names: ``local`` is a T5 of files, all else an address."""
+    return local() if base_url == "local" else endpoint()
+
+
 class LocalSession:
     """A loaded T5 that completes chats: their turns joined by empty lines."""
 

@@ -25,6 +25,7 @@ from distill_jax.labels.store import LabelWriter, stored_counts
 from distill_jax.runs.run import Run
 from distill_jax.teaching import parsing, prompts, windows
 from distill_jax.teaching.chat import estimated_tokens
+from distill_jax.teaching.clients import Completer
 from distill_jax.teaching.listwise import Method, Sitting, passes_over, wave
 
 Progress = Callable[[int, int], Any]
@@ -34,7 +35,7 @@ _ENOUGH = 20
 
 
 def label_listwise(
-    client: Any,
+    client: Completer,
     queries: Queries,
     collection: Collection,
     run: Run,
@@ -50,7 +51,7 @@ def label_listwise(
     """An LLM's order (kind "rank") or scores of every candidate; resumable by shard.
 
     Args:
-        client: an opened client (``clients.Completer``).
+        client: an opened client.
         run: the candidates, in first-stage order; its rows are the collection's.
         directory: gets the shards; what is there already is used.
         shard_queries: queries that are in work together.
@@ -154,7 +155,7 @@ def estimate(
 
 
 class _Asking(NamedTuple):
-    client: Any
+    client: Completer
     how: Method
     prompt: prompts.Prompt
     queries: Queries

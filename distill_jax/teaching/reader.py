@@ -13,7 +13,7 @@ from distill_jax.io.files import digest
 from distill_jax.runs.run import Run
 from distill_jax.teaching import prompts
 from distill_jax.teaching.chat import estimated_tokens
-from distill_jax.teaching.clients import Request
+from distill_jax.teaching.clients import Completer, Request
 from distill_jax.text import replies
 
 
@@ -31,7 +31,7 @@ class Answered(NamedTuple):
 
 
 def answer_questions(
-    client: Any,
+    client: Completer,
     queries: Queries,
     collection: Collection,
     run: Run,

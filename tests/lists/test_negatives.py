@@ -9,7 +9,7 @@ from distill_jax.collections.collection import Collection, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.errors import UserError
 from distill_jax.labels.labels import TeacherLabels
-from distill_jax.lists.negatives import REASONS, filter_negatives, sample_negatives
+from distill_jax.lists.negatives import REASONS, filter_negatives, places
 from distill_jax.runs.run import Run
 
 DOCS = Collection(
@@ -87,49 +87,43 @@ def test_the_teacher_suspects():
     assert worst[0]["reason"] == REASONS[-1]
 
 
-def many(count=200, queries=3):
-    docs = [f"d{i}" for i in range(count)]
-    rows = np.stack([np.arange(count)] * queries)
-    scores = np.stack([np.arange(count, 0, -1.0)] * queries)
-    return Run(tuple(f"q{i}" for i in range(queries)), rows, scores, docs)
+SAMPLINGS = ["top", "random", "log_random", "stratified"]
 
 
-@pytest.mark.parametrize("sampling", ["top", "random", "log_random", "stratified"])
-def test_samples_lie_in_the_window_and_belong_to_the_query(sampling):
-    run = many()
-    sample = sample_negatives(run, 7, window=(10, 110), sampling=sampling, seed=1)
-    assert sample.rows.shape == (3, 7)
-    assert sample.rows.min() >= 10
-    assert sample.rows.max() < 110
-    assert (np.diff(sample.rows, axis=1) > 0).all()
-    turned = Run(run.query_ids[::-1], run.rows, run.scores, run.doc_ids)
-    again = sample_negatives(turned, 7, window=(10, 110), sampling=sampling, seed=1)
-    np.testing.assert_array_equal(sample.rows, again.rows[::-1])
-    if sampling != "top":
-        other = sample_negatives(run, 7, window=(10, 110), sampling=sampling, seed=2)
-        assert (sample.rows != other.rows).any()
+def drawn(many, count, sampling, times=1):
+    random = np.random.default_rng(1)
+    return np.stack([places(many, count, sampling, random) for _ in range(times)])
 
 
-def test_log_random_prefers_early_ranks_and_strata_cover_the_window():
-    run = many(queries=400)
-    near = sample_negatives(run, 1, window=(0, 128), sampling="log_random").rows
-    # Half of log2(128) doublings lie below rank 2^3.5.
-    assert 0.3 < (near < 11).mean() < 0.75
-    spread = sample_negatives(run, 4, window=(0, 128), sampling="stratified").rows
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_candidates_are_drawn_without_replacement(sampling):
+    found = drawn(100, 7, sampling, times=200)
+    assert found.shape == (200, 7)
+    assert found.min() >= 0
+    assert found.max() < 100
+    assert all(len(set(row)) == 7 for row in found.tolist())
+    if sampling == "top":
+        assert found[0].tolist() == [*range(7)]
+    else:
+        assert len({tuple(sorted(row)) for row in found.tolist()}) > 190
+
+
+def test_chances_fall_with_the_rank_and_strata_cover_the_window():
+    near = drawn(128, 1, "log_random", times=4000)[:, 0]
+    chances = 1 / np.arange(1, 129)
+    for rank in (0, 1, 3):
+        wanted = chances[rank] / chances.sum()
+        assert (near == rank).mean() == pytest.approx(wanted, abs=0.02)
+    any_rank = drawn(128, 1, "random", times=4000)[:, 0]
+    assert any_rank.mean() == pytest.approx(63.5, abs=3)
+    spread = drawn(128, 4, "stratified", times=400)
     for part in range(4):
         assert (spread[:, part] // 32 == part).all()
 
 
-def test_short_lists_give_all_they_have():
-    run = run_of({"q1": [("a", 2.0), ("b", 1.0)]})
-    for sampling in ("top", "random", "log_random", "stratified"):
-        assert sample_negatives(run, 5, sampling=sampling).rows[0, :2].tolist() == [
-            0,
-            1,
-        ]
-    dense = sample_negatives(many(6), 5, sampling="stratified")
-    assert (dense.where.sum(1) == 5).all()
+def test_windows_that_are_hardly_wider_than_the_draw():
+    for sampling in SAMPLINGS:
+        assert sorted(drawn(5, 5, sampling)[0].tolist()) == [*range(5)]
+    assert all(len(set(row)) == 5 for row in drawn(6, 5, "stratified", 50).tolist())
     with pytest.raises(UserError, match="did you mean"):
-        sample_negatives(run, 5, sampling="randm")
-    with pytest.raises(UserError, match="window"):
-        sample_negatives(run, 5, window=(5, 5))
+        drawn(5, 2, "randm")

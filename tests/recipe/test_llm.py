@@ -8,14 +8,15 @@ import json
 import numpy as np
 import pytest
 
+from distill_jax.cli.flags import parse_flags
 from distill_jax.io.errors import Unfinished, UserError
 from distill_jax.jobs.labelling import DataJob, Label
 from distill_jax.labels.labels import TeacherLabels
-from distill_jax.main import main
+from distill_jax.main import build_job, main
 from distill_jax.recipe import llm
 from distill_jax.recipe.candidates import BM25
-from distill_jax.recipe.teachers import Ensemble, Scores
-from distill_jax.teaching.clients import Client
+from distill_jax.recipe.teachers import Ensemble, Model, Scores
+from distill_jax.teaching.clients import Client, LocalModel
 from tests.teaching.fake_llm import FakeLLM
 
 WORDS = ["river", "stone", "bridge", "water", "cloud", "paper", "light", "engine"]
@@ -91,6 +92,94 @@ def test_an_llm_in_an_ensemble(folder, tmp_path):
         assert dataclasses.replace(made, teacher=both)() == 0
     labels = TeacherLabels.read(tmp_path / "labels" / "ensemble")
     assert len(labels) == 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """Labels that are given; NaN is none."""
+
+    scores: tuple
+
+    def __call__(self, context, run):
+        scores = np.asarray(self.scores, np.float32)
+        rows = np.where(np.isnan(scores), -1, run.rows[:, : scores.shape[1]])
+        return TeacherLabels(run.query_ids, rows, scores, run.doc_ids, provenance={})
+
+
+@pytest.mark.parametrize("weights", [None, (3.0, 1.0)])
+@pytest.mark.parametrize("normalise", ["none", "zscore", "minmax"])
+def test_an_ensemble_is_the_mean_of_its_teachers(folder, tmp_path, normalise, weights):
+    """Against sums written out: margins are a teacher's, however many there are."""
+    random = np.random.default_rng(3)
+    made = Label(
+        desk=DataJob(directory=str(tmp_path), collection=f"beir:{folder}"),
+        candidates=BM25(depth=4),
+        teacher=Scores(),
+    )
+    _, context = made.desk.open()
+    run = BM25(depth=4)(context)
+    count = int(run.where.sum(1).min())
+    assert count >= 3
+    scores = random.normal(0, [[[1.0]], [[5.0]]], (2, len(run), count))
+    teachers = tuple(Fixed(tuple(map(tuple, each))) for each in scores)
+    ensemble = Ensemble(teachers=teachers, normalise=normalise, weights=weights)
+    labels = ensemble(context, run)
+    shares = np.asarray(weights or (1.0, 1.0))[:, None, None]
+    if normalise == "zscore":
+        scores = (scores - scores.mean(2, keepdims=True)) / scores.std(2, keepdims=True)
+    if normalise == "minmax":
+        least = scores.min(2, keepdims=True)
+        scores = (scores - least) / (scores.max(2, keepdims=True) - least)
+    wanted = (shares * scores).sum(0) / shares.sum()
+    for row, query in enumerate(run.query_ids):
+        found = dict(labels.lists()[query])
+        ids = [run.doc_ids[doc] for doc in run.rows[row, :count]]
+        mine = np.asarray([found[doc] for doc in ids])
+        np.testing.assert_allclose(
+            mine - mine.mean(), wanted[row] - wanted[row].mean(), atol=1e-5
+        )
+
+
+def test_a_document_that_one_teacher_lacks_has_no_mean_of_raw_scores(folder, tmp_path):
+    desk = DataJob(directory=str(tmp_path), collection=f"beir:{folder}")
+    _, context = desk.open()
+    run = BM25(depth=3)(context)
+    whole = tuple((-5.0, -6.0, -7.0) for _ in run.query_ids)
+    lacking = (whole[0], *((-5.0, -6.0, np.nan) for _ in run.query_ids[1:]))
+    both = Ensemble(teachers=(Fixed(whole), Fixed(lacking)), normalise="none")
+    lists = list(both(context, run).lists().values())
+    assert [len(found) for found in lists] == [3, *[2] * (len(run) - 1)]
+    assert [score for _, score in lists[1]] == [-5.0, -6.0]
+
+
+def test_an_ensemble_s_teachers_are_checkpoints_or_parts():
+    ensemble = Ensemble(teachers=("hf:a/b", Scores()))
+    assert ensemble.teachers == (Model(checkpoint="hf:a/b"), Scores())
+    for weights in ((1.0,), (0.0, 0.0)):
+        with pytest.raises(UserError, match="weights"):
+            Ensemble(teachers=("hf:a/b", "hf:c/d"), weights=weights)
+    argv = ["--gin_file=splade.gin", "--gin.COLLECTION=pydocs:json"]
+    several = "--gin.TEACHERS=('hf:a/b', 'hf:c/d')"
+    with pytest.raises(UserError, match="TEACHERS"):
+        build_job(parse_flags([*argv, several]))
+    named = "--gin.TEACHER_LABELS=@teachers.Ensemble()"
+    (stage,) = build_job(parse_flags([*argv, several, named])).stages
+    assert [each.checkpoint for each in stage.examples.teacher.teachers] == [
+        "hf:a/b",
+        "hf:c/d",
+    ]
+
+
+def test_a_t5_of_files_stands_in_for_an_endpoint():
+    argv = ["--gin_file=label_llm.gin", "--gin.LLM_MODEL=hf:google/flan-t5-xl"]
+    client = build_job(parse_flags([*argv, "--gin.LLM_BASE_URL=local"])).teacher.client
+    assert client == LocalModel(checkpoint="hf:google/flan-t5-xl")
+    behind = build_job(parse_flags([*argv, "--gin.LLM_BASE_URL=http://x/v1"]))
+    assert isinstance(behind.teacher.client, Client)
+    with pytest.raises(UserError, match="LLM_BUDGET_CALLS"):
+        build_job(
+            parse_flags([*argv, "--gin.LLM_BASE_URL=local", "--gin.LLM_BUDGET_CALLS=5"])
+        )
 
 
 def test_the_recipe(folder, tmp_path, capsys):

@@ -183,6 +183,40 @@ def test_a_table_has_means_over_its_columns():
     assert [test.measure for test in significance(VALUES, "a", columns)] == ["x"]
 
 
+def test_published_figures_and_tests_stand_beside_the_first_measure_alone(tmp_path):
+    """Columns are called as the collection is, not as its file of judgements."""
+    qrels = tmp_path / "qrels.dl19-passage.txt"
+    qrels.write_text("".join(f"q{i} 0 d{i} 1\n" for i in range(5)))
+    runs = []
+    for name, places in {"BM25": [1, 2, 3, 4, 5], "other": [1, 1, 1, 1, 2]}.items():
+        runs.append(str(tmp_path / f"{name}.dl19.trec"))
+        lines = [
+            f"q{i} Q0 {f'd{i}' if rank == place else f'x{rank}'} {rank} {9 - rank} t\n"
+            for i, place in enumerate(places)
+            for rank in range(1, 6)
+        ]
+        (tmp_path / f"{name}.dl19.trec").write_text("".join(lines))
+    where = f"qrels:{qrels}"
+    tables = Tables(
+        directory=str(tmp_path / "out"),
+        collections=(where,),
+        first_stages=(),
+        runs={where: tuple(runs)},
+        measures=("RR@10", "nDCG@10"),
+        published={"BM25": {"dl19-passage": 0.5058}},
+    )
+    assert tables() == 0
+    lines = (tmp_path / "out" / "table.tsv").read_text().splitlines()[1:]
+    cells = {tuple(line.split("\t")[:3]): line.split("\t")[3:] for line in lines}
+    mean = (1 + 1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 5
+    assert cells["RR@10", "BM25", "dl19-passage"] == [f"{mean:.6f}", "0.5058", ""]
+    value, published, p = cells["RR@10", "other", "dl19-passage"]
+    assert (value, published) == ("0.900000", "")
+    assert 0 < float(p) < 1
+    assert cells["nDCG@10", "BM25", "dl19-passage"][1:] == ["", ""]
+    assert cells["nDCG@10", "other", "dl19-passage"][1:] == ["", ""]
+
+
 def test_groups_are_the_papers_collections():
     columns = Tables(directory="x", collections=("beir", "dl")).columns()
     names = [name for name, _ in columns]

@@ -9,7 +9,6 @@ import pytest
 
 from distill_jax.collections.collection import Queries
 from distill_jax.io.errors import UserError
-from distill_jax.labels.labels import TeacherLabels
 from distill_jax.runs.run import Run
 from distill_jax.synthesis.filter import Funnel, source_ranks
 from distill_jax.synthesis.made import SyntheticQueries
@@ -68,47 +67,6 @@ def test_a_run_of_other_queries_is_refused(made):
     run = run_of(made_of((0, "x", 0, "y")), [["a"]], DOCS)
     with pytest.raises(UserError, match="lacks 5 of 5"):
         Funnel(made).round_trip(run)
-
-
-def labels_of(made, rows, scores, **options):
-    return TeacherLabels(tuple(made.ids), rows, scores, DOCS, **options)
-
-
-def test_first_by_the_teacher(made):
-    rows = [[0, 1, 2], [0, 1, -1], [1, 0, 2], [3, 2, -1], [0, 1, 3]]
-    scores = np.asarray(
-        [[3, 1, 2], [5, 4, 0], [2, 2, 1], [1, 1.5, 0], [9, 8, 7]], np.float32
-    )
-    scores[np.asarray(rows) < 0] = np.nan
-    failed = np.asarray([False] * 5)
-    labels = labels_of(made, rows, scores, failed=failed)
-    funnel = Funnel(made).first_by_teacher(labels)
-    assert funnel.made.ids == [made.ids[i] for i in (0, 2, 3)]
-    assert len(Funnel(made).first_by_teacher(labels, min_docs=3).made) == 2
-    failed[0] = True
-    labels = labels_of(made, rows, scores, failed=failed)
-    assert made.ids[0] not in Funnel(made).first_by_teacher(labels).made.ids
-    ranks = np.asarray([[1, 2, 3]] * 5)
-    of_ranks = labels_of(made, [[0, 1, 2]] * 5, ranks, kind="rank")
-    assert Funnel(made).first_by_teacher(of_ranks).made.ids == made.ids[:1]
-
-
-def test_percentile_is_that_of_the_paper(cases):
-    case = cases["percentile25_query_filter"]
-    lists = case["inputs"]["lists_first_is_positive"]
-    made = made_of(*[(0, "claims", i, f"query {i}") for i in range(len(lists))])
-    labels = labels_of(made, [[0, 1, 2]] * len(lists), np.asarray(lists))
-    pool = np.concatenate(lists)
-    assert np.percentile(pool, 25) == pytest.approx(case["expected"]["cutoff_p25"])
-    kept = Funnel(made).above_percentile(labels).made.ids
-    assert [i in kept for i in made.ids] == case["expected"]["kept"]
-
-
-def test_percentiles_of_each_kind_apart():
-    made = made_of((0, "x", 0, "p"), (0, "x", 1, "q"), (0, "y", 0, "r"))
-    labels = labels_of(made, [[0, 1]] * 3, np.asarray([[9, 8], [1, 7], [2, 1]]))
-    assert Funnel(made).above_percentile(labels, 50).made.texts == ["p", "r"]
-    assert Funnel(made).above_percentile(labels, 50, by_kind=False).made.texts == ["p"]
 
 
 def test_the_funnel_accounts_for_every_query(made):
