@@ -300,6 +300,10 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "LIST_SIZE": Name("Documents in a training list.", _COUNT),
         "STUDENT_TEMPERATURE": Name("Divides the student's scores.", "above 0"),
         "TEACHER_TEMPERATURE": Name("Divides the teacher's scores.", "above 0"),
+        "MATRYOSHKA": Name(
+            "Numbers of dimensions at which the loss is taken as well.",
+            "e.g. (192, 96), ()",
+        ),
         "METRIC": Name("Distance of vectors.", "l2, mse, cosine"),
         "SIMILARITY_WEIGHT": Name("Weight of the similarity matrices.", "from 0"),
         "LISTMLE_ON": Name("What ListMLE is taken of.", "logits, probabilities"),
@@ -401,6 +405,10 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         ),
         "KEEP_BASE": Name(
             "What the job started from is kept unless dev queries gain.", "True, False"
+        ),
+        "COMPACT": Name(
+            "Smaller vectors of a dual encoder that are measured as well.",
+            "dimensions, 'int8', 'binary', 'rescored', ()",
         ),
         "MEASURES": Name("Measures; the first decides.", "('nDCG@10', 'RR@10', ...)"),
         "PUBLISHED": Name(

@@ -31,7 +31,7 @@ from distill_jax.recipe.stage import Stage, StageResult, run_stage
 from distill_jax.recipe.students import Student
 from distill_jax.runs.run import Run
 from distill_jax.runtime import sharding
-from distill_jax.workspace import ranking
+from distill_jax.workspace import compact, ranking
 from distill_jax.workspace.behind import behind
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
@@ -62,6 +62,8 @@ class Distill:
             None or no dev query is judged.
         keep_base: what the job started from is kept where no round is better by
             ``stop_measure``.
+        compact: forms of a dual encoder's vectors that are measured as well: numbers of
+            dimensions, "int8", "binary", "rescored" (see ``workspace.compact``).
         beside: sources by name, each measured with the student before and after: a
             fusion with BM25, feedback. What needs no training is so in the table.
         export: a format of ``export.write``, "auto" for the student's own, None for
@@ -91,6 +93,7 @@ class Distill:
     stop_measure: Measure | None = None
     min_gain: NotNegative = 0.0
     keep_base: bool = False
+    compact: tuple[Size | Name, ...] = ()
     beside: dict[str, Any] = dataclasses.field(default_factory=dict)
     export: Format | None = AUTO
     dev_share: Rate = 0.1
@@ -123,17 +126,20 @@ class Distill:
         models = Models(self, workspace)
         student = models.initial()
         self._check_trainable(student)
+        compact.check(student, self.compact)
         table = reporting.Table(self, workspace, command=command, started=started)
         first = self._first_stage(student, workspace, models)
         table.add("first_stage", first)
         table.add("before", self._measure(student, "before", workspace, first))
         self._add_beside(table, "before", student, models)
+        self._add_compact(table, "before", student)
         try:
             best = self._rounds(student, workspace, models, table, first)
         except Stopped as stopped:
             say("stopped; the same command goes on from here")
             return stopped.status
         self._add_beside(table, "after", best.student, models)
+        self._add_compact(table, "after", best.student)
         self._second(student, best.student, workspace, models, table)
         if not len(workspace.judged.qrels):
             self._add_teacher(table, student, models)
@@ -266,6 +272,24 @@ class Distill:
             )
             run = beside.ranked(name, when, source, context, self.depth)
             table.add(f"{when}, {name}", run)
+
+    def _add_compact(
+        self, table: reporting.Table, when: str, student: Pretrained
+    ) -> None:
+        """The same student by smaller vectors."""
+        found = compact.search(
+            student,
+            table.workspace.judged.queries,
+            table.workspace,
+            self.compact,
+            depth=self.depth,
+            directory=table.workspace.directory / "vectors",
+        )
+        for name, run in found.items():
+            table.add(f"{when}{reporting.WITH}{name}", run)
+        if when == "after":
+            width = student.spec.width if self.compact else 0
+            table.notices += [compact.bytes_of(form, width) for form in self.compact]
 
     def _add_teacher(
         self, table: reporting.Table, student: Pretrained, models: Models

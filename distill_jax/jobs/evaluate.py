@@ -23,7 +23,7 @@ from distill_jax.recipe.checkpoints import Checkpoint, Model
 from distill_jax.recipe.students import load_model
 from distill_jax.runs.run import Run
 from distill_jax.runtime import sharding
-from distill_jax.workspace import ranking
+from distill_jax.workspace import compact, ranking
 from distill_jax.workspace.console import say
 from distill_jax.workspace.context import Workspace, open_workspace
 
@@ -37,6 +37,8 @@ class Evaluate:
         checkpoints: models, by path or as ``checkpoints.Checkpoint``; encoders search,
             rerankers reorder ``first_stage``.
         reading: how ``checkpoints`` are read; None as they say themselves.
+        compact: forms of dual encoders' vectors that are measured as well: numbers of
+            dimensions, "int8", "binary", "rescored" (see ``workspace.compact``).
         first_stage: what rerankers reorder; None takes the one run of ``runs`` where
             there is just one, else BM25's first ``depth``.
         questions: ``jsonl:PATH`` or ``tfds:NAME``: questions with answers to ask of the
@@ -60,6 +62,7 @@ class Evaluate:
     checkpoints: tuple[Model | None, ...] = ()
     reading: Checkpoint | None = None
     questions: CollectionName | None = None
+    compact: tuple[Size | Name, ...] = ()
     first_stage: Source | None = None
     split: Name = "test"
     depth: Size = 100
@@ -250,6 +253,18 @@ class Evaluate:
             name = _name(path, found)
             run.write(directory / f"{name}.trec")
             found[name] = run
+            smaller = compact.search(
+                model,
+                workspace.judged.queries,
+                workspace,
+                self.compact,
+                depth=self.depth,
+                directory=directory / "vectors",
+            )
+            for form, run in smaller.items():
+                found[f"{name}, {form}"] = run
+            for form in self.compact:
+                say(f"{name}, {compact.bytes_of(form, model.spec.width)}")
         if not found:
             raise UserError(
                 "nothing to evaluate", "give --gin.RUN=FILE or --gin.CHECKPOINT=PATH"

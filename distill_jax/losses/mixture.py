@@ -21,9 +21,10 @@ from jaxtyping import Array, Float, Int
 
 from distill_jax.batches import Batch
 from distill_jax.io.errors import UserError
-from distill_jax.io.values import Name, Named, NotNegative
+from distill_jax.io.values import Name, Named, NotNegative, Size
 from distill_jax.losses import contract
 from distill_jax.ops import masked
+from distill_jax.ops.similarity import normalise
 
 Loss: TypeAlias = Annotated[Callable[..., Any], Named("distill_jax.losses")]
 Parts: TypeAlias = dict[str, Float[Array, ""]]
@@ -73,9 +74,18 @@ class Term:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """The weighted sum of ``terms``; each part is returned under its name."""
+    """The weighted sum of ``terms``; each part is returned under its name.
+
+    Attributes:
+        terms: of different names.
+        dims: the sum is taken of the whole vectors and once more of the first so many
+            numbers of each, which are brought to unit length again where the whole
+            ones have it (Matryoshka, Kusupati et al. 2022); the further sums are
+            returned as "at DIM". Of dual encoders only.
+    """
 
     terms: tuple[Term, ...]
+    dims: tuple[Size, ...] = ()
 
     def __post_init__(self):
         names = [term.name for term in self.terms]
@@ -89,7 +99,7 @@ class Mixture:
         self, student: Any, rep: Any, batch: Batch
     ) -> tuple[Float[Array, ""], Parts]:
         """The loss of a whole batch."""
-        return self._sum(student, rep, batch, {})
+        return self._of_all_widths(student, rep, batch, {})
 
     def over(self, steps: int) -> Mixture:
         """The mixture of a training of ``steps``: ramps are counts of updates."""
@@ -111,7 +121,7 @@ class Mixture:
             dataclasses.replace(term, **change(term)) if term.ramp else term
             for term in self.terms
         )
-        return Mixture(terms)
+        return Mixture(terms, self.dims)
 
     def counts(self, batch: Batch) -> Parts:
         """How many lists, docs or pairs each term averages over; no scores needed.
@@ -134,7 +144,14 @@ class Mixture:
         the micro-batches are: sums are divided by the global count, not averaged.
         """
         self._refuse_splitting()
-        return self._sum(student, rep, batch, counts)
+        return self._of_all_widths(student, rep, batch, counts)
+
+    def _of_all_widths(self, student, rep, batch, counts):
+        loss, parts = self._sum(student, rep, batch, counts)
+        for width in sorted(set(self.dims), reverse=True):
+            part, _ = self._sum(student, _cut(student, rep, width), batch, counts)
+            loss, parts = loss + part, {**parts, f"at {width}": part}
+        return loss, parts
 
     def _sum(self, student, rep, batch, counts):
         scores = cross = own = None
@@ -198,6 +215,26 @@ class Listwise:
     @property
     def _mixture(self) -> Mixture:
         return Mixture((Term(self.name, self.loss),))
+
+
+def _cut(student: Any, rep: Any, width: int) -> dict[str, Array]:
+    """The first numbers of each vector, of unit length where the whole ones have it."""
+    spec = student.spec
+    if spec.kind != "dual_encoder":
+        raise UserError(
+            f"a {spec.kind} has no vector whose first numbers could be a vector",
+            "set --gin.MATRYOSHKA=()",
+        )
+    if width >= spec.width:
+        raise UserError(
+            f"vectors of {width} numbers are to be learnt, and there are {spec.width}",
+            f"give MATRYOSHKA widths below {spec.width}",
+        )
+    unit = spec.normalise or spec.similarity == "cosine"
+    return {
+        name: normalise(vectors[..., :width]) if unit else vectors[..., :width]
+        for name, vectors in rep.items()
+    }
 
 
 def _value(term: Term, scores: Array, batch: Batch, **options: Any) -> Array:

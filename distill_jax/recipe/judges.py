@@ -161,7 +161,7 @@ class Pairwise:
         calls = 2 * pairs * _count(context)
         return _calls(self, self._method(context), context, calls, 2)
 
-    def _sampling(self, seed: int) -> dict[str, int]:
+    def _sampling(self, seed: int) -> dict[str, Any]:
         names = ("top_k", "delta", "pairs")
         return {**{name: getattr(self, name) for name in names}, "seed": seed}
 

@@ -26,7 +26,10 @@ from distill_jax.text import replies
 class Scorer(Protocol):
     """How documents are shown and scored."""
 
-    tries: int
+    @property
+    def tries(self) -> int:
+        """Calls for a reply that can be used."""
+        ...
 
     @property
     def at_once(self) -> int:
@@ -175,9 +178,17 @@ class Pairwise(_Chatting):
     2023).
     """
 
-    _prompt = "pair"
-    _choices = ("1", "2")
-    _example = "1 or 2"
+    @property
+    def _prompt(self) -> str:
+        return "pair"
+
+    @property
+    def _choices(self) -> tuple[str, ...]:
+        return ("1", "2")
+
+    @property
+    def _example(self) -> str:
+        return "1 or 2"
 
     def first_is_better(self, reply: str | None) -> tuple[float | None, str]:
         """Log-odds, or with replies 1.0 and 0.0; None and why there is neither."""
@@ -194,7 +205,7 @@ class Pairwise(_Chatting):
     def probability(self, forward: float, backward: float) -> float:
         """P(first over second) of what ``first_is_better`` gave for both orders."""
         if self.logprobs:
-            return float(sigmoid(np.float64((forward - backward) / 2)))
+            return float(sigmoid(np.asarray((forward - backward) / 2)))
         return (forward + 1.0 - backward) / 2
 
 

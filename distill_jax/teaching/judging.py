@@ -77,7 +77,8 @@ def label_documents(
     tally = stored_counts(directory)
     for start in range(0, len(todo), shard_queries):
         rows = todo[start : start + shard_queries]
-        began, counts = time.monotonic(), Counter()
+        began = time.monotonic()
+        counts: Any = Counter()
         items = []
         for row in rows:
             columns = np.flatnonzero(run.where[row])
@@ -168,7 +169,8 @@ def label_pairs(
     tally = stored_counts(directory)
     for start in range(0, len(todo), shard_queries):
         rows = todo[start : start + shard_queries]
-        began, counts = time.monotonic(), Counter()
+        began = time.monotonic()
+        counts: Any = Counter()
         items = [
             _Item(row, np.asarray(column), swapped)
             for row in rows

@@ -128,6 +128,9 @@ SPECS = {
     "dual_cosine": lambda: DualEncoderSpec(
         backbone=bert_sizes(), normalise=False, similarity="cosine", **_SIDES
     ),
+    "dual_truncated": lambda: DualEncoderSpec(
+        backbone=bert_sizes(), truncate_dim=6, similarity="cosine", **_SIDES
+    ),
     "dual_dense": lambda: DualEncoderSpec(
         backbone=bert_sizes(),
         projection=12,

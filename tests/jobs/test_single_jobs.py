@@ -44,11 +44,32 @@ def model(tmp_path_factory, toy, compiles_fast) -> Path:
         "MODEL_DIR": folder, "COLLECTION": toy, "MESH": "data=1", "EXPORT": None,
         "VOCABULARY_SIZE": 300, "QUERY_LENGTH": 12, "DOC_LENGTH": 20,
         "TRAIN_STEPS": 1, "MAX_TEST_QUERIES": 8,
+        "MATRYOSHKA": (16,), "COMPACT": "(16, 'binary')",
     }  # fmt: skip
     flags = [f"--gin.{name}={value}" for name, value in words.items()]
     files = ["--gin_file=quickstart.gin", "--gin_file=small.gin"]
     assert main.main([*files, *flags]) == 0
     return folder
+
+
+def test_a_matryoshka_student_is_measured_by_its_first_numbers(model):
+    found = report(model)
+    for when in ("before", "after"):
+        for form in ("16 dimensions", "binary"):
+            assert f"{when}, {form}" in found["measures"]
+    assert any("16 dimensions: 64 bytes" in notice for notice in found["notices"])
+    first = json.loads((model / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] > first["at 16"] > 0
+
+
+def test_smaller_vectors_are_rows_of_the_table(toy, model, tmp_path):
+    flags = {"MODEL_DIR": tmp_path, "COLLECTION": toy, "MESH": "data=1"}
+    flags |= {"CHECKPOINT": model / "student", "COMPACT": "(16, 'int8', 'rescored')"}
+    assert run("evaluate", **flags) == 0
+    rows = report(tmp_path)["measures"]
+    (own,) = [name for name in rows if "," not in name]
+    forms = ("16 dimensions", "int8", "rescored")
+    assert set(rows) == {own, *(f"{own}, {form}" for form in forms)}
 
 
 def test_mine(toy, tmp_path):

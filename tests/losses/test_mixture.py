@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -189,3 +190,60 @@ def test_a_mixture_is_static_under_jit(batch, rep):
     np.testing.assert_allclose(loss, FOUR(Student(), rep, batch)[0], rtol=1e-5)
     assert set(parts) == {"kl", "pairs", "contrast", "size", "length"}
     assert hash(FOUR) == hash(Mixture(FOUR.terms))
+
+
+class Vectors(Student):
+    """As a dual encoder: ``q`` and ``d`` by name, of unit length."""
+
+    def __init__(self, width, kind="dual_encoder", **fields):
+        fields = {"normalise": True, "similarity": "dot"} | fields
+        self.spec = SimpleNamespace(kind=kind, width=width, **fields)
+
+    def scores(self, rep, batch):
+        return jnp.einsum("bd,bnd->bn", rep["q"], rep["d"])
+
+    def cross_scores(self, rep, batch):
+        return jnp.einsum("qd,bnd->qbn", rep["q"], rep["d"])
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_the_loss_of_cut_vectors_is_added_for_each_width(batch, normalise):
+    rng = np.random.default_rng(2)
+    q, d = rng.normal(size=(B, 8)), rng.normal(size=(B, N, 8))
+    if normalise:
+        q /= np.linalg.norm(q, axis=-1, keepdims=True)
+        d /= np.linalg.norm(d, axis=-1, keepdims=True)
+    term = Term("mse", losses.mean_squared_error, 2.0)
+    mixture = Mixture((term,), dims=(4, 2))
+    rep = {"q": jnp.asarray(q, jnp.float32), "d": jnp.asarray(d, jnp.float32)}
+    student = Vectors(8, normalise=normalise)
+    loss, parts = mixture(student, rep, batch)
+
+    labels, where = np.asarray(batch.targets.labels), np.asarray(batch.targets.where)
+    expected = {}
+    for width in (8, 4, 2):
+        total = 0.0
+        for i, n in zip(*np.nonzero(where)):
+            a, b = q[i, :width], d[i, n, :width]
+            norm = np.linalg.norm(a) * np.linalg.norm(b) if normalise else 1.0
+            total += (a @ b / norm - labels[i, n]) ** 2
+        expected[width] = 2.0 * total / where.sum()
+    assert float(loss) == pytest.approx(sum(expected.values()), rel=1e-5)
+    assert float(parts["at 4"]) == pytest.approx(expected[4], rel=1e-5)
+    assert float(parts["at 2"]) == pytest.approx(expected[2], rel=1e-5)
+    assert float(parts["mse"]) == pytest.approx(expected[8] / 2.0, rel=1e-5)
+    # Micro-batches add up to it.
+    whole, _ = mixture.partial(student, rep, batch, mixture.counts(batch))
+    assert float(whole) == pytest.approx(float(loss), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("student", "words"),
+    [(Vectors(8, kind="colbert"), "colbert"), (Vectors(4), "below 4")],
+)
+def test_widths_that_no_vector_has_are_refused(batch, student, words):
+    mixture = Mixture((Term("mse", losses.mean_squared_error),), dims=(4,))
+    rep = {"q": jnp.ones((B, 4)), "d": jnp.ones((B, N, 4))}
+    with pytest.raises(UserError) as error:
+        mixture(student, rep, batch)
+    assert words in f"{error.value.what} {error.value.todo}"
