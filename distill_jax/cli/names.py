@@ -410,6 +410,11 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "Smaller vectors of a dual encoder that are measured as well.",
             "dimensions, 'int8', 'binary', 'rescored', ()",
         ),
+        "MOST_RISK": Name(
+            "Calibrates scores on dev queries, with the threshold at which this share "
+            "of first documents is wrong.",
+            f"{_SHARE}, None",
+        ),
         "MEASURES": Name("Measures; the first decides.", "('nDCG@10', 'RR@10', ...)"),
         "PUBLISHED": Name(
             "A paper's figures, put beside a table's cells.",

@@ -54,6 +54,7 @@ def write(
     samples: tuple[Sequence[str], Sequence[str]] | None = None,
     measures: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | None = None,
     tolerance: float = 1e-4,
     library: bool = True,
     dtype: str = "float32",
@@ -71,6 +72,8 @@ def write(
         measures: ``{"nDCG@10": 0.7}``, or that by system (``"before"``, ``"after"``).
         provenance: facts for the card, e.g. ``{"collection": "beir:...",
             "method": "TWOLAR", "license": "apache-2.0"}``.
+        calibration: ``scale``, ``shift`` and ``threshold`` of the scores (see
+            ``evaluation.calibration``): for the card, and as ``calibration.json``.
         tolerance: greatest absolute difference of scores.
         library: verify with the target library where it is installed.
         dtype: of the weights on disk, one of ``storage.DTYPES``. What is verified is
@@ -107,7 +110,11 @@ def write(
             pretrained, folder, format, samples, tolerance, library
         )
         write_json(folder / MARK, result)
-        card = model_card.text(pretrained, format, result, measures, provenance)
+        if calibration:
+            write_json(folder / "calibration.json", dict(calibration))
+        card = model_card.text(
+            pretrained, format, result, measures, provenance, calibration
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
     for reader in result["readers"]:
         print(f"export: {verify.Agreement(**reader).line()}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import distill_jax
+from distill_jax.evaluation.calibration import sentence
 from distill_jax.export.usage import usage
 from distill_jax.models.pretrained import Pretrained, flatten
 from distill_jax.models.t5 import T5Sizes
@@ -48,6 +49,7 @@ def text(
     verification: Mapping[str, Any],
     measures: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | None = None,
 ) -> str:
     """The card in Markdown with its front matter."""
     provenance = {k: v for k, v in (provenance or {}).items() if v not in (None, "")}
@@ -64,6 +66,8 @@ def text(
     ]
     if systems:
         parts += ["## Measures", _table(systems)]
+    if calibration:
+        parts += ["## Probabilities and a threshold", _probabilities(calibration)]
     parts += [
         "## Provenance",
         _bullets(
@@ -93,6 +97,16 @@ def public(value: Any) -> Any:
     if not local or scheme in ("hf", "package"):
         return value
     return f"{scheme}{colon}{Path(rest).name}"
+
+
+def _probabilities(calibration: Mapping[str, Any]) -> str:
+    scale, shift = calibration["scale"], calibration["shift"]
+    said = (
+        "Across queries, a score is a probability of relevance by "
+        f"`1 / (1 + exp(-({scale:.6g} * score + {shift:.6g})))`, fitted on "
+        f"{calibration['queries']} judged queries; no order changes."
+    )
+    return f"{said} Threshold: {sentence(calibration)}."
 
 
 def _front_matter(pretrained, format: str, systems, provenance: dict) -> str:

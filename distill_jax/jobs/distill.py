@@ -15,10 +15,11 @@ from typing import Any
 import jax
 
 from distill_jax.collections.schemes import load_collection
+from distill_jax.evaluation import calibration
 from distill_jax.evaluation.measures import evaluate_queries
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest
-from distill_jax.io.values import Name, NotNegative, Rate, Seed, Size, UserPath
+from distill_jax.io.values import Name, NotNegative, Rate, Seed, Share, Size, UserPath
 from distill_jax.jobs import beside, reporting, unjudged
 from distill_jax.jobs.export import AUTO, Format, exported
 from distill_jax.jobs.names import CollectionName, Measure, Measures
@@ -66,6 +67,9 @@ class Distill:
             dimensions, "int8", "binary", "rescored" (see ``workspace.compact``).
         beside: sources by name, each measured with the student before and after: a
             fusion with BM25, feedback. What needs no training is so in the table.
+        most_risk: scores are calibrated on judged dev queries, and the threshold is
+            suggested at which this share of first documents is not relevant; it is
+            exported with them. None calibrates nothing.
         export: a format of ``export.write``, "auto" for the student's own, None for
             none.
         mesh: e.g. "data=4,model=2"; None puts all devices on the data axis.
@@ -95,6 +99,7 @@ class Distill:
     keep_base: bool = False
     compact: tuple[Size | Name, ...] = ()
     beside: dict[str, Any] = dataclasses.field(default_factory=dict)
+    most_risk: Share | None = None
     export: Format | None = AUTO
     dev_share: Rate = 0.1
     test_split: Name = "test"
@@ -143,10 +148,16 @@ class Distill:
         self._second(student, best.student, workspace, models, table)
         if not len(workspace.judged.qrels):
             self._add_teacher(table, student, models)
+        table.calibration = self._calibration(best.student, workspace, models)
         if jax.process_index() == 0:
             best.student.save(directory / "student")
             export = exported(
-                best.student, workspace, self.export, table.means(), directory
+                best.student,
+                workspace,
+                self.export,
+                table.means(),
+                directory,
+                table.calibration,
             )
             table.finish(best, export=export)
         return 0
@@ -185,7 +196,8 @@ class Distill:
     def _looks_at_dev(self) -> bool:
         """Whether dev queries choose anything: a round, or a stage's checkpoint."""
         measures = {stage.training.measure for stage in self.stages}
-        return self.stop_measure is not None or bool(measures - {None, "loss"})
+        chosen = self.stop_measure is not None or self.most_risk is not None
+        return chosen or bool(measures - {None, "loss"})
 
     def plan(self) -> int:
         """Sizes, steps, shapes, memory and cost, without training."""
@@ -425,8 +437,19 @@ class Distill:
             return 0.0
         assert workspace.dev is not None
         dev: Split = workspace.dev
+        run = self._dev_run(student, dev, workspace, models)
+        measure = str(self.stop_measure)
+        values = evaluate_queries(run, dev.qrels, [measure])[measure]
+        mean = sum(values.values()) / max(len(values), 1)
+        name = f"round {number}" if number else "before"
+        say(f"{name}: dev {self.stop_measure} {mean:.4f}")
+        return mean
+
+    def _dev_run(
+        self, student: Pretrained, dev: Split, workspace: Workspace, models: Models
+    ) -> Run:
         first = self._source()(self._context(dev.queries, student, workspace, models))
-        run = ranking.rank(
+        return ranking.rank(
             student,
             dev.queries,
             workspace,
@@ -434,9 +457,21 @@ class Distill:
             depth=self.depth,
             directory=workspace.directory / "vectors",
         )
-        measure = str(self.stop_measure)
-        values = evaluate_queries(run, dev.qrels, [measure])[measure]
-        mean = sum(values.values()) / max(len(values), 1)
-        name = f"round {number}" if number else "before"
-        say(f"{name}: dev {self.stop_measure} {mean:.4f}")
-        return mean
+
+    def _calibration(
+        self, student: Pretrained, workspace: Workspace, models: Models
+    ) -> dict[str, Any] | None:
+        """What the student's scores mean, by the judged dev queries."""
+        if self.most_risk is None:
+            return None
+        if not workspace.dev_is_judged:
+            say("no dev query is judged: scores are not calibrated")
+            return None
+        assert workspace.dev is not None
+        run = self._dev_run(student, workspace.dev, workspace, models)
+        found = calibration.report(run, workspace.dev.qrels, self.most_risk)
+        if found is None:
+            say("no dev document that was found is relevant: nothing is calibrated")
+        else:
+            say(f"threshold: {calibration.sentence(found)}")
+        return found

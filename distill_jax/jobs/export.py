@@ -70,6 +70,7 @@ def exported(
     format: str | None,
     measures: Mapping[str, Any],
     directory: str | Path,
+    calibration: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """``MODEL_DIR/export`` at the end of a training job.
 
@@ -78,6 +79,7 @@ def exported(
             export.
         measures: of the card, by system.
         directory: the job's ``MODEL_DIR``.
+        calibration: what ``evaluation.calibration.report`` gives; None for none.
 
     Returns:
         what ``export.write`` does. The proof is over texts of the collection.
@@ -93,5 +95,6 @@ def exported(
         Path(directory) / "export",
         format=None if format == AUTO else format,
         measures=measures,
+        calibration=calibration,
         samples=(judged.queries.texts[:4], workspace.collection.full_texts()[:16]),
     )

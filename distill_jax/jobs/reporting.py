@@ -51,6 +51,7 @@ class Table:
     trips: list = dataclasses.field(default_factory=list)
     rounds: list[dict] = dataclasses.field(default_factory=list)
     notices: list[str] = dataclasses.field(default_factory=list)
+    calibration: dict[str, Any] | None = None
 
     def add(self, name: str, run: Run, round_number: int | None = None) -> None:
         """Measures a system's run on the test judgements, where there are any."""
@@ -88,6 +89,7 @@ class Table:
             "mining": self._mining(best),
             "ties": self._ties(system) if self.values else None,
             "cost": self._cost(),
+            "calibration": self.calibration,
             "export": export_entry(export),
             "again": self.command,
             "provenance": self._provenance(best),

@@ -27,6 +27,7 @@ _SECTIONS = (
     ("rounds", "Rounds", sections.rounds),
     ("training", "Training", sections.training),
     ("teacher", "Teacher and student", sections.teacher),
+    ("calibration", "What scores mean", sections.calibration),
     ("mining", "Candidates", sections.mining),
     ("cost", "Cost and time", sections.cost),
     ("use", "Use it", sections.use),

@@ -100,6 +100,19 @@ def test_the_code_of_the_card_runs(name, tmp_path):
     assert "| before | 0.5000 |" in card
 
 
+def test_a_calibration_is_in_the_card_and_beside_it(tmp_path):
+    found = {
+        "scale": 0.5, "shift": -1.0, "queries": 40, "threshold": 4.0, "coverage": 0.8,
+        "probability": 0.73, "risk": 0.1, "risk_without": 0.2, "most_risk": 0.1,
+    }  # fmt: skip
+    folder = tmp_path / "out"
+    export.write(student("bert_cross"), folder, calibration=found, library=False)
+    card = (folder / "README.md").read_text()
+    assert "exp(-(0.5 * score + -1)))" in card
+    assert "a first score of 4" in card
+    assert json.loads((folder / "calibration.json").read_text()) == found
+
+
 def _run(code: str, folder) -> str:
     """The card's code in this process: importing torch anew would take seconds."""
     import contextlib

@@ -44,7 +44,7 @@ def model(tmp_path_factory, toy, compiles_fast) -> Path:
         "MODEL_DIR": folder, "COLLECTION": toy, "MESH": "data=1", "EXPORT": None,
         "VOCABULARY_SIZE": 300, "QUERY_LENGTH": 12, "DOC_LENGTH": 20,
         "TRAIN_STEPS": 1, "MAX_TEST_QUERIES": 8,
-        "MATRYOSHKA": (16,), "COMPACT": "(16, 'binary')",
+        "MATRYOSHKA": (16,), "COMPACT": "(16, 'binary')", "MOST_RISK": 0.9,
     }  # fmt: skip
     flags = [f"--gin.{name}={value}" for name, value in words.items()]
     files = ["--gin_file=quickstart.gin", "--gin_file=small.gin"]
@@ -60,6 +60,15 @@ def test_a_matryoshka_student_is_measured_by_its_first_numbers(model):
     assert any("16 dimensions: 64 bytes" in notice for notice in found["notices"])
     first = json.loads((model / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] > first["at 16"] > 0
+
+
+def test_scores_are_calibrated_on_dev(model):
+    found = report(model)["calibration"]
+    assert found["scale"] > 0
+    assert found["threshold"] is None or found["risk"] <= 0.9
+    page = (model / "report.html").read_text()
+    assert "Risk by coverage" in page
+    assert "What scores mean" in page
 
 
 def test_smaller_vectors_are_rows_of_the_table(toy, model, tmp_path):
