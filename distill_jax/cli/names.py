@@ -126,6 +126,11 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
     },
     "Candidates": {
         "TOP_K": Name("Documents kept in a ranking, or reordered.", _COUNT),
+        "DUO_DEPTH": Name(
+            "Documents of a list that a pairwise reranker compares, all pairs; the "
+            "others keep their places below.",
+            _COUNT,
+        ),
         "DEPTH": Name("Documents that each source of candidates gives.", _COUNT),
         "POOL": Name("Documents kept of the fused sources.", _COUNT),
         "SOURCE": Name("Where candidates come from.", "@candidates.NAME()"),

@@ -45,6 +45,7 @@ class Evaluate:
             collection instead of its own queries. Nothing is judged then.
         split: whose queries and judgements.
         measures: by trec_eval's rules; the first one decides.
+        duo_depth: documents of a list that a pairwise reranker compares, all pairs.
         hits: depths of the hit rate, which counts the questions with an answer among
             this many documents; measured wherever queries have answers.
         reader: ``jobs.llm.Reader``, which answers from what each system found, for
@@ -66,6 +67,7 @@ class Evaluate:
     first_stage: Source | None = None
     split: Name = "test"
     depth: Size = 100
+    duo_depth: Size = ranking.DUO_DEPTH
     measures: Measures = ("nDCG@10", "RR@10", "R@100")
     hits: tuple[Size, ...] = (5, 10)
     reader: Any = None
@@ -248,6 +250,7 @@ class Evaluate:
                 depth=self.depth,
                 directory=directory / "vectors",
                 index=self.index,
+                duo_depth=self.duo_depth,
             )
             say(f"{path}: {len(run) / (time.monotonic() - started):.1f} queries/s")
             name = _name(path, found)

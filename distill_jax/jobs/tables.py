@@ -15,6 +15,7 @@ from distill_jax.collections.qrels import Qrels
 from distill_jax.evaluation.measures import evaluate_queries, measured_names
 from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import atomic_write
+from distill_jax.io.values import Size
 from distill_jax.jobs.evaluate import without_own
 from distill_jax.recipe import checkpoints
 from distill_jax.recipe.candidates import BM25, Context
@@ -82,6 +83,7 @@ class Tables:
             the first dot, so that one system has one row.
         measures: by trec_eval's rules; the tables are of the first.
         published: ``{system: {collection: value}}``, shown beside the cells.
+        duo_depth: documents of a list that a pairwise reranker compares, all pairs.
         without_own: leave out documents whose id is the query's own (ArguAna, Quora).
     """
 
@@ -94,6 +96,7 @@ class Tables:
     measures: tuple[str, ...] = ("nDCG@10",)
     split: str = "test"
     depth: int = 100
+    duo_depth: Size = ranking.DUO_DEPTH
     published: Any = dataclasses.field(default_factory=dict)
     without_own: bool = False
     index: str = "auto"
@@ -208,6 +211,7 @@ class Tables:
             "model": model.digest,
             "first stage": None if first is None else first.digest,
             "depth": self.depth,
+            "duo depth": self.duo_depth,
             "index": self.index,
         }
         return _kept(
@@ -222,6 +226,7 @@ class Tables:
                 depth=self.depth,
                 directory=workspace.directory / "vectors",
                 index=self.index,
+                duo_depth=self.duo_depth,
             ),
         )
 

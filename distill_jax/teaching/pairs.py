@@ -212,7 +212,7 @@ def rank_by_votes(
     queries: Queries,
     candidates: Run,
     *,
-    top_k: int = 10,
+    top_k: int,
     mesh: Any = None,
 ) -> Run:
     """Reorders the first ``top_k`` by the sum of votes over all ordered pairs.

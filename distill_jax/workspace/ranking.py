@@ -22,6 +22,8 @@ ENCODERS = ("dual_encoder", "colbert", "splade")
 INDEXES = ("auto", "exact", "scann")
 SCANN_FROM = 1_000_000
 """Documents from which "auto" is ScaNN: an exact search of them takes a CPU seconds."""
+DUO_DEPTH = 10
+"""Documents of a list that a pairwise reranker compares, each with each."""
 CODE_BITS = 2
 """PLAID's codes: 36 bytes a token of 128 dimensions instead of 256 in float16."""
 
@@ -35,11 +37,12 @@ def rank(
     depth: int,
     directory: Path,
     index: str = "exact",
+    duo_depth: int = DUO_DEPTH,
 ) -> Run:
     """The model's own ranking of the queries.
 
     Rerankers reorder the first ``depth`` of ``first_stage``; a duo reranker reorders
-    the first few of them by votes. Encoders search everything.
+    the first ``duo_depth`` of them by votes. Encoders search everything.
 
     Args:
         directory: where vectors of the corpus are kept, keyed by the model's digest.
@@ -57,7 +60,7 @@ def rank(
             "give a first stage (--gin.RUN, or BM25)",
         )
     candidates = first_stage.select(queries.ids).top(depth)
-    return rerank(model, queries, candidates, workspace)
+    return rerank(model, queries, candidates, workspace, duo_depth)
 
 
 def rerank(
@@ -65,6 +68,7 @@ def rerank(
     queries: Queries,
     candidates: Run,
     workspace: Workspace,
+    duo_depth: int = DUO_DEPTH,
 ) -> Run:
     """Reorders the candidates of a run by any reranker or encoder.
 
@@ -76,7 +80,7 @@ def rerank(
     """
     candidates = candidates.on(workspace.collection)
     if model.spec.kind == "duo":
-        return _duo_rank(model, queries, candidates, workspace)
+        return _duo_rank(model, queries, candidates, workspace, duo_depth)
     where = candidates.where
     query_rows = rows_of_queries(queries, list(candidates.query_ids))
     pair_queries = np.repeat(query_rows[:, None], where.shape[1], axis=1)[where]
@@ -218,7 +222,7 @@ def corpus_vectors(model: Pretrained, workspace: Workspace, directory: Path) -> 
         )
 
 
-def _duo_rank(model, queries, candidates: Run, workspace: Workspace) -> Run:
+def _duo_rank(model, queries, candidates: Run, workspace: Workspace, depth: int) -> Run:
     from distill_jax.teaching.pairs import rank_by_votes
 
     return rank_by_votes(
@@ -226,5 +230,6 @@ def _duo_rank(model, queries, candidates: Run, workspace: Workspace) -> Run:
         workspace.pair_features(model, queries),
         queries,
         candidates,
+        top_k=depth,
         mesh=workspace.mesh,
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +14,12 @@ from distill_jax.collections.collection import Collection, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.errors import UserError
 from distill_jax.jobs.evaluate import Evaluate
+from distill_jax.predictor import Predictor
 from distill_jax.recipe.candidates import BM25, Context, Reranked, Search, WithoutKnown
 from distill_jax.runs.run import Run
 from distill_jax.workspace import ranking
+from tests.teaching.test_pairs import duo_world
+from tests.test_gin_configs import build
 
 
 def test_a_query_s_own_documents_are_left_out_and_the_others_keep_their_order():
@@ -58,3 +63,44 @@ def test_a_source_of_an_evaluation_loads_its_model_and_says_that_it_needs_one(
         with pytest.raises(UserError, match=r"takes the student.*none") as told:
             source(context)
         assert f"{type(source).__name__}.checkpoint" in str(told.value)
+
+
+@pytest.mark.parametrize("depth", [2, 5])
+def test_a_pairwise_reranker_compares_as_many_documents_as_it_is_told(depth):
+    """duoT5's rule, from the scores of triples of texts: both orders vote."""
+    model, features, queries, labels = duo_world()
+    texts = ["water boils", "the city council", "bone pain", "bus lane", "japan"]
+    docs = Collection(labels.doc_ids, texts)
+    run = labels.to_run()
+    workspace = SimpleNamespace(
+        collection=docs, mesh=None, pair_features=lambda model, queries: features
+    )
+    found = ranking.rank(
+        model,
+        queries,
+        workspace,  # type: ignore[arg-type]
+        first_stage=run,
+        depth=5,
+        directory=Path("nowhere"),
+        duo_depth=depth,
+    )
+    predictor = Predictor(model)
+    for line, query in enumerate(queries.texts):
+        head = [run.doc_ids[row] for row in run.rows[line, :depth]]
+        votes = dict.fromkeys(head, 0.0)
+        for first, second in itertools.permutations(head, 2):
+            triple = (query, texts[int(first[1:])], texts[int(second[1:])])
+            wins = 1 / (1 + np.exp(-float(predictor.score([triple])[0])))
+            votes[first] += wins
+            votes[second] += 1 - wins
+        wanted = sorted(head, key=lambda doc: -votes[doc])
+        rest = [run.doc_ids[row] for row in run.rows[line, depth:]]
+        ranked = [doc for doc, _ in found.lists()[run.query_ids[line]]]
+        assert ranked == wanted + rest
+
+
+@pytest.mark.parametrize("recipe", ["evaluate", "tables"])
+def test_the_pairs_of_a_measured_reranker_are_a_name(recipe):
+    flags = [f"--gin_file={recipe}.gin", "--gin.DUO_DEPTH=50"]
+    flags += ["--gin.COLLECTIONS=dl"] if recipe == "tables" else []
+    assert build(*flags).duo_depth == 50
