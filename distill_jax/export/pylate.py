@@ -115,4 +115,6 @@ def _stanford(spec, folder: Path, markers: list, words: list) -> None:
 
 
 def _prompt(prefix: str) -> str:
+    if prefix.endswith("{join}"):
+        return prefix.removesuffix("{join}")
     return f"{prefix.strip()} " if prefix.strip() else ""

@@ -17,7 +17,10 @@ from distill_jax.weights import encoders, t5
 
 TOWERS = {"query_encoder": "query_tower", "doc_encoder": "doc_tower"}
 _IDENTITY = "torch.nn.modules.linear.Identity"
-_TANH = "torch.nn.modules.activation.Tanh"
+_ACTIVATIONS = {"identity": _IDENTITY} | {
+    name.lower(): f"torch.nn.modules.activation.{name}"
+    for name in ("Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
+}
 _VERSION = {"sentence_transformers": "5.3.0", "transformers": "5.3.0"}
 _SPLADE = {"log1p_relu": "relu", "log1p_log1p_relu": "log1p_relu"}
 
@@ -85,14 +88,18 @@ def _dual(pretrained: Pretrained, folder: Path) -> None:
         },
     )
     if spec.projection is not None:
-        kinds.append("Dense")
-        tanh = spec.projection_activation == "tanh"
-        write_dense(
-            folder / "2_Dense",
-            tower["projection"]["kernel"],
-            tower["projection"].get("bias"),
-            activation=_TANH if tanh else _IDENTITY,
-        )
+        activations = [spec.projection_activation]
+        activations += [activation for _, _, activation in spec.more_projections]
+        layers = [tower["projection"]]
+        layers += [tower["project"][f"dense_{i}"] for i in range(len(activations) - 1)]
+        for layer, activation in zip(layers, activations):
+            write_dense(
+                folder / f"{len(kinds)}_Dense",
+                layer["kernel"],
+                layer.get("bias"),
+                activation=_ACTIVATIONS[activation],
+            )
+            kinds.append("Dense")
     if spec.normalise:
         kinds.append("Normalize")
         _made(folder / f"{len(kinds) - 1}_Normalize")
@@ -218,6 +225,8 @@ def _top(pretrained: Pretrained, folder: Path, model_type: str, similarity: str)
 
 def _prompt(prefix: str) -> str:
     # The template puts one blank between prefix and text, whatever the prefix ends in.
+    if prefix.endswith("{join}"):
+        return prefix.removesuffix("{join}")
     return f"{prefix.strip()} " if prefix.strip() else ""
 
 

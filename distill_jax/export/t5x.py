@@ -50,9 +50,9 @@ def write(pretrained: Pretrained, folder: Path) -> None:
         tower = params.get("tower", params)
         arrays = t5x.write({"encoder": tower["encoder"]})
         if "projection" in tower:
-            if "bias" in tower["projection"]:
+            if "bias" in tower["projection"] or tower.get("project"):
                 raise UserError(
-                    "t5x_retrieval's projection has no bias",
+                    "t5x_retrieval has one projection, without a bias",
                     'use format="sentence_transformers"',
                 )
             arrays[PROJECTION] = tower["projection"]["kernel"]

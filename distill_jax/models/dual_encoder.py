@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from distill_jax.batches import DualBatch, VectorBatch
+from distill_jax.io.errors import UserError
 from distill_jax.models.encoder_sizes import check_choice
 from distill_jax.models.encoder_spec import EncoderSpec, build_encoder, pad_id
 from distill_jax.models.pooling import POOLS
@@ -24,7 +25,14 @@ from distill_jax.ops.similarity import normalise
 
 POOLINGS = ("cls", *POOLS)
 SIMILARITIES = ("dot", "cosine")
-ACTIVATIONS = {"identity": lambda x: x, "tanh": jnp.tanh}
+ACTIVATIONS = {
+    "identity": lambda x: x,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "silu": jax.nn.silu,
+    "sigmoid": jax.nn.sigmoid,
+}
 
 # Scores are divided by temperatures down to 0.01: an accelerator's bfloat16 or tf32
 # products would be felt, and the product is small beside the encoders.
@@ -41,6 +49,7 @@ class DualEncoderSpec(EncoderSpec):
             "mean", "max", "mean_sqrt_len" and "weightedmean" (see ``pooling``).
         projection: width of a linear layer after the pooling; None adds none.
         projection_bias, projection_activation: of that layer.
+        more_projections: (width, bias, activation) of each layer after it.
         truncate_dim: number of leading features kept (Matryoshka); None keeps all.
         normalise: whether vectors are scaled to unit length.
         similarity: "dot", or "cosine" which normalises for scoring in any case.
@@ -53,6 +62,7 @@ class DualEncoderSpec(EncoderSpec):
     projection: int | None = None
     projection_bias: bool = False
     projection_activation: str = "identity"
+    more_projections: tuple[tuple[int, bool, str], ...] = ()
     truncate_dim: int | None = None
     normalise: bool = True
     similarity: str = "dot"
@@ -65,15 +75,44 @@ class DualEncoderSpec(EncoderSpec):
             self.projection_activation,
             tuple(ACTIVATIONS),
         )
+        more = tuple((int(w), bool(b), str(a)) for w, b, a in self.more_projections)
+        object.__setattr__(self, "more_projections", more)
+        for _, _, activation in more:
+            check_choice(
+                "DualEncoderSpec.more_projections", activation, tuple(ACTIVATIONS)
+            )
+        if more and self.projection is None:
+            raise UserError("more_projections without a projection", "set projection")
 
     @property
     def width(self) -> int:
         """D, the number of features of a vector."""
         whole = self.projection or self.backbone.d_model
+        whole = self.more_projections[-1][0] if self.more_projections else whole
         return min(self.truncate_dim or whole, whole)
 
     def build(self, rngs: nnx.Rngs) -> DualEncoder:
         return DualEncoder(self, rngs=rngs)
+
+
+class Projections(nnx.Module):
+    """The linear layers after the first projection, ``dense_0`` onwards."""
+
+    def __init__(self, spec: DualEncoderSpec, *, rngs: nnx.Rngs):
+        width = spec.projection
+        self.activations = [activation for _, _, activation in spec.more_projections]
+        for i, (features, bias, _) in enumerate(spec.more_projections):
+            setattr(
+                self,
+                f"dense_{i}",
+                nnx.Linear(width, features, use_bias=bias, rngs=rngs),
+            )
+            width = features
+
+    def __call__(self, x: Float[Array, "M D"]) -> Float[Array, "M E"]:
+        for i, activation in enumerate(self.activations):
+            x = ACTIVATIONS[activation](getattr(self, f"dense_{i}")(x))
+        return x
 
 
 class Tower(nnx.Module):
@@ -92,6 +131,8 @@ class Tower(nnx.Module):
                 kernel_init=nnx.initializers.lecun_normal(),
                 rngs=rngs,
             )
+        more = Projections(spec, rngs=rngs) if spec.more_projections else None
+        self.project = more
 
     def __call__(
         self, tokens: Int[Array, "M L"], *, rngs: nnx.Rngs | None = None
@@ -115,6 +156,8 @@ class Tower(nnx.Module):
             x = POOLS[spec.pooling](hidden, mask)
         if self.projection is not None:
             x = ACTIVATIONS[spec.projection_activation](self.projection(x))
+        if self.project is not None:
+            x = self.project(x)
         x = normalise(x) if spec.normalise else x
         # Truncated after the norm, as sentence-transformers does.
         return x[:, : spec.width]

@@ -321,8 +321,12 @@ class EmbeddingStage:
 def without_projection(student: Pretrained) -> Pretrained:
     """A dual encoder whose vectors are its pooled hidden states again."""
     params = {
-        tower: {name: value for name, value in parts.items() if name != "projection"}
+        tower: {
+            name: value
+            for name, value in parts.items()
+            if name not in ("projection", "project")
+        }
         for tower, parts in student.params.items()
     }
-    spec = dataclasses.replace(student.spec, projection=None)
+    spec = dataclasses.replace(student.spec, projection=None, more_projections=())
     return student.replace(spec=spec, params=params)

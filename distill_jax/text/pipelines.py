@@ -228,6 +228,60 @@ def bert_backend(path: Path, config: dict) -> Any:
     return backend
 
 
+def deberta_backend(model: SentencePieceModel, config: dict) -> Any:
+    """DeBERTa-v2's and v3's pipeline from an ``spm.model``, as transformers 5 has it.
+
+    ``config`` gets the names of the special tokens that it lacks.
+    """
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        decoders,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.models import Unigram
+
+    names = {}
+    roles = SPECIAL_TOKENS["bert"] | {"bos": "[CLS]", "eos": "[SEP]"}
+    for role, usual in roles.items():
+        given = config.setdefault(f"{role}_token", usual)
+        names[role] = given["content"] if isinstance(given, dict) else given
+    pieces = [(piece, score) for piece, score, _ in model.pieces]
+    unknown = (names["unk"], 0.0)
+    unk_id = pieces.index(unknown) if unknown in pieces else 1
+    backend = Backend(Unigram(pieces, unk_id=unk_id, byte_fallback=False))
+    steps: list[Any] = [normalizers.Lowercase()] if config.get("do_lower_case") else []
+    steps += [
+        normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " "),
+        normalizers.NFC(),
+        normalizers.Strip(left=False, right=True),
+    ]
+    backend.normalizer = normalizers.Sequence(steps)
+    space: dict[str, Any] = {"replacement": SPACE}
+    space["prepend_scheme"] = (
+        "always" if config.get("add_prefix_space", True) else "first"
+    )
+    parts: list[Any] = [pre_tokenizers.Metaspace(**space)]
+    if config.get("split_by_punct"):
+        parts.insert(0, pre_tokenizers.Punctuation(behavior="isolated"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    backend.decoder = decoders.Metaspace(**space)
+    backend.add_special_tokens(
+        [AddedToken(n, normalized=False, special=True) for n in names.values()]
+    )
+    first, last = names["cls"], names["sep"]
+    ids = {name: int(backend.token_to_id(name) or 0) for name in (first, last)}
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{first}:0 $A:0 {last}:0",
+        pair=f"{first}:0 $A:0 {last}:0 $B:1 {last}:1",
+        special_tokens=list(ids.items()),
+    )
+    return backend
+
+
 def byte_level_backend(path: Path, config: dict) -> Any:
     """RoBERTa's pipeline from ``vocab.json`` and the ``merges.txt`` beside it.
 

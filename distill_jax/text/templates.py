@@ -7,7 +7,8 @@ a template where it fails.
 
 Special tokens are named by their role, ``{cls}`` and ``{sep}``, and each tokenizer has
 its own for it: [CLS] and [SEP], ``<s>`` and ``</s>``, none and ``<|endoftext|>``.
-``{pair}`` is what a tokenizer puts between the two texts of a pair (``</s></s>``).
+``{pair}`` is what a tokenizer puts between the two texts of a pair (``</s></s>``), and
+``{join}`` is nothing at all: the text follows without the blank.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from distill_jax.text.joins import PROBES, InContext, Joins, parted, plain
 from distill_jax.text.token_store import TokenStore
 from distill_jax.text.tokenizer import Tokenizer
 
-ROLES = ("cls", "sep", "pair", "mask")
+ROLES = ("cls", "sep", "pair", "mask", "join")
 _FIELD = re.compile(rf"\{{(?!(?:{'|'.join(ROLES)})\}})([a-z_][a-z0-9_]*)\}}")
 # Blanks beside a role are there for the reader.
 _ROLE = re.compile(rf" ?\{{({'|'.join(ROLES)})\}} ?")

@@ -20,6 +20,7 @@ from distill_jax.text.pipelines import (
     SPECIAL_TOKENS,
     bert_backend,
     byte_level_backend,
+    deberta_backend,
     pair_frame,
     read_backend,
     settings,
@@ -37,7 +38,7 @@ from distill_jax.text.vocabulary import (
 ANSWER_WORDS = ("true", "false", "Yes", "No", "A", "B")
 """Words whose logits T5 rerankers read; a vocabulary made here keeps each whole."""
 
-_FILES = ("tokenizer.json", "spiece.model", "vocab.txt", "vocab.json")
+_FILES = ("tokenizer.json", "spiece.model", "spm.model", "vocab.txt", "vocab.json")
 _CLASSES = {
     "t5": "T5Tokenizer",
     "bert": "BertTokenizer",
@@ -80,7 +81,8 @@ class Tokenizer:
         """
         with understood("the tokenizer's special tokens", "fetch its files again"):
             found = pair_frame(self._backend, self._config, self.cls_id, self.sep_id)
-        return {**found, "mask": () if self.mask_id is None else (self.mask_id,)}
+        mask = () if self.mask_id is None else (self.mask_id,)
+        return {**found, "mask": mask, "join": ()}
 
     # ---------------------------------------------------------------- making
 
@@ -117,6 +119,8 @@ class Tokenizer:
             beside = path.parent / "spiece.model"
             spiece = beside.read_bytes() if beside.is_file() else None
             backend = with_own_normalizer(read_backend(path), config)
+        elif path.name == "spm.model":
+            backend = deberta_backend(read_model(path), config)
         elif path.suffix == ".model":
             spiece = path.read_bytes()
             extra = config.get("extra_ids", EXTRA_IDS)

@@ -35,7 +35,14 @@ _OUR_POOLING = {
     "mean_sqrt_len_tokens": "mean_sqrt_len",
     "weightedmean": "weightedmean",
 }
-_ACTIVATIONS = {"Identity": "identity", "Tanh": "tanh"}
+_ACTIVATIONS = {
+    "Identity": "identity",
+    "Tanh": "tanh",
+    "ReLU": "relu",
+    "GELU": "gelu",
+    "SiLU": "silu",
+    "Sigmoid": "sigmoid",
+}
 # Theirs takes log(1 + x) of what it is given by "relu"; the longer name does so twice.
 _SPLADE = {"relu": "log1p_relu", "log1p_relu": "log1p_log1p_relu"}
 
@@ -45,16 +52,11 @@ def read_dual(
 ) -> Pretrained:
     """Transformer, Pooling, perhaps Dense, perhaps Normalize."""
     names = [name for name, _ in folder.modules]
-    allowed = (
-        ["Transformer", "Pooling"],
-        ["Transformer", "Pooling", "Normalize"],
-        ["Transformer", "Pooling", "Dense"],
-        ["Transformer", "Pooling", "Dense", "Normalize"],
-    )
-    if names not in allowed:
+    ends = names[2:-1] if names[-1:] == ["Normalize"] else names[2:]
+    if names[:2] != ["Transformer", "Pooling"] or set(ends) - {"Dense"}:
         raise UserError(
             f"{folder.path}/modules.json is {' - '.join(names)}",
-            "a dual encoder is Transformer - Pooling [- Dense] [- Normalize]",
+            "a dual encoder is Transformer - Pooling [- Dense ...] [- Normalize]",
         )
     modules = dict(folder.modules)
     base = hugging_face.backbone(folder, tokenizer, root=modules["Transformer"])
@@ -68,8 +70,10 @@ def read_dual(
         _includes_prompt(modules["Pooling"])
     given: dict[str, np.ndarray] = {}
     if "Dense" in names:
-        given, projection = dense(modules["Dense"])
+        paths = [path for name, path in folder.modules if name == "Dense"]
+        given, projection = dense(paths[0])
         found |= projection
+        found["more_projections"] = _further(paths[1:], given)
     if top(folder).get("truncate_dim"):
         found["truncate_dim"] = int(top(folder)["truncate_dim"])
     similarity = top(folder).get("similarity_fn_name")
@@ -197,7 +201,7 @@ def dense(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise UserError(
             f"{path}: a Dense with {activation} and use_residual "
             f"{bool(config.get('use_residual'))}",
-            "Identity and Tanh without a residual are read",
+            f"{', '.join(_ACTIVATIONS)} without a residual are read",
         )
     given = {"projection.kernel": np.ascontiguousarray(weight.T)}
     if "linear.bias" in tensors:
@@ -207,6 +211,17 @@ def dense(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "projection_bias": "linear.bias" in tensors,
         "projection_activation": _ACTIVATIONS[activation],
     }
+
+
+def _further(paths: list[Path], given: dict[str, np.ndarray]) -> tuple:
+    """``more_projections`` of the Dense modules; their parameters go into ``given``."""
+    made = []
+    for i, path in enumerate(paths):
+        params, fields = dense(path)
+        for name, array in params.items():
+            given[f"project.dense_{i}.{name.rsplit('.', 1)[-1]}"] = array
+        made.append(tuple(fields.values()))
+    return tuple(made)
 
 
 def _lengths(folder: Folder, root: Path, base: Any) -> dict[str, int]:
@@ -238,7 +253,10 @@ def _prompts(folder: Folder, tokenizer: Tokenizer, fields: dict) -> dict[str, st
         given = [prompts[key] for key in keys if key in prompts]
         found[name] = (given[0] or "") if given else default
     for name, prompt in found.items():
-        if name not in fields:
+        if tokenizer.merges and prompt and prompt != f"{prompt.strip()} ":
+            # Nothing comes between the prompt and the text.
+            found[name] = f"{prompt}{{join}}"
+        elif name not in fields:
             _apart(prompt, tokenizer, folder.path)
     return found
 

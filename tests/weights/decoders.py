@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -92,3 +93,7 @@ def saved(stem: str, folder: Path, prompts: tuple[str, ...] = (), **more):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def write_json(path: Path, record: dict) -> None:
+    path.write_text(json.dumps(record))
