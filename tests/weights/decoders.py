@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 
@@ -97,3 +99,30 @@ def saved(stem: str, folder: Path, prompts: tuple[str, ...] = (), **more):
 
 def write_json(path: Path, record: dict) -> None:
     path.write_text(json.dumps(record))
+
+
+def drawn(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def write_spm(path: Path) -> None:
+    """A vocabulary of DeBERTa-v3's form."""
+    import sentencepiece
+
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts(300, 2) * 3),
+        model_writer=out,
+        vocab_size=150,
+        hard_vocab_limit=False,
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        pad_piece="[PAD]",
+        bos_piece="[CLS]",
+        eos_piece="[SEP]",
+        unk_piece="[UNK]",
+        minloglevel=2,
+    )
+    path.write_bytes(out.getvalue())

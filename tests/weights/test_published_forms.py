@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 
 import jax
@@ -81,26 +80,8 @@ def test_dense_modules_follow_each_other_in_and_out(tmp_path):
 @pytest.fixture(scope="module")
 def spm(tmp_path_factory):
     """A folder with the vocabulary of DeBERTa-v3's form."""
-    import sentencepiece
-
     folder = tmp_path_factory.mktemp("spm")
-    out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(decoders.texts(300, 2) * 3),
-        model_writer=out,
-        vocab_size=150,
-        hard_vocab_limit=False,
-        pad_id=0,
-        bos_id=1,
-        eos_id=2,
-        unk_id=3,
-        pad_piece="[PAD]",
-        bos_piece="[CLS]",
-        eos_piece="[SEP]",
-        unk_piece="[UNK]",
-        minloglevel=2,
-    )
-    (folder / "spm.model").write_bytes(out.getvalue())
+    decoders.write_spm(folder / "spm.model")
     return folder
 
 
