@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parent.parent / "distill_jax"
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "distill_jax"
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "data/README.md"]
 # Calls whose string arguments a user reads.
 MESSAGES = {"UserError", "Unfinished", "say", "announce", "warn", "print"}
 # What each should be instead is beside it.
@@ -23,7 +25,7 @@ PLAINER = {
     r"(?:go|goes|going|gone|went) on with": "resume, continue",
     r"asked (?:of|for)|what is asked": "requested, expected",
     r"go(?:es)? out": "is sent, is written",
-    r"brings?|brought": "has, gives, holds",
+    r"brings|brought": "has, gives, holds",
     r"is of the kind": "is",
     r"anew": "again",
     r"time and again|round and round|in vain": "repeatedly, without result",
@@ -93,3 +95,15 @@ def test_the_package_is_written_in_plain_words():
         for place in found(path.read_text(encoding="utf-8"))
     ]
     assert not wrong, "\n".join([*wrong, f"plainer words: {PLAINER}"])
+
+
+@pytest.mark.parametrize("page", sorted(PAGES), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_page_is_written_in_plain_words(page):
+    assert not FORBIDDEN.findall(page.read_text(encoding="utf-8"))
+
+
+def test_the_headers_of_recipes_are_written_in_plain_words():
+    for path in sorted(ROOT.glob("gin_configs/**/*.gin")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comments = " ".join(line.lstrip("# ") for line in lines if line[:1] == "#")
+        assert not FORBIDDEN.findall(comments), path.name

@@ -66,15 +66,13 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "a list of names",
         ),
         "OVERLAY": Name(
-            "Says that a gin file goes on top of several recipes.", "True or False"
+            "Marks a gin file that extends several recipes.", "True or False"
         ),
         "GRID": Name(
             "Rows of a table: what each changes of the recipe; products of axes.",
             "({'ROW': {'NAME': what --gin.NAME= takes}}, ...)",
         ),
-        "ROWS": Name(
-            "Rows of GRID that are made; None is all.", "a list of names, None"
-        ),
+        "ROWS": Name("Rows of GRID to compute; None is all.", "a list of names, None"),
         "MODEL_DIRS": Name("Folders of finished jobs to compare.", "a list of paths"),
     },
     "Queries and splits": {
@@ -87,7 +85,7 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         ),
         "MAX_TEST_QUERIES": Name("At most this many test queries.", f"{_COUNT}, None"),
         "QUERIES": Name(
-            "How many queries are made or used; evaluate.gin: questions with answers.",
+            "Queries generated or used; evaluate.gin: questions with answers.",
             f"{_COUNT}, None; jsonl:PATH, tfds:NAME",
         ),
         "QUERIES_FROM": Name("Where training queries come from.", "@queries.NAME()"),
@@ -105,11 +103,11 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "SAMPLE_TEMPERATURE": Name("Temperature of sampling.", "a number above 0"),
         "CROPPED": Name("How many sentences become queries.", _COUNT),
         "ROUND_TRIP_DEPTH": Name(
-            "A made query is kept if its document is among this many first results.",
+            "A generated query is kept if its document is in this many first results.",
             _COUNT,
         ),
         "ROUND_TRIP": Name(
-            "What a made query has to find its document by; None keeps all.",
+            "The search that must find a generated query's document; None keeps all.",
             "@candidates.NAME(), None",
         ),
         "ANSWERS": Name(
@@ -118,7 +116,7 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "following, first, none, any",
         ),
         "TITLES": Name("Reads titles before texts.", "True, False"),
-        "UNSEEN": Name("Documents, unseen in training, that are asked about.", _COUNT),
+        "UNSEEN": Name("Documents, unseen in training, that get a query.", _COUNT),
         "PER_QUERY": Name("Positives used of each query.", f"{_COUNT}, None"),
         "WITHOUT_OWN": Name(
             "Leaves out the document whose id is the query's own.", "True, False"
@@ -160,7 +158,7 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "Where hard negatives come from.", "@negatives/candidates.NAME()"
         ),
         "NEGATIVES_DEPTH": Name("Ranks that negatives are drawn from.", _COUNT),
-        "DRAWS": Name("Lists of a positive, with negatives drawn anew.", _COUNT),
+        "DRAWS": Name("Lists of a positive, each with new negatives.", _COUNT),
         "INDEX": Name("How vectors are searched.", "exact, scann, auto"),
         "DENSE": Name("Dense retriever among the sources.", _MODEL),
         "DENSE_DOC_LENGTH": Name("Tokens that it reads of a document.", _COUNT),
@@ -207,7 +205,7 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "STUDENT": Name("Model that searches for candidates.", "@students.Student()"),
         "STUDENT_OPTIONS": Name("Fields of the student's spec.", "a dict"),
         "VOCABULARY": Name("Tokenizer of a student of random weights.", "a path, None"),
-        "VOCABULARY_SIZE": Name("Size of the vocabulary that is made.", _COUNT),
+        "VOCABULARY_SIZE": Name("Size of the vocabulary that is trained.", _COUNT),
         "QUERY_LENGTH": Name("Tokens read of a query.", f"{_COUNT}, None"),
         "DOC_LENGTH": Name("Tokens read of a document.", f"{_COUNT}, None"),
         "TRAINED_QUERY_LENGTH": Name(
@@ -229,14 +227,14 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         ),
         "TEACHER_LABELS": Name("Where labels come from.", "@teachers.NAME()"),
         "LABELS": Name(
-            "Labels made elsewhere, instead of a teacher's; None asks the teacher.",
+            "Existing labels, instead of a teacher's; None calls the teacher.",
             "a path, None",
         ),
         "TEACHER_OPTIONS": Name("Fields of the teacher's spec.", "a dict"),
         "RANKER_TEACHER": Name("What orders the first stage's lists.", "@llm.behind()"),
         "LABEL_DEPTH": Name("Documents of a query that are labelled.", _COUNT),
         "LIST_DEPTH": Name(
-            "First-stage ranks that lists are made of; None is all that is labelled.",
+            "First-stage ranks used for lists; None is all that is labelled.",
             f"{_COUNT}, None",
         ),
         "PAIR_CACHE": Name("Folder of judged pairs, shared by jobs.", "a path, None"),
@@ -264,7 +262,7 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "LLM_MODEL": Name(
             "Model that the endpoint serves; of local, a T5.", f"its name; {_MODEL}"
         ),
-        "LLM_BUDGET_CALLS": Name("Most calls that may be made, in all runs.", _COUNT),
+        "LLM_BUDGET_CALLS": Name("Maximum number of calls, over all runs.", _COUNT),
         "LLM_BUDGET_MONEY": Name(
             "Most money that may be spent, in the unit of the prices.", "above 0, None"
         ),
@@ -286,7 +284,7 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "What makes the teacher's vectors of texts.",
             "@embedding.Encoder(), @embedding.VectorFile(), @embedding.Endpoint()",
         ),
-        "VECTOR_FILE": Name("Vectors made elsewhere.", "a .npy or .parquet path, None"),
+        "VECTOR_FILE": Name("Existing vectors.", "a .npy or .parquet path, None"),
         "TEXTS": Name("Texts that are embedded.", "('documents', 'queries')"),
         "NORMALISATION": Name(
             "Scale of the teacher's scores.", "none, zscore, minmax, percentile"
@@ -296,7 +294,7 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "a number from 0 to 100, None",
         ),
         "SOURCE_FIRST": Name(
-            "The document that a query was made from is its positive.", "True, False"
+            "A generated query's source document is its positive.", "True, False"
         ),
     },
     "Loss": {
