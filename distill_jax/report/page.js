@@ -16,3 +16,15 @@
     box.focus({ preventScroll: true });
   });
 })();
+
+// A printed page has the folded parts too.
+(function () {
+  var folded = [];
+  addEventListener("beforeprint", function () {
+    folded = Array.from(document.querySelectorAll("details:not([open])"));
+    folded.forEach(function (part) { part.open = true; });
+  });
+  addEventListener("afterprint", function () {
+    folded.forEach(function (part) { part.open = false; });
+  });
+})();
