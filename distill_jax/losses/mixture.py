@@ -78,10 +78,10 @@ class Mixture:
 
     Attributes:
         terms: of different names.
-        dims: the sum is taken of the whole vectors and once more of the first so many
-            numbers of each, which are brought to unit length again where the whole
-            ones have it (Matryoshka, Kusupati et al. 2022); the further sums are
-            returned as "at DIM". Of dual encoders only.
+        dims: numbers of leading dimensions. The sum is computed for the whole vectors
+            and again for each truncation, which is normalised if the whole vectors
+            are (Matryoshka, Kusupati et al. 2022); the further sums are returned as
+            "at DIM". For dual encoders only.
     """
 
     terms: tuple[Term, ...]
