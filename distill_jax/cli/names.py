@@ -424,6 +424,9 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "{'SYSTEM': {'COLLECTION': 0.5}}",
         ),
         "HITS": Name("Depths of the hit rates of answers.", "(5, 10)"),
+        "QRELS": Name(
+            "Judgements that runs are measured by, without documents.", "PATH, None"
+        ),
         "COUNT_MISSING": Name("Queries without a ranking count 0.", "True, False"),
     },
 }

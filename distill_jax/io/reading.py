@@ -174,11 +174,15 @@ def read_record(
         fields: name to type, or to a tuple of types.
 
     Raises:
-        UserError: as ``read_json``; it is not an object, or lacks a field of that type.
+        UserError: as ``read_json``; it is not an object, lacks a field of that type, or is
+            not as ``write_record`` wrote it.
     """
     record = read_json(path)
     if not isinstance(record, dict):
         raise UserError(f"{path}: damaged, it holds no JSON object", todo)
+    stated = record.pop(_SUM, None)
+    if stated is not None and stated != digest(record):
+        raise UserError(f"{path}: damaged, it is not as it was written", todo)
     for name, kind in fields.items():
         value = record.get(name)
         number = isinstance(value, bool) and kind is not bool
@@ -214,6 +218,20 @@ def read_json(path: str | Path) -> Any:
     except ValueError as error:
         # A number of more digits than Python converts.
         raise UserError(f"{path}: JSON that cannot be read ({error})") from None
+
+
+def write_record(path: str | Path, record: dict[str, Any]) -> None:
+    """Writes a JSON object with a checksum of its own, which ``read_record`` compares.
+
+    Args:
+        record: JSON-able; no field is called "sum".
+    """
+    # As it is read again: tuples are lists then, and keys are texts.
+    record = json.loads(json.dumps(record))
+    write_json(path, {**record, _SUM: digest(record)})
+
+
+_SUM = "sum"
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -25,7 +25,11 @@ from distill_jax.runs.run import Run
 from distill_jax.runtime import sharding
 from distill_jax.workspace import compact, ranking
 from distill_jax.workspace.console import say
-from distill_jax.workspace.context import Workspace, open_workspace
+from distill_jax.workspace.context import (
+    Workspace,
+    open_judgements,
+    open_workspace,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,8 @@ class Evaluate:
             there is just one, else BM25's first ``depth``.
         questions: ``jsonl:PATH`` or ``tfds:NAME``: questions with answers to ask of the
             collection instead of its own queries. Nothing is judged then.
+        qrels: judgements alone (TREC or BEIR), which runs are measured by without any
+            documents; ``collection`` and ``split`` are not read then.
         split: whose queries and judgements.
         measures: by trec_eval's rules; the first one decides.
         duo_depth: documents of a list that a pairwise reranker compares, all pairs.
@@ -64,6 +70,7 @@ class Evaluate:
     reading: Checkpoint | None = None
     questions: CollectionName | None = None
     compact: tuple[Size | Name, ...] = ()
+    qrels: UserPath | None = None
     first_stage: Source | None = None
     split: Name = "test"
     depth: Size = 100
@@ -97,10 +104,10 @@ class Evaluate:
             systems, self.measures[0], baseline=next(iter(systems)), system=last
         )
         data |= {
-            "title": f"{self.collection}: evaluation",
-            "collection": self.collection,
+            "title": f"{self._measured_on}: evaluation",
+            "collection": self._measured_on,
             "again": command,
-            "provenance": {"test split": self.split},
+            "provenance": {} if self.qrels else {"test split": self.split},
             "notices": [
                 *data["notices"],
                 *self._unmatched(found, workspace),
@@ -144,7 +151,20 @@ class Evaluate:
             print(self.reader.estimate(context, count))
         return 0
 
+    @property
+    def _measured_on(self) -> str:
+        return f"qrels:{self.qrels}" if self.qrels else self.collection
+
     def _workspace(self) -> Workspace:
+        if self.qrels is not None:
+            beside = any(self.checkpoints) or self.questions or self.reader
+            if beside or self.first_stage is not None:
+                raise UserError(
+                    "QRELS measures runs alone: there are no documents and no texts "
+                    "of queries",
+                    "give RUN or RUNS and nothing else, or a COLLECTION in its place",
+                )
+            return open_judgements(self.directory, self.qrels, seed=self.seed)
         mesh = sharding.make_mesh(self.mesh)
         if self.questions is not None:
             workspace = answering.open_questions(
@@ -231,8 +251,9 @@ class Evaluate:
 
     def _systems(self, workspace: Workspace, directory: Path) -> dict[str, Run]:
         found = {}
+        known = None if self.qrels else workspace.collection
         for path in filter(None, self.runs):
-            run = Run.read(path, collection=workspace.collection)
+            run = Run.read(path, collection=known)
             found[_name(path, found)] = run
         first = None
         for checkpoint in checkpoints.each(self.checkpoints, self.reading):

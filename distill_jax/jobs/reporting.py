@@ -17,10 +17,11 @@ from distill_jax.evaluation import diagnostics
 from distill_jax.evaluation.measures import evaluate_queries, ties
 from distill_jax.evaluation.significance import compare, p_text
 from distill_jax.io.files import digest
-from distill_jax.io.reading import read_json
+from distill_jax.io.reading import read_record
 from distill_jax.jobs import beside, unjudged
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.runs.run import Run
+from distill_jax.workspace import cached_step
 from distill_jax.workspace.console import print_at_end, say
 
 WITH = ", "
@@ -159,6 +160,7 @@ class Table:
         folder = best.directory / "labels"
         if not list(folder.glob("*.parquet")):
             return None
+        cached_step.check(folder)
         labels = TeacherLabels.read(folder, collection=self.workspace.collection)
         train = self.workspace.train
         known = [q for q in labels.query_ids if train is not None and q in train.qrels]
@@ -177,13 +179,15 @@ class Table:
         found: dict[str, Any] = {}
         negatives = best.directory / "negatives.json"
         if negatives.is_file():
-            record = read_json(negatives)
+            todo = f"delete {best.directory / 'lists'}: both are made again"
+            record = read_record(negatives, todo, funnel=dict, suspects=list)
             steps = record["funnel"]
             made |= {k: n for k, n in steps.items() if k.startswith("after")}
             found["suspects"] = record["suspects"]
         sources = best.directory / "sources.json"
         if sources.is_file():
-            found["intersection"] = read_json(sources)
+            todo = f"delete {best.directory / 'candidates'}: both are made again"
+            found["intersection"] = read_record(sources, todo)
         lists = best.made["lists"]
         made = {**made, "in lists": round(lists["lists"] * lists["docs_per_list"])}
         return {"funnel": report.funnel(**made), **found}

@@ -117,7 +117,12 @@ class Tables:
                 for measure, per_query in values.items():
                     measured[measure].setdefault(system, {})[where] = per_query
                 mean = np.mean(list(values[self.measures[0]].values()))
-                say(f"{short(where)}: {system} {self.measures[0]} {mean:.4f}")
+                lacking = len(set(qrels) - set(run.query_ids))
+                told = f", {lacking} queries without a ranking count 0"
+                say(
+                    f"{short(where)}: {system} {self.measures[0]} {mean:.4f}"
+                    f"{told if lacking else ''}"
+                )
         if not measured[self.measures[0]]:
             raise UserError(
                 "nothing to measure", "give CHECKPOINTS, FIRST_STAGES or RUNS"
@@ -158,7 +163,7 @@ class Tables:
         if where.startswith("qrels:"):
             qrels = Qrels.read(Path(where.removeprefix("qrels:")).expanduser())
             for path in files:
-                yield _stem(path), Run.read(path), qrels
+                yield _stem(path), self._own(Run.read(path)), qrels
             return
         workspace = open_workspace(
             directory / slug(where),
@@ -171,7 +176,8 @@ class Tables:
         )
         qrels = workspace.judged.qrels
         for path in files:
-            yield _stem(path), Run.read(path, collection=workspace.collection), qrels
+            run = Run.read(path, collection=workspace.collection)
+            yield _stem(path), self._own(run), qrels
         first: dict[str, Run] = {}
         for source in self.first_stages:
             name = _name_of(source)

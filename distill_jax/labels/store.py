@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.reading import read_json, write_json
+from distill_jax.io.reading import read_record, write_record
 from distill_jax.labels.ragged import rectangle, rows_of
 from distill_jax.labels.shards import (
     RELABEL,
@@ -104,7 +104,7 @@ class LabelWriter:
         if not self._writes:
             return path
         index = {path.name: rows_in(path) for path in shards(self.directory)}
-        write_json(path, {"shards": index, "counts": dict(counts or {})})
+        write_record(path, {"shards": index, "counts": dict(counts or {})})
         return path
 
 
@@ -141,9 +141,8 @@ def write_all(directory: str | Path, labels: Labels) -> Path:
         path.unlink()
     path = directory / "shard-00000.parquet"
     write_shard(path, labels)
-    write_json(
-        directory / _COMPLETE, {"shards": {path.name: rows_in(path)}, "counts": {}}
-    )
+    index = {path.name: rows_in(path)}
+    write_record(directory / _COMPLETE, {"shards": index, "counts": {}})
     return directory
 
 
@@ -250,7 +249,7 @@ def _checked_shards(
             "label first, or give the folder that holds the shards",
         )
     if is_complete(directory):
-        index = read_json(directory / _COMPLETE).get("shards", {})
+        index = read_record(directory / _COMPLETE, RELABEL, shards=dict)["shards"]
         present = {path.name for path in paths}
         for name, queries in index.items():
             if name not in present:
@@ -330,7 +329,7 @@ def _refuse_unexpected(
 def _with_counts(directory: str | Path, provenance: dict[str, Any]) -> dict[str, Any]:
     if not is_complete(directory):
         return provenance
-    counts = read_json(Path(directory) / _COMPLETE).get("counts") or {}
+    counts = read_record(Path(directory) / _COMPLETE, RELABEL).get("counts") or {}
     return {**provenance, "counts": counts} if counts else provenance
 
 

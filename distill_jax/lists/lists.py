@@ -16,7 +16,7 @@ import numpy as np
 
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest, room_for
-from distill_jax.io.reading import read_json, write_json
+from distill_jax.io.reading import read_record, write_record
 
 FIELDS = (
     "query_rows",
@@ -83,7 +83,7 @@ class Lists:
             path = directory / f"{name}.npy"
             with room_for(path):
                 np.save(path, getattr(self, name))
-        write_json(
+        write_record(
             directory / "lists.json", {"lists": len(self), "digest": self.digest}
         )
 
@@ -95,7 +95,7 @@ class Lists:
             UserError: a file is missing, cut or altered.
         """
         directory = Path(directory)
-        record = read_json(directory / "lists.json")
+        record = read_record(directory / "lists.json", _AGAIN, digest=str)
         fields = {}
         for name in FIELDS:
             path = directory / f"{name}.npy"

@@ -12,7 +12,7 @@ from distill_jax.collections.collection import Queries
 from distill_jax.evaluation.diagnostics import intersection_rates
 from distill_jax.io.draws import share
 from distill_jax.io.errors import UserError
-from distill_jax.io.reading import write_json
+from distill_jax.io.reading import write_record
 from distill_jax.io.values import Count, NotNegative, Share, Size, UserPath
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe.checkpoints import Model
@@ -244,7 +244,7 @@ class Shared:
             name = type(source).__name__ + (f" {checkpoint}" if checkpoint else "")
             runs[f"{number} {name}"] = source(some)
         context.directory.mkdir(parents=True, exist_ok=True)
-        write_json(context.directory / "sources.json", intersection_rates(runs))
+        write_record(context.directory / "sources.json", intersection_rates(runs))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

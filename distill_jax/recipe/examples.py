@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeAlias
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.reading import write_json
+from distill_jax.io.reading import write_record
 from distill_jax.io.values import Count, Range, Size
 from distill_jax.labels import normalise
 from distill_jax.lists.building import (
@@ -88,7 +88,7 @@ class FromQrels:
             absolute_margin=self.absolute_margin,
             relative_margin=self.relative_margin,
         )
-        write_json(
+        write_record(
             context.directory / "negatives.json",
             {
                 "funnel": filtered.funnel,

@@ -15,7 +15,7 @@ from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.inputs.vectors import VectorFeaturizer
 from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import digest
-from distill_jax.io.reading import read_json, write_json
+from distill_jax.io.reading import read_record, write_record
 from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import averaging, query_side, selection
@@ -24,7 +24,7 @@ from distill_jax.recipe.students import trained_dtype
 from distill_jax.recipe.training import Training, known_stream
 from distill_jax.training.loop import Fit, FitResult
 from distill_jax.weights import peft
-from distill_jax.workspace import ranking
+from distill_jax.workspace import cached_step, ranking
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
 from distill_jax.workspace.describe import describe
@@ -77,7 +77,7 @@ def train(
     _refuse_other_settings(directory, inputs, settings, training.may_change)
 
     def make(folder: Path) -> dict:
-        write_json(folder / "settings.json", settings)
+        write_record(folder / "settings.json", settings)
         result, trained, kept = _fit(
             training, lists, student, context, settings, vectors
         )
@@ -117,18 +117,16 @@ def _refuse_other_settings(
                 f"may_change names {name!r}{near(name, settings)}",
                 f"the settings are {', '.join(sorted(settings))}",
             )
-    record, before = (
-        directory / "student/part.json",
-        directory / "student/settings.json",
-    )
-    if not (record.is_file() and before.is_file()):
+    before = directory / "student/settings.json"
+    record = cached_step.record_of(directory / "student")
+    if record is None or not before.is_file():
         return
     saved = any((directory / "checkpoints").glob("[0-9]*"))
-    if not (saved or read_json(record)["complete"]):
+    if not (saved or record["complete"]):
         return  # nothing was trained under them
-    if read_json(record)["inputs"] != {k: digest(v) for k, v in inputs.items()}:
+    if record["inputs"] != {k: digest(v) for k, v in inputs.items()}:
         return  # recomputed in any case, and the cached step says why
-    old = read_json(before)
+    old = read_record(before, "restore it, or set --gin.MODEL_DIR to a new folder")
     changed = [
         name
         for name in sorted({*old, *settings} - {*_FREE})
@@ -143,9 +141,9 @@ def _refuse_other_settings(
             "set --gin.MODEL_DIR to a new folder, or go on under these settings: "
             f"--gin.MAY_CHANGE={json.dumps(changed, separators=(',', ':'))}",
         )
-    if changed and read_json(record)["complete"]:
+    if changed and record["complete"]:
         # Finished under the old settings: the new ones may ask for more steps.
-        write_json(record, {**read_json(record), "complete": False})
+        cached_step.reopen(directory / "student")
 
 
 def _fit(

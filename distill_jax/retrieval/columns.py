@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.reading import read_record, write_json
+from distill_jax.io.reading import read_record, write_record
 
 _DTYPES = ("float32", "float16", "bfloat16", "int8", "int32", "int64")
 
@@ -79,7 +79,7 @@ class Columns:
                 file.flush()
                 os.fsync(file.fileno())
             sizes[name] = int(values.size)
-        write_json(self._marker(shard), sizes)
+        write_record(self._marker(shard), sizes)
 
     def read(self) -> dict[str, np.ndarray]:
         """The finished shards' columns, flat and memory-mapped.

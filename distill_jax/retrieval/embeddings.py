@@ -17,7 +17,7 @@ from distill_jax.inference.forward import encode_features
 from distill_jax.io import sums
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest
-from distill_jax.io.reading import read_record, write_json
+from distill_jax.io.reading import read_record, write_record
 from distill_jax.retrieval.columns import Columns, QuantisedVectors, quantise
 from distill_jax.retrieval.token_vectors import TokenVectors
 from distill_jax.runtime.placement import platform
@@ -89,7 +89,7 @@ def embed_docs(
     if _writer() and not (folder / _RECORD).exists():
         record = {"format": _FORMAT, "kind": kind, "dtype": dtype, "docs": count}
         record |= {"width": _width(pretrained), "files": sums.take(folder)}
-        write_json(folder / _RECORD, record)
+        write_record(folder / _RECORD, record)
     _barrier(folder.name)
     return read_embeddings(folder)
 
@@ -190,7 +190,7 @@ def _shard_docs(folder: Path, kind: str, asked: int | None) -> int:
     else:
         docs = _SHARD_TOKENS if kind == "colbert" else _SHARD_VECTORS
     if _writer():
-        write_json(kept, {"docs": docs})
+        write_record(kept, {"docs": docs})
     return _agreed(docs)
 
 

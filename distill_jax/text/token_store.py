@@ -13,7 +13,7 @@ import numpy as np
 from distill_jax.io import sums
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest, digest_texts, flush_tree, room_for, staging
-from distill_jax.io.reading import read_record, write_json
+from distill_jax.io.reading import read_record, write_record
 from distill_jax.text.joins import InContext
 from distill_jax.text.tokenizer import Tokenizer
 
@@ -113,7 +113,7 @@ class TokenStore:
             offsets = _offsets(lengths)
             with room_for(folder):
                 np.save(aside / "offsets.npy", offsets)
-            write_json(
+            write_record(
                 aside / "tokens.json",
                 {
                     "format": _FORMAT,

@@ -22,7 +22,7 @@ from typing import Any
 
 from distill_jax.io import sums
 from distill_jax.io.files import digest
-from distill_jax.io.reading import read_record, write_json
+from distill_jax.io.reading import read_record, write_record
 from distill_jax.runtime import processes
 from distill_jax.workspace.console import duration, say
 
@@ -53,12 +53,12 @@ def part(
     if processes.agreed(done):
         say(f"{what}: already there")
         return read_record(directory / _RECORD, made=dict)["made"]
-    record = _record(directory)
+    record = record_of(directory)
     started = time.perf_counter()
     spent = 0.0 if record is None else record.get("seconds", 0.0)
     state = {"inputs": wanted, "complete": False, "made": {}, "seconds": spent}
     if processes.is_first():
-        write_json(directory / _RECORD, state)
+        write_record(directory / _RECORD, state)
     processes.meet(f"{what} begins")
     made = make(directory) or {}
     seconds = spent + time.perf_counter() - started
@@ -66,7 +66,7 @@ def part(
     state = {"inputs": wanted, "complete": True, "made": made, "seconds": seconds}
     processes.meet(f"{what} is made")
     if processes.is_first():
-        write_json(directory / _RECORD, {**state, "files": sums.take(directory)})
+        write_record(directory / _RECORD, {**state, "files": sums.take(directory)})
     processes.meet(f"{what} is recorded")
     say(f"{what}: {duration(seconds)}")
     return made
@@ -74,7 +74,7 @@ def part(
 
 def _is_done(directory: Path, wanted: dict, what: str, also: tuple[Path, ...]) -> bool:
     """Whether a part is complete; one of other inputs is moved aside."""
-    record = _record(directory)
+    record = record_of(directory)
     if record is not None and record["inputs"] != wanted:
         changed = sorted(
             name
@@ -87,12 +87,34 @@ def _is_done(directory: Path, wanted: dict, what: str, also: tuple[Path, ...]) -
         return False
     if record is None or not record["complete"]:
         return False
-    todo = f"restore it, or delete {directory}: it is made again"
-    sums.check(directory, record.get("files", {}), todo)
+    _check(directory, record)
     return True
 
 
-def _record(directory: Path) -> dict | None:
+def check(directory: Path) -> None:
+    """Compares a finished part with its record, for a reader that does not make it.
+
+    Raises:
+        UserError: a file of it is damaged or gone.
+    """
+    record = record_of(directory)
+    if record is not None and record["complete"]:
+        _check(directory, record)
+
+
+def reopen(directory: Path) -> None:
+    """Has a complete part's maker called again, which goes on where it was."""
+    record = record_of(directory)
+    if record is not None:
+        write_record(directory / _RECORD, {**record, "complete": False})
+
+
+def _check(directory: Path, record: dict) -> None:
+    todo = f"restore it, or delete {directory}: it is made again"
+    sums.check(directory, record.get("files", {}), todo)
+
+
+def record_of(directory: Path) -> dict | None:
     path = directory / _RECORD
     if not path.is_file():
         return None

@@ -208,6 +208,34 @@ def open_workspace(
     )
 
 
+def open_judgements(
+    directory: str | Path, path: str | Path, *, seed: int = 0
+) -> Workspace:
+    """Judgements without documents or texts: enough to measure runs by.
+
+    Args:
+        path: of a TREC or BEIR file, read as ``Qrels.read`` says.
+
+    Raises:
+        UserError: it cannot be read, or judges nothing.
+    """
+    qrels = Qrels.read(path)
+    if not len(qrels):
+        raise UserError(f"{path}: no judgements", "check the file")
+    name = Path(path).name
+    queries = Queries(qrels.query_ids, [""] * len(qrels.query_ids), name)
+    say(f"{path}: {len(qrels):,} judgements of {len(queries):,} queries")
+    return Workspace(
+        directory=Path(directory),
+        collection=Collection([], [], None, name, qrels.notices),
+        train=None,
+        dev=None,
+        test=Split(queries=queries, qrels=qrels),
+        mesh=None,
+        seed=seed,
+    )
+
+
 def _queries_of(spec: str, docs: Collection) -> Split:
     """The training queries of another place; judgements count that fit ``docs``."""
     from distill_jax.collections.schemes import load_collection

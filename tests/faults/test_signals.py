@@ -11,6 +11,7 @@ import time
 import pytest
 
 from tests.faults.test_tables import write
+from tests.jobs.fixtures import write_toy
 
 SENTENCE = "stopped; the same command goes on from here"
 WORK = """
@@ -98,14 +99,9 @@ def moments(count):
 @pytest.mark.parametrize(("seconds", "number"), moments(20))
 @pytest.mark.parametrize("recipe", ["mine", "evaluate"])
 def test_signals_at_random_moments_of_a_job(tmp_path, recipe, seconds, number):
-    texts = [f'{{"_id": "d{n}", "text": "river bridge {n}"}}' for n in range(40)]
-    write(tmp_path / "c/corpus.jsonl", texts)
-    write(tmp_path / "c/queries.jsonl", ['{"_id": "q", "text": "river 3"}'])
-    for split in ("train", "test"):
-        head = "query-id\tcorpus-id\tscore"
-        write(tmp_path / f"c/qrels/{split}.tsv", [head, "q\td3\t1"])
-    run = write(tmp_path / "a.run", ["q Q0 d3 1 1.0 x"])
-    flags = [f"--gin.COLLECTION=beir:{tmp_path}/c", f"--gin.MODEL_DIR={tmp_path}/out"]
+    toy = write_toy(tmp_path / "toy", docs=40, train=4, test=4)
+    run = write(tmp_path / "a.run", ["q5 Q0 d3 1 1.0 x"])
+    flags = [f"--gin.COLLECTION=beir:{toy}", f"--gin.MODEL_DIR={tmp_path}/out"]
     flags += [f"--gin.RUN={run}"] if recipe == "evaluate" else []
     command = ["-m", "distill_jax.main", f"--gin_file={recipe}.gin", *flags]
     job = start(*command)
@@ -115,5 +111,5 @@ def test_signals_at_random_moments_of_a_job(tmp_path, recipe, seconds, number):
     # Over before the signal came, or stopped with its sentence and nothing else.
     assert (job.returncode, err) in [(0, ""), (128 + number, SENTENCE + "\n")]
     again = start(*command)
-    again.communicate(timeout=300)
-    assert again.returncode == 0
+    _, err = again.communicate(timeout=300)
+    assert (again.returncode, err) == (0, "")
