@@ -1,4 +1,4 @@
-"""Tiny jobs of every kind that are finished, and damage to any of their files."""
+"""What tests of finished jobs share: running one, its results, damage to its files."""
 
 from __future__ import annotations
 
@@ -88,6 +88,17 @@ def untimed(value):
     if isinstance(value, list):
         return [untimed(item) for item in value]
     return value
+
+
+def read_again(folder: Path) -> list[Path]:
+    """Names of the files that a finished job may read, relative to its folder."""
+    names = [path.relative_to(folder) for path in files(folder)]
+    return [
+        name
+        for name in names
+        if not {"checkpoints", "tensorboard"} & set(name.parts)
+        and not name.name.startswith(".")
+    ]
 
 
 @contextlib.contextmanager

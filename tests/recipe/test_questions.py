@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from distill_jax.collections.collection import Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.errors import UserError
+from distill_jax.io.reading import read_record
 from distill_jax.jobs.tables import GROUPS, Tables, short
 from distill_jax.recipe import questions
 from distill_jax.recipe.candidates import BM25, Context, InRounds, Shared, WithJudged
@@ -148,7 +148,7 @@ def test_leaving_a_source_out_keeps_the_lists_of_the_others(context):
 
 def test_sources_are_compared_on_some_queries(context):
     Shared(sources=(BM25(depth=3), BM25(depth=3)), compared=5)(context)
-    table = json.loads((context.directory / "sources.json").read_text())
+    table = read_record(context.directory / "sources.json")
     assert set(table) == {"0 BM25", "1 BM25"}
     assert table["0 BM25"]["1 BM25"] == 1.0
 

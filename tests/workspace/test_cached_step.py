@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from distill_jax.io.errors import UserError
+from distill_jax.workspace import cached_step
 from distill_jax.workspace.cached_step import move_aside, part
 
 
@@ -107,10 +108,34 @@ def test_time_of_interrupted_work_is_counted(tmp_path, monkeypatch):
         "distill_jax.workspace.cached_step.time.perf_counter", lambda: next(clock)
     )
     assert run(tmp_path / "a", Maker(), {"x": 1})["seconds"] == 10.0
-    record = json.loads((tmp_path / "a/part.json").read_text())
-    record["complete"] = False
-    (tmp_path / "a/part.json").write_text(json.dumps(record))
+    cached_step.reopen(tmp_path / "a")
     assert run(tmp_path / "a", Maker(), {"x": 1})["seconds"] == 15.0
+
+
+def test_a_record_that_lost_one_bit_is_damage_or_is_not_read(tmp_path):
+    """Whatever the bit: the same facts, made again as of other inputs, or refused."""
+    maker = Maker()
+    whole = run(tmp_path / "a", maker, {"x": 1})
+    path = tmp_path / "a/part.json"
+    raw = path.read_bytes()
+    refused = 0
+    for at in range(len(raw)):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 4]) + raw[at + 1 :])
+        try:
+            assert run(tmp_path / "a", maker, {"x": 1}) == whole, raw[at:]
+        except UserError as error:
+            assert "part.json" in error.what  # noqa: PT017
+            refused += 1
+    assert refused > len(raw) // 2
+
+
+def test_a_reader_of_a_part_finds_its_damage(tmp_path):
+    run(tmp_path / "a", Maker(), {"x": 1})
+    cached_step.check(tmp_path / "a")
+    (name,) = [p for p in (tmp_path / "a").iterdir() if p.name != "part.json"]
+    name.write_bytes(b"more")
+    with pytest.raises(UserError, match=f"{name.name}: damaged"):
+        cached_step.check(tmp_path / "a")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"inputs": {}, "complete": true}'])
