@@ -174,10 +174,13 @@ def read_record(
         fields: name to type, or to a tuple of types.
 
     Raises:
-        UserError: as ``read_json``; it is not an object, lacks a field of that type, or is
-            not as ``write_record`` wrote it.
+        UserError: as ``read_json``; it is not an object, lacks a field of that type,
+            or is not as ``write_record`` wrote it.
     """
-    record = read_json(path)
+    try:
+        record = read_json(path)
+    except UserError as error:
+        raise UserError(error.what, error.todo or todo) from None
     if not isinstance(record, dict):
         raise UserError(f"{path}: damaged, it holds no JSON object", todo)
     stated = record.pop(_SUM, None)

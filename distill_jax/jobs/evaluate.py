@@ -25,11 +25,7 @@ from distill_jax.runs.run import Run
 from distill_jax.runtime import sharding
 from distill_jax.workspace import compact, ranking
 from distill_jax.workspace.console import say
-from distill_jax.workspace.context import (
-    Workspace,
-    open_judgements,
-    open_workspace,
-)
+from distill_jax.workspace.context import Workspace, open_judgements, open_workspace
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,11 +153,10 @@ class Evaluate:
 
     def _workspace(self) -> Workspace:
         if self.qrels is not None:
-            beside = any(self.checkpoints) or self.questions or self.reader
-            if beside or self.first_stage is not None:
+            texts = (*self.checkpoints, self.questions, self.reader, self.first_stage)
+            if any(each is not None for each in texts):
                 raise UserError(
-                    "QRELS measures runs alone: there are no documents and no texts "
-                    "of queries",
+                    "QRELS measures runs alone: documents and queries have no texts",
                     "give RUN or RUNS and nothing else, or a COLLECTION in its place",
                 )
             return open_judgements(self.directory, self.qrels, seed=self.seed)
