@@ -418,6 +418,10 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "of first documents is wrong.",
             f"{_SHARE}, None",
         ),
+        "ELSEWHERE": Name(
+            "Other collections that are measured before and after training.",
+            "('beir:PATH', ...), ()",
+        ),
         "MEASURES": Name("Measures; the first decides.", "('nDCG@10', 'RR@10', ...)"),
         "PUBLISHED": Name(
             "A paper's figures, put beside a table's cells.",

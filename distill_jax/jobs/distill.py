@@ -20,7 +20,7 @@ from distill_jax.evaluation.measures import evaluate_queries
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest
 from distill_jax.io.values import Name, NotNegative, Rate, Seed, Share, Size, UserPath
-from distill_jax.jobs import beside, reporting, unjudged
+from distill_jax.jobs import beside, elsewhere, reporting, unjudged
 from distill_jax.jobs.export import AUTO, Format, exported
 from distill_jax.jobs.names import CollectionName, Measure, Measures
 from distill_jax.jobs.plan import plan
@@ -67,6 +67,8 @@ class Distill:
             dimensions, "int8", "binary", "rescored" (see ``workspace.compact``).
         beside: sources by name, each measured with the student before and after: a
             fusion with BM25, feedback. What needs no training is so in the table.
+        elsewhere: other collections whose test queries the first measure is taken on
+            before and after: what training lost there.
         most_risk: scores are calibrated on judged dev queries, and the threshold is
             suggested at which this share of first documents is not relevant; it is
             exported with them. None calibrates nothing.
@@ -99,6 +101,7 @@ class Distill:
     keep_base: bool = False
     compact: tuple[Size | Name, ...] = ()
     beside: dict[str, Any] = dataclasses.field(default_factory=dict)
+    elsewhere: tuple[CollectionName, ...] = ()
     most_risk: Share | None = None
     export: Format | None = AUTO
     dev_share: Rate = 0.1
@@ -132,6 +135,7 @@ class Distill:
         student = models.initial()
         self._check_trainable(student)
         compact.check(student, self.compact)
+        known = self._elsewhere(student, "before", workspace)
         table = reporting.Table(self, workspace, command=command, started=started)
         first = self._first_stage(student, workspace, models)
         table.add("first_stage", first)
@@ -148,6 +152,8 @@ class Distill:
         self._second(student, best.student, workspace, models, table)
         if not len(workspace.judged.qrels):
             self._add_teacher(table, student, models)
+        others = self._elsewhere(best.student, "after", workspace)
+        table.elsewhere = elsewhere.compared(known, others, self.measures[0])
         table.calibration = self._calibration(best.student, workspace, models)
         if jax.process_index() == 0:
             best.student.save(directory / "student")
@@ -457,6 +463,11 @@ class Distill:
             depth=self.depth,
             directory=workspace.directory / "vectors",
         )
+
+    def _elsewhere(
+        self, student: Pretrained, when: str, workspace: Workspace
+    ) -> dict[str, dict[str, float]]:
+        return elsewhere.measured(self, self.elsewhere, student, when, workspace.mesh)
 
     def _calibration(
         self, student: Pretrained, workspace: Workspace, models: Models

@@ -53,6 +53,7 @@ class Table:
     rounds: list[dict] = dataclasses.field(default_factory=list)
     notices: list[str] = dataclasses.field(default_factory=list)
     calibration: dict[str, Any] | None = None
+    elsewhere: dict[str, Any] | None = None
 
     def add(self, name: str, run: Run, round_number: int | None = None) -> None:
         """Measures a system's run on the test judgements, where there are any."""
@@ -91,6 +92,7 @@ class Table:
             "ties": self._ties(system) if self.values else None,
             "cost": self._cost(),
             "calibration": self.calibration,
+            "elsewhere": self.elsewhere,
             "export": export_entry(export),
             "again": self.command,
             "provenance": self._provenance(best),

@@ -18,6 +18,8 @@ Entries, all optional but ``measures``:
   scores         {"teacher" | "student" | ...: {"edges", "counts"}}
   mining         {"funnel": [{"name", "count"}], "intersection": {a: {b: rate}},
                  "suspects": ``ir.negatives.Filtered.suspects``, ...}
+  elsewhere      {collection: {"measure", "before", "after", "difference", "p",
+                 "queries"}}
   calibration    ``evaluation.calibration.report``
   cost           {"seconds", "parts": {part: seconds}, "calls", "tokens", "money", ...}
   systems        {system: {"queries_per_second", "index_bytes", "parameters", ...}}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.io.files import atomic_write
-from distill_jax.report import sections
+from distill_jax.report import generalisation, sections
 from distill_jax.report.curves import read_metrics
 from distill_jax.report.marks import text
 from distill_jax.report.query_section import queries
@@ -27,7 +27,8 @@ _SECTIONS = (
     ("rounds", "Rounds", sections.rounds),
     ("training", "Training", sections.training),
     ("teacher", "Teacher and student", sections.teacher),
-    ("calibration", "What scores mean", sections.calibration),
+    ("elsewhere", "Elsewhere", generalisation.elsewhere),
+    ("calibration", "What scores mean", generalisation.calibration),
     ("mining", "Candidates", sections.mining),
     ("cost", "Cost and time", sections.cost),
     ("use", "Use it", sections.use),

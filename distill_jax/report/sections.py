@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distill_jax.evaluation.calibration import sentence
 from distill_jax.evaluation.significance import p_text
 from distill_jax.report import curves, plots
 from distill_jax.report.comparisons import tests_table
@@ -243,26 +242,6 @@ def teacher(data: Data) -> str:
     )  # fmt: skip
     figures = f'<div class="plots">{figures}</div>' if figures else ""
     return warnings + figures + facts_list(report)
-
-
-def calibration(data: Data) -> str:
-    """What scores mean across queries, and the threshold that is suggested."""
-    found = dict(data.get("calibration") or {})
-    if not found:
-        return ""
-    curve = found.pop("curve")
-    figure = plots.lines(
-        {"risk": list(zip(curve["coverage"], curve["risk"]))},
-        title="Risk by coverage",
-        x="share of queries that are answered",
-        y="share of first documents that are not relevant",
-        dots=False,
-    )
-    said = sentence(found)
-    return (
-        f"<p>Threshold: {text(said)}.</p>"
-        f'<div class="plots">{figure}</div>' + facts_list(found)
-    )
 
 
 def mining(data: Data) -> str:

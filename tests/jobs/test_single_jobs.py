@@ -45,6 +45,7 @@ def model(tmp_path_factory, toy, compiles_fast) -> Path:
         "VOCABULARY_SIZE": 300, "QUERY_LENGTH": 12, "DOC_LENGTH": 20,
         "TRAIN_STEPS": 1, "MAX_TEST_QUERIES": 8,
         "MATRYOSHKA": (16,), "COMPACT": "(16, 'binary')", "MOST_RISK": 0.9,
+        "ELSEWHERE": (toy,),
     }  # fmt: skip
     flags = [f"--gin.{name}={value}" for name, value in words.items()]
     files = ["--gin_file=quickstart.gin", "--gin_file=small.gin"]
@@ -69,6 +70,17 @@ def test_scores_are_calibrated_on_dev(model):
     page = (model / "report.html").read_text()
     assert "Risk by coverage" in page
     assert "What scores mean" in page
+
+
+def test_another_collection_is_measured_before_and_after(model, toy):
+    found = report(model)
+    row = found["elsewhere"][toy]
+    # The same documents and queries: the same figures, by way of another folder.
+    for when in ("before", "after"):
+        expected = np.mean(list(found["queries"]["values"][when].values()))
+        assert row[when] == pytest.approx(expected)
+    assert row["queries"] == 8
+    assert "Elsewhere" in (model / "report.html").read_text()
 
 
 def test_smaller_vectors_are_rows_of_the_table(toy, model, tmp_path):
