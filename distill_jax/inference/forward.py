@@ -28,6 +28,7 @@ from distill_jax.runtime.sharding import (
     shard_params,
 )
 from distill_jax.text.buckets import Batch, buckets_up_to, plan
+from distill_jax.text.passages import parted
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +87,10 @@ def score_features(
         float32[M], raw logits in the order of the rows.
     """
     what = {"duo": "duo", "generator": "sides"}.get(pretrained.spec.kind, "pairs")
+    most = getattr(pretrained.spec, "passages", 1)
+    first = None
+    if most > 1 and len(next(iter(rows.values()))):
+        features, rows, first = parted(features, most, rows)
     count = len(next(iter(rows.values())))
     scores = np.zeros(count, np.float32)
     work = _work(pretrained, features, rows, mesh, tokens_per_batch, compact)
@@ -94,8 +99,9 @@ def score_features(
         where = batch.where
         scores[batch.rows[where]] = values[where]
         if progress is not None:
-            progress(int(where.sum()))
-    return scores
+            done = batch.rows[where]
+            progress(len(done) if first is None else int(np.isin(done, first).sum()))
+    return scores if first is None else np.maximum.reduceat(scores, first)
 
 
 def encode_features(

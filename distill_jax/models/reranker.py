@@ -178,6 +178,9 @@ class RerankerSpec:
         words: answer words; () takes the usual ones of the head.
         word_ids: their ids; filled in from the tokenizer by ``resolved``.
         token_types: BERT and ELECTRA only: mark the document as the second segment.
+        passages: a document over its length is scored by its first windows of that
+            length, at most this number, and the greatest score counts (MaxP); at
+            inference only, training reads the first.
         pooling: what a classifier on an encoder reads: "cls" the first position,
             "last" the last token, "mean" all of them.
     """
@@ -194,8 +197,11 @@ class RerankerSpec:
     word_ids: tuple[int, ...] = ()
     token_types: bool = True
     pooling: str = "cls"
+    passages: int = 1
 
     def __post_init__(self):
+        if self.passages < 1:
+            raise UserError(f"passages={self.passages}", "give 1 or more")
         check_choice("RerankerSpec.pooling", self.pooling, ("cls", *POOLS))
         settle(self, PROMPTS, DECODER_HEADS, RANKT5, CROSS_ENCODER)
 

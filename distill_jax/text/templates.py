@@ -228,6 +228,19 @@ class Features:
         """The store of each field, in the template's order."""
         return tuple(self._stores)
 
+    @property
+    def tails(self) -> tuple[np.ndarray, ...]:
+        """What follows each field's text inside its store; see ``Joins``."""
+        return self._tails
+
+    def replace_store(self, field: int, store: TokenStore) -> None:
+        """Another store of the same tokens for the field of that number."""
+        self._stores = [*self._stores[:field], store, *self._stores[field + 1 :]]
+
+    def field_lengths(self, rows: Mapping[str, Any]) -> list[np.ndarray]:
+        """Tokens kept of each field, int64[M] each, in the template's order."""
+        return self._field_lengths(self.columns(rows))
+
     def _field_lengths(self, fields: list[np.ndarray]) -> list[np.ndarray]:
         """Tokens of each field after its own cut, and after that of the pair."""
         found = []
@@ -248,7 +261,8 @@ class Features:
         one, other = found
         return list(longest_first(one, other, room))
 
-    def _rows(self, rows: Mapping[str, Any]) -> list[np.ndarray]:
+    def columns(self, rows: Mapping[str, Any]) -> list[np.ndarray]:
+        """The rows of each field, in the template's order."""
         fields = self.template.fields
         if set(rows) != set(fields):
             raise TypeError(f"rows for {sorted(rows)}, but the fields are {fields}")
@@ -261,7 +275,7 @@ class Features:
         Args:
             **rows: int[M] for each field, rows of its store.
         """
-        counts = self._field_lengths(self._rows(rows))
+        counts = self._field_lengths(self.columns(rows))
         return np.asarray(self._literal_tokens + sum(counts), np.int32)
 
     def tokens(self, length: int, **rows: Any) -> np.ndarray:
@@ -274,7 +288,7 @@ class Features:
         Raises:
             ValueError: a sequence is longer than ``length``: nothing is cut silently.
         """
-        fields = self._rows(rows)
+        fields = self.columns(rows)
         count = len(fields[0])
         out = np.full((count, length), self.pad_id, np.int32)
         flat = out.reshape(-1)
