@@ -207,6 +207,10 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "VOCABULARY": Name("Tokenizer of a student of random weights.", "a path, None"),
         "VOCABULARY_SIZE": Name("Size of the vocabulary that is trained.", _COUNT),
         "QUERY_LENGTH": Name("Tokens read of a query.", f"{_COUNT}, None"),
+        "PASSAGES": Name(
+            "Windows of a long document that a reranker scores; the best one counts.",
+            f"{_COUNT}, None",
+        ),
         "DOC_LENGTH": Name("Tokens read of a document.", f"{_COUNT}, None"),
         "TRAINED_QUERY_LENGTH": Name(
             "Tokens read of a query in training.", f"{_COUNT}, None"

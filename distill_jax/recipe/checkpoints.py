@@ -60,6 +60,7 @@ class Checkpoint:
         head: how a reranker's score is read, see ``RerankerSpec``.
         prompt: the template of a reranker: a name or a text.
         query_length, doc_length: tokens kept.
+        passages: of a reranker, windows of a long document that are scored at most.
         pooling, normalise, similarity: of a dual encoder.
         query_prefix, doc_prefix: texts put before each query and document.
         dtype: of the matrix products: "float32", "bfloat16" or, where nothing is
@@ -74,6 +75,7 @@ class Checkpoint:
     prompt: Name | None = None
     query_length: Size | None = None
     doc_length: Size | None = None
+    passages: Size | None = None
     pooling: Name | None = None
     normalise: bool | None = None
     similarity: Literal["dot", "cosine"] | None = None

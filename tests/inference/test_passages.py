@@ -7,8 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from distill_jax import main
+from distill_jax.cli.flags import parse_flags
 from distill_jax.inference.texts import score_tuples
 from distill_jax.io.errors import UserError
+from distill_jax.recipe import checkpoints
 from tests.export.forms import student
 
 TEXT = "water boil vaccine city tokyo bone pain council vote bus lane"
@@ -56,3 +59,10 @@ def test_more_passages_change_long_documents_only():
 def test_no_passages_are_refused():
     with pytest.raises(UserError, match="passages=0"):
         reranker(passages=0)
+
+
+def test_recipes_name_the_passages():
+    argv = ["--gin_file=label.gin", "--gin.CHECKPOINT=x", "--gin.PASSAGES=4"]
+    job = main.build_job(parse_flags(argv))
+    named = checkpoints.named(job.teacher.checkpoint)
+    assert named.fields == {"passages": 4}
