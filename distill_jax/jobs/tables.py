@@ -163,7 +163,7 @@ class Tables:
         if where.startswith("qrels:"):
             qrels = Qrels.read(Path(where.removeprefix("qrels:")).expanduser())
             for path in files:
-                yield _stem(path), self._own(Run.read(path)), qrels
+                yield system_name(path), self._own(Run.read(path)), qrels
             return
         workspace = open_workspace(
             directory / slug(where),
@@ -177,7 +177,7 @@ class Tables:
         qrels = workspace.judged.qrels
         for path in files:
             run = Run.read(path, collection=workspace.collection)
-            yield _stem(path), self._own(run), qrels
+            yield system_name(path), self._own(run), qrels
         first: dict[str, Run] = {}
         for source in self.first_stages:
             name = _name_of(source)
@@ -185,7 +185,7 @@ class Tables:
             yield name, self._own(first[name]), qrels
         for checkpoint in checkpoints.each(self.checkpoints, self.reading):
             model = load_model(checkpoint, workspace)
-            name = _stem(str(checkpoint.path))
+            name = system_name(str(checkpoint.path))
             if model.spec.kind in ranking.ENCODERS:
                 yield name, self._own(self._from_model(model, name, workspace)), qrels
                 continue
@@ -217,9 +217,10 @@ class Tables:
             "model": model.digest,
             "first stage": None if first is None else first.digest,
             "depth": self.depth,
-            "duo depth": self.duo_depth,
             "index": self.index,
         }
+        if model.spec.kind == "duo":
+            inputs["duo depth"] = self.duo_depth
         return _kept(
             workspace,
             name,
@@ -306,13 +307,18 @@ def _kept(workspace: Workspace, name: str, inputs: dict, make: Any) -> Run:
 def _name_of(source: Any) -> str:
     checkpoint = getattr(source, "checkpoint", None)
     return (
-        _stem(checkpoints.path_of(checkpoint)) if checkpoint else type(source).__name__
+        system_name(checkpoints.path_of(checkpoint))
+        if checkpoint
+        else type(source).__name__
     )
 
 
-def _stem(path: Any) -> str:
-    """BM25 of runs/BM25.dl19.top100.trec.gz; MiniLM of package:.../MiniLM."""
-    name = Path(str(path)).name
+def system_name(path: Any) -> str:
+    """BM25 of runs/BM25.dl19.top100.trec.gz; gt_minilm of package:gt_minilm/model."""
+    parts = str(path).rpartition(":")[2].rstrip("/").split("/")
+    # The folder of a package or of a MODEL_DIR says nothing of which model it is.
+    named = [part for part in parts if part not in ("", "model", "student", "export")]
+    name = named[-1] if named else parts[-1]
     is_file = name.endswith((".gz", ".trec", ".txt", ".run"))
     return name.partition(".")[0] if is_file else name
 

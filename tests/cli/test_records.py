@@ -25,9 +25,11 @@ FREE = {
 }
 # Where a name is tried that not every recipe of its own reads, and what it needs.
 HOME = {
+    "COLLECTION": "specialize",
     "DELTA": "pairdistill_colbert",
     "FIRST": "pairdistill_colbert",
     "PAIRS": "pairdistill_colbert",
+    "SEED": "specialize",
     "STAGES": "rank_distillm",
     "TEACHER_LABELS": "specialize",
     "TERMS": "specialize",
@@ -37,6 +39,7 @@ WITH = {
     "CROPPED": ("STAGES=(@listwise/stage.Stage(), @crops/stage.Stage())",),
     "DIRECT": ("STAGES=%DIRECT",),
     "FIRST": ("CANDIDATES=@candidates.InRounds()",),
+    "GENERATOR": ("MAKERS=(@queries.Generated(),)",),
     "KL": ("TERMS=%KL",),
     "LLM_BUDGET_MONEY": ("LLM_PRICE_IN=1", "LLM_PRICE_OUT=1"),
     "LLM_PRICE_IN": ("LLM_PRICE_IN=1", "LLM_PRICE_OUT=1"),
@@ -49,7 +52,9 @@ WITH = {
 OTHER = {
     "ANSWERS": "first",
     "BACKBONE": "bert:mini",
+    "BESIDE": "{}",
     "CANDIDATES": "@candidates.BM25()",
+    "COLLECTION": "beir:x",
     "DIRECT": "(@ranker/stage.Stage(),)",
     "EXPORT_DTYPE": "float16",
     "FIRST": "hf:a/b",
@@ -107,7 +112,7 @@ def others(name: str, value: object) -> list[str]:
         return [str(value + 1), str(max(value - 1, 0))]
     if isinstance(value, float):
         return [str(value / 2 or 0.5)]
-    tried = ["3", "0.25", "jsonl:x", "runs/other", "nDCG@5", "()", "None"]
+    tried = ["3", "0.25", "jsonl:x", "runs/other", "nDCG@5", "()", "{}", "None"]
     return [text for text in tried if text != str(value)]
 
 

@@ -98,6 +98,11 @@ EXPECTED: dict[str, tuple[str, dict]] = {
         {"kind": "dual_encoder", "pooling": "mean", "normalise": True,
          "query_prefix": "query: ", "doc_prefix": "passage: "},
     ),
+    "intfloat/e5-base-unsupervised": (
+        "st-mean",
+        {"kind": "dual_encoder", "pooling": "mean", "normalise": True,
+         "query_prefix": "query: ", "doc_prefix": "passage: "},
+    ),
     "sentence-transformers/all-MiniLM-L6-v2": (
         "st-mean",
         {"kind": "dual_encoder", "pooling": "mean", "normalise": True,

