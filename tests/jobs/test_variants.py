@@ -215,7 +215,7 @@ FIGURES = {
     "intermediate_distillation": 10,
     "pairdistill_colbert": 6,
     "rank_distillm": 6,
-    "specialize": 6,
+    "specialize": 7,
     "twolar": 10,
 }
 
