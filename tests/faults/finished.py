@@ -61,7 +61,10 @@ _TIMED = ("seconds", "when", "duration", "per_second", "generated", "created")
 
 
 def results(folder: Path) -> dict[str, object]:
-    """What a user takes from the folder of a job: figures, runs, labels, weights."""
+    """What a user takes from the folder of a job: figures, runs, labels, weights.
+
+    The log of a training is left out: it says what was, and no figure comes from it.
+    """
     found: dict[str, object] = {}
     for path in files(folder):
         name = path.relative_to(folder)
@@ -73,6 +76,8 @@ def results(folder: Path) -> dict[str, object]:
             found[str(name)] = pq.read_table(path).to_pylist()
         elif path.name == "report.json":
             found[str(name)] = untimed(json.loads(path.read_bytes()))
+        elif path.name == "metrics.jsonl":
+            continue
         elif path.suffix in (".safetensors", ".trec", ".tsv", ".jsonl", ".gin"):
             found[str(name)] = path.read_bytes()
     return found
