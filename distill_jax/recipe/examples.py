@@ -158,7 +158,9 @@ class FromTeacher:
     pairwise: PairTeacher | None = None
     size: ListSize = 8
     depth: Size | None = None
-    sampling: Literal["top", "random", "spread"] = "top"
+    sampling: Literal[
+        "top", "random", "spread", "quantile", "stratified", "log_random"
+    ] = "top"
     judgements: bool = True
     trust_first: bool = False
     normalisation: Normalisation = "none"

@@ -270,3 +270,13 @@ def test_the_dev_side_is_a_property_of_the_name():
     assert (split_by_hash(names[::-1], 0.1)[::-1] == dev).all()
     # A larger share only adds names.
     assert (split_by_hash(names, 0.2) >= dev).all()
+
+
+def test_a_recipe_may_name_every_sampling():
+    import typing
+
+    from distill_jax.lists.building import SAMPLINGS
+    from distill_jax.recipe.examples import FromTeacher
+
+    named = typing.get_args(typing.get_type_hints(FromTeacher)["sampling"])
+    assert set(named) == set(SAMPLINGS)
