@@ -7,19 +7,38 @@ import gc
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-# Before jax is imported: the tests of sharding need several devices.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Before jax is imported. The tests of sharding need several devices. The others make a
+# program a test run minutes shorter: most of a test's time is XLA's, not its own.
+_DEVICES = "--xla_force_host_platform_device_count=8"
+_QUICK_TO_COMPILE = (
+    f"{_DEVICES} --xla_backend_optimization_level=0"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import pytest
-from hypothesis import HealthCheck, settings
+
+def _flags() -> str:
+    """The quick ones where this XLA knows them: it ends a process at others."""
+    probe = [sys.executable, "-c", "import jax; jax.devices()"]
+    tried = os.environ | {"XLA_FLAGS": _QUICK_TO_COMPILE}
+    known = subprocess.run(probe, env=tried, capture_output=True).returncode == 0
+    return _QUICK_TO_COMPILE if known else _DEVICES
+
+
+if "XLA_FLAGS" not in os.environ:  # workers inherit it
+    os.environ["XLA_FLAGS"] = _flags()
+
 
 # A machine that does other work too makes examples slowly; that is no failure.
 settings.register_profile(
@@ -48,6 +67,27 @@ def pytest_unconfigure(config):
 def _a_modules_programs_go_with_it():
     """Gives back what a module compiled, gigabytes in a whole run; the disk has it."""
     yield
+    _give_back()
+
+
+_LARGE = 1 << 30  # bytes that a worker grows by before its programs go
+_held = 0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """A module of many small programs does not keep them all."""
+    global _held
+    if sys.platform != "linux":
+        return
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    if pages * os.sysconf("SC_PAGE_SIZE") - _held > _LARGE:
+        _give_back()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        _held = pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _give_back() -> None:
     jax = sys.modules.get("jax")
     if jax is None:
         return
