@@ -15,17 +15,15 @@ from typing import Any
 import jax
 
 from distill_jax.collections.schemes import load_collection
-from distill_jax.evaluation import calibration
-from distill_jax.evaluation.measures import evaluate_queries
 from distill_jax.io.errors import UserError
-from distill_jax.io.files import digest
 from distill_jax.io.values import Name, NotNegative, Rate, Seed, Share, Size, UserPath
-from distill_jax.jobs import beside, elsewhere, reporting, unjudged
+from distill_jax.jobs import elsewhere, reporting, unjudged
 from distill_jax.jobs.export import AUTO, Format, exported
 from distill_jax.jobs.names import CollectionName, Measure, Measures
 from distill_jax.jobs.plan import plan
+from distill_jax.jobs.rankings import Rankings
 from distill_jax.models.pretrained import Pretrained
-from distill_jax.recipe.candidates import BM25, Context, Source
+from distill_jax.recipe.candidates import Source
 from distill_jax.recipe.fitting import Stopped
 from distill_jax.recipe.models import Models
 from distill_jax.recipe.stage import Stage, StageResult, run_stage
@@ -33,11 +31,8 @@ from distill_jax.recipe.students import Student
 from distill_jax.runs.run import Run
 from distill_jax.runtime import sharding
 from distill_jax.workspace import compact, ranking
-from distill_jax.workspace.behind import behind
-from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
-from distill_jax.workspace.context import Split, Workspace, open_workspace
-from distill_jax.workspace.describe import describe
+from distill_jax.workspace.context import Workspace, open_workspace
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,25 +131,24 @@ class Distill:
         self._check_trainable(student)
         compact.check(student, self.compact)
         known = self._elsewhere(student, "before", workspace)
+        rankings = Rankings(self, workspace, models)
         table = reporting.Table(self, workspace, command=command, started=started)
-        first = self._first_stage(student, workspace, models)
+        first = rankings.first_stage(student)
         table.add("first_stage", first)
-        table.add("before", self._measure(student, "before", workspace, first))
-        self._add_beside(table, "before", student, models)
-        self._add_compact(table, "before", student)
+        table.add("before", rankings.of(student, "before", first))
+        rankings.add(table, "before", student)
         try:
-            best = self._rounds(student, workspace, models, table, first)
+            best = self._rounds(student, rankings, table, first)
         except Stopped as stopped:
             say("stopped; the same command goes on from here")
             return stopped.status
-        self._add_beside(table, "after", best.student, models)
-        self._add_compact(table, "after", best.student)
-        self._second(student, best.student, workspace, models, table)
+        rankings.add(table, "after", best.student)
+        rankings.add_second(table, student, best.student)
         if not len(workspace.judged.qrels):
-            self._add_teacher(table, student, models)
+            rankings.add_teacher(table, student)
         others = self._elsewhere(best.student, "after", workspace)
         table.elsewhere = elsewhere.compared(known, others, self.measures[0])
-        table.calibration = self._calibration(best.student, workspace, models)
+        table.calibration = rankings.calibration(best.student)
         if jax.process_index() == 0:
             best.student.save(directory / "student")
             export = exported(
@@ -209,14 +203,18 @@ class Distill:
         """Sizes, steps, shapes, memory and cost, without training."""
         return plan(self)
 
-    def _rounds(self, student, workspace, models, table, first) -> StageResult:
+    def _rounds(
+        self,
+        student: Pretrained,
+        rankings: Rankings,
+        table: reporting.Table,
+        first: Run,
+    ) -> StageResult:
+        workspace, models = rankings.workspace, rankings.models
         best: StageResult | None = None
         best_value, best_row = -float("inf"), "after"
-        if self.keep_base and self._judges_dev(workspace):
-            best_value, best_row = (
-                self._dev_value(student, workspace, models, 0),
-                "before",
-            )
+        if self.keep_base and rankings.judges_dev:
+            best_value, best_row = rankings.dev_value(student, 0), "before"
             best = StageResult(
                 name="before",
                 directory=Path(self.directory),
@@ -225,7 +223,7 @@ class Distill:
                 made={},
             )
             table.best_round = 0
-        if self.stop_measure and self.rounds > 1 and not self._judges_dev(workspace):
+        if self.stop_measure and self.rounds > 1 and not rankings.judges_dev:
             sentence = (
                 "no dev query is judged: all rounds are run, the last round is kept"
             )
@@ -243,19 +241,19 @@ class Distill:
                 models.trained[stage.name], student = trip, trip.student
                 table.trips.append((number, trip))
                 name = self.row(number, stage)
-                run = self._measure(student, name, workspace, first, place)
+                run = rankings.of(student, name, first, place)
                 table.add(name, run, round_number=number)
             assert trip is not None
             row = self.row(number, self.stages[-1])
-            value = self._dev_value(student, workspace, models, number)
-            if best is None or not self._judges_dev(workspace) or value > best_value:
+            value = rankings.dev_value(student, number)
+            if best is None or not rankings.judges_dev or value > best_value:
                 gain = value - best_value
                 best, best_value, table.best_round = trip, value, number
                 best_row = row
-                if self._judges_dev(workspace) and number > 1 and gain <= self.min_gain:
+                if rankings.judges_dev and number > 1 and gain <= self.min_gain:
                     say(f"round {number} gained {gain:+.4f}: no further round")
                     break
-            elif self._judges_dev(workspace):
+            elif rankings.judges_dev:
                 better = f"round {table.best_round}" if table.best_round else "before"
                 say(f"round {number} is no better than {better}: stop")
                 break
@@ -263,62 +261,16 @@ class Distill:
         if best_row != "after":
             table.add("after", table.runs[best_row])
         if best.name == "before" and not best.made:
-            self._say_kept(workspace, table)
+            self._say_kept(table)
         return best
 
-    def _say_kept(self, workspace: Workspace, table: reporting.Table) -> None:
+    def _say_kept(self, table: reporting.Table) -> None:
         sentence = (
             f"training gained nothing on dev queries ({self.stop_measure}): the model "
             "that the job started from is kept"
         )
         say(sentence)
         table.notices.append(sentence)
-
-    def _judges_dev(self, workspace: Workspace) -> bool:
-        """Whether dev judgements choose among rounds."""
-        return self.stop_measure is not None and workspace.dev_is_judged
-
-    def _add_beside(
-        self, table: reporting.Table, when: str, student: Pretrained, models: Models
-    ) -> None:
-        workspace = table.workspace
-        if not self.beside:
-            table.add_fused(when)
-        for name, source in self.beside.items():
-            context = self._context(
-                workspace.judged.queries, student, workspace, models
-            )
-            run = beside.ranked(name, when, source, context, self.depth)
-            table.add(f"{when}, {name}", run)
-
-    def _add_compact(
-        self, table: reporting.Table, when: str, student: Pretrained
-    ) -> None:
-        """The same student by smaller vectors."""
-        found = compact.search(
-            student,
-            table.workspace.judged.queries,
-            table.workspace,
-            self.compact,
-            depth=self.depth,
-            directory=table.workspace.directory / "vectors",
-        )
-        for name, run in found.items():
-            table.add(f"{when}{reporting.WITH}{name}", run)
-        if when == "after":
-            width = student.spec.width if self.compact else 0
-            table.notices += [compact.bytes_of(form, width) for form in self.compact]
-
-    def _add_teacher(
-        self, table: reporting.Table, student: Pretrained, models: Models
-    ) -> None:
-        """The teacher's ranking of unjudged queries, if it costs nothing."""
-        workspace = table.workspace
-        context = self._context(workspace.judged.queries, student, workspace, models)
-        folder = Path(self.directory) / "evaluation" / unjudged.TEACHER
-        run = unjudged.teacher_run(self.stages[-1], context, folder)
-        if run is not None:
-            table.add(unjudged.TEACHER, run)
 
     def row(self, number: int, stage: Stage) -> str:
         """Name of a stage's row in the table; of one round the last is ``after``."""
@@ -335,154 +287,7 @@ class Distill:
         directory = directory / "rounds" / str(number)
         return directory / stage.name if len(self.stages) > 1 else directory
 
-    def _second(
-        self, before, after, workspace: Workspace, models: Models, table
-    ) -> None:
-        """The rows of the second first stage: itself, reranked, and fused."""
-        if self.second_stage is None:
-            return
-        if before.spec.kind in ranking.ENCODERS:
-            raise UserError(
-                f"a {before.spec.kind} searches by itself, it reorders no second stage",
-                "take SECOND_STAGE out",
-            )
-        folder = Path(self.directory) / "second_stage"
-        first = self._first_stage(
-            before, workspace, models, source=self.second_stage, name=folder.name
-        )
-        table.add("second_stage", first)
-        for name, model in (("before", before), ("after", after)):
-            run = self._measure(model, name, workspace, first, folder)
-            table.add(f"{name} over second_stage", run)
-
-    def _first_stage(
-        self,
-        student: Pretrained,
-        workspace: Workspace,
-        models: Models,
-        source: Any = None,
-        name: str = "first_stage",
-    ) -> Run:
-        """The first stage's ranking of the test queries, kept as a part."""
-        directory = Path(self.directory)
-        source = source or self._source()
-        queries = workspace.judged.queries
-        context = self._context(queries, student, workspace, models)
-        inputs = {
-            "collection": workspace.collection.digest,
-            "queries": queries.digest,
-            "source": describe(source),
-            **behind(source, context),
-        }
-        folder = directory / "evaluation" / name
-        part(
-            folder,
-            inputs,
-            lambda folder: source(context).write(folder / "run.trec"),
-            what=name.replace("_", " "),
-        )
-        return Run.read(folder / "run.trec", collection=workspace.collection)
-
-    def _source(self) -> Any:
-        return self.first_stage or BM25(depth=max(100, self.depth))
-
-    def _context(
-        self, queries, student, workspace: Workspace, models: Models
-    ) -> Context:
-        return Context(
-            workspace=workspace,
-            queries=queries,
-            student=student,
-            model=models.load,
-            directory=Path(self.directory),
-        )
-
-    def _measure(
-        self,
-        student: Pretrained,
-        name: str,
-        workspace: Workspace,
-        first: Run,
-        place: Path | None = None,
-    ) -> Run:
-        """The student's ranking of the test queries, kept as a part."""
-        place = place or Path(self.directory)
-        inputs = {
-            "student": student.digest,
-            "collection": workspace.collection.digest,
-            "queries": workspace.judged.queries.digest,
-            "first stage": first.digest,
-            "depth": self.depth,
-            "index": self.index,
-        }
-        short = "before" if name == "before" else "after"
-        folder = place / "evaluation" / short
-        if self.shared is not None and name == "before":
-            folder = Path(self.shared) / "evaluation" / digest(inputs)[:16]
-
-        def make(folder: Path) -> None:
-            run = ranking.rank(
-                student,
-                workspace.judged.queries,
-                workspace,
-                first_stage=first,
-                depth=self.depth,
-                directory=workspace.directory / "vectors",
-                index=self.index,
-            )
-            run.write(folder / "run.trec")
-
-        part(folder, inputs, make, what=f"ranking {name}")
-        return Run.read(folder / "run.trec", collection=workspace.collection)
-
-    def _dev_value(
-        self, student: Pretrained, workspace: Workspace, models: Models, number: int
-    ) -> float:
-        """The stop measure on dev queries."""
-        if not self._judges_dev(workspace):
-            return 0.0
-        assert workspace.dev is not None
-        dev: Split = workspace.dev
-        run = self._dev_run(student, dev, workspace, models)
-        measure = str(self.stop_measure)
-        values = evaluate_queries(run, dev.qrels, [measure])[measure]
-        mean = sum(values.values()) / max(len(values), 1)
-        name = f"round {number}" if number else "before"
-        say(f"{name}: dev {self.stop_measure} {mean:.4f}")
-        return mean
-
-    def _dev_run(
-        self, student: Pretrained, dev: Split, workspace: Workspace, models: Models
-    ) -> Run:
-        first = self._source()(self._context(dev.queries, student, workspace, models))
-        return ranking.rank(
-            student,
-            dev.queries,
-            workspace,
-            first_stage=first,
-            depth=self.depth,
-            directory=workspace.directory / "vectors",
-        )
-
     def _elsewhere(
         self, student: Pretrained, when: str, workspace: Workspace
     ) -> dict[str, dict[str, float]]:
         return elsewhere.measured(self, self.elsewhere, student, when, workspace.mesh)
-
-    def _calibration(
-        self, student: Pretrained, workspace: Workspace, models: Models
-    ) -> dict[str, Any] | None:
-        """What the student's scores mean, by the judged dev queries."""
-        if self.most_risk is None:
-            return None
-        if not workspace.dev_is_judged:
-            say("no dev query is judged: scores are not calibrated")
-            return None
-        assert workspace.dev is not None
-        run = self._dev_run(student, workspace.dev, workspace, models)
-        found = calibration.report(run, workspace.dev.qrels, self.most_risk)
-        if found is None:
-            say("no dev document that was found is relevant: nothing is calibrated")
-        else:
-            say(f"threshold: {calibration.sentence(found)}")
-        return found

@@ -9,6 +9,7 @@ import pytest
 
 from distill_jax.io.errors import UserError
 from distill_jax.jobs.distill import Distill
+from distill_jax.jobs.rankings import first_source
 from distill_jax.recipe.candidates import BM25, Context, Fused, RunFile, Search
 from distill_jax.recipe.models import Models
 from distill_jax.recipe.queries import Cropped, Generated, Synthetic, Written
@@ -83,9 +84,9 @@ def test_a_stage_of_a_later_round_is_that_round_s(tmp_path):
 
 
 def test_what_is_reordered_is_as_deep_as_what_is_asked():
-    assert job(depth=1000)._source().depth == 1000
-    assert job(depth=20)._source().depth == 100
-    assert job(first_stage=Search())._source() == Search()
+    assert first_source(job(depth=1000)).depth == 1000
+    assert first_source(job(depth=20)).depth == 100
+    assert first_source(job(first_stage=Search())) == Search()
 
 
 def test_no_test_on_what_is_trained_on():
