@@ -258,8 +258,8 @@ class Tables:
                     test = marks.get((system, column)) if first else None
                     beside = self.published.get(system, {}) if first else {}
                     published = beside.get(column, "")
-                    tested = test is not None and test.p_holm is not None
-                    p = f"{test.p_holm:.4g}" if tested else ""
+                    holm = None if test is None else test.p_holm
+                    p = "" if holm is None else f"{holm:.4g}"
                     rows.append((measure, system, column, value, published, p))
         write_tsv(directory / "table.tsv", rows)
         with atomic_write(directory / "table.tex") as out:

@@ -99,6 +99,7 @@ class Projections(nnx.Module):
     """The linear layers after the first projection, ``dense_0`` onwards."""
 
     def __init__(self, spec: DualEncoderSpec, *, rngs: nnx.Rngs):
+        assert spec.projection is not None  # the spec's own check
         width = spec.projection
         self.activations = [activation for _, _, activation in spec.more_projections]
         for i, (features, bias, _) in enumerate(spec.more_projections):
