@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from distill_jax.collections.collection import Collection
+from distill_jax.collections.collection import Collection, Queries
 from distill_jax.evaluation.answers import (
+    accepted,
     evaluate_answers,
     exact_match,
     f1,
@@ -12,6 +13,7 @@ from distill_jax.evaluation.answers import (
     squad_normalise,
     tokens,
 )
+from distill_jax.io.errors import UserError
 from distill_jax.runs.run import Run
 
 
@@ -75,3 +77,10 @@ def test_unanswered_questions_count():
         "EM": {"q1": 1.0, "q2": 0.0},
         "F1": {"q1": 1.0, "q2": 0.0},
     }
+
+
+def test_queries_with_answers_are_found_by_id():
+    queries = Queries(["q1", "q2"], ["who", "when"], answers=[["a", "b"], []])
+    assert accepted(queries) == {"q1": ["a", "b"]}
+    with pytest.raises(UserError, match="no answers to compare with"):
+        accepted(Queries(["q1"], ["who"]))

@@ -120,3 +120,11 @@ def test_intersection_rates():
     assert rates["one"]["two"] == rates["two"]["one"] == pytest.approx(4 / 6)
     assert rates["one"]["one"] == 1.0
     assert rates["one"]["none"] is None
+
+
+def test_lists_of_two_documents_have_a_temperature():
+    # sigmoid(1 / T) = p, whose entropy is half of log 2.
+    scores, where = np.asarray([[1.0, 0.0, 0.0]]), np.asarray([[True, True, False]])
+    p = 0.8899721356
+    found = suggested_temperature(scores, where, aim=0.5)
+    assert found == pytest.approx(1 / math.log(p / (1 - p)), rel=1e-3)

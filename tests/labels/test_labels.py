@@ -267,3 +267,16 @@ def test_labels_move_to_another_collection():
     assert moved.doc_ids is turned.ids
     assert moved.lists() == lists().lists()
     assert pairs().on(turned).by_query()["q0"] == [(4, 3, 0.25), (2, 1, 1.0)]
+
+
+@pytest.mark.parametrize("doc_id", COLLECTION.ids)
+def test_a_score_that_is_no_number_is_refused_for_each_document(doc_id):
+    with pytest.raises(UserError, match="has the score nan"):
+        TeacherLabels.from_lists(
+            ["q0"], [[(doc_id, float("nan"))]], collection=COLLECTION
+        )
+
+
+def test_lists_of_one_document_are_one_wide():
+    kept = lists().keep(np.asarray([[True, False, False]] * 3))
+    assert kept.rows.shape == kept.scores.shape == (3, 1)
