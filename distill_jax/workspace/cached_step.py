@@ -45,7 +45,8 @@ def part(
         make: called with the folder; resumes by itself where it was interrupted.
             Returns JSON-able facts (counts, seconds, cost) to be kept.
         what: the part's name for people.
-        also: other files and folders that belong to the part and move with it.
+        also: other files and folders beside the folder that belong to the part: they
+            move with it, and files are checked with it.
     """
     directory = Path(directory)
     wanted = {name: digest(value) for name, value in inputs.items()}
@@ -66,7 +67,10 @@ def part(
     state = {"inputs": wanted, "complete": True, "made": made, "seconds": seconds}
     processes.meet(f"{what} is made")
     if processes.is_first():
-        write_record(directory / _RECORD, {**state, "files": sums.take(directory)})
+        files = [path.name for path in also if path.is_file()]
+        beside = sums.take(directory.parent, files)
+        state |= {"files": sums.take(directory), "beside": beside}
+        write_record(directory / _RECORD, state)
     processes.meet(f"{what} is recorded")
     say(f"{what}: {duration(seconds)}")
     return made
@@ -112,6 +116,7 @@ def reopen(directory: Path) -> None:
 def _check(directory: Path, record: dict) -> None:
     todo = f"restore it, or delete {directory}: it is made again"
     sums.check(directory, record.get("files", {}), todo)
+    sums.check(directory.parent, record.get("beside", {}), todo)
 
 
 def record_of(directory: Path) -> dict | None:

@@ -61,10 +61,7 @@ _TIMED = ("seconds", "when", "duration", "per_second", "generated", "created")
 
 
 def results(folder: Path) -> dict[str, object]:
-    """What a user takes from the folder of a job: figures, runs, labels, weights.
-
-    The log of a training is left out: it says what was, and no figure comes from it.
-    """
+    """What a user takes from the folder of a job: figures, runs, labels, weights."""
     found: dict[str, object] = {}
     for path in files(folder):
         name = path.relative_to(folder)
@@ -76,8 +73,6 @@ def results(folder: Path) -> dict[str, object]:
             found[str(name)] = pq.read_table(path).to_pylist()
         elif path.name == "report.json":
             found[str(name)] = untimed(json.loads(path.read_bytes()))
-        elif path.name == "metrics.jsonl":
-            continue
         elif path.suffix in (".safetensors", ".trec", ".tsv", ".jsonl", ".gin"):
             found[str(name)] = path.read_bytes()
     return found

@@ -20,10 +20,10 @@ TRAINS = {
 LLM = {"LLM_BASE_URL": None, "LLM_MODEL": "fake"}
 QUICK = {
     "mine": ("mine", {"TOP_K": 5}),
-    "label": ("label", LABELS),
     "synthesize": ("synthesize", {"QUERIES": 12}),
 }
 SLOW = {
+    "label": ("label", LABELS),
     "label_pairs": (
         "label_pairs",
         {**LABELS, "PAIR_CHECKPOINT": DUO, "PAIRS": 4, "DELTA": 3},
