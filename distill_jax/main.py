@@ -15,7 +15,7 @@ if __name__ == "__main__":
 from distill_jax.cli import failures, help, papers, recipes
 from distill_jax.cli.config import build_job, configured_job, recipe_help
 from distill_jax.cli.flags import Flags, parse_flags
-from distill_jax.cli.running import alone, bad_lines, planned_for
+from distill_jax.cli.running import bad_lines, planned_for, run_lock
 from distill_jax.runtime import processes
 from distill_jax.workspace import console as console_
 from distill_jax.workspace.console import duration
@@ -51,10 +51,10 @@ def run(flags: Flags, argv: list[str]) -> int:
         if flags.plan:
             with planned_for(flags.on):
                 status = job.plan() or 0
-            print(papers.told(flags.gin_files, job), end="")
+            print(papers.plan_lines(flags.gin_files, job), end="")
             return status
         command = recipes.command_line(argv)
-        with alone(config.directory):
+        with run_lock(config.directory):
             status = job(config=config.text, command=command) or 0
     print(f"finished in {duration(time.monotonic() - started)}")
     console_.end()

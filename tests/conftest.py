@@ -70,7 +70,7 @@ def _a_modules_programs_go_with_it():
     _give_back()
 
 
-_LARGE = 1 << 30  # bytes that a worker grows by before its programs go
+_LARGE = 512 << 20  # bytes that a worker grows by before its programs go
 _held = 0
 
 

@@ -235,7 +235,9 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "a path, None",
         ),
         "TEACHER_OPTIONS": Name("Fields of the teacher's spec.", "a dict"),
-        "RANKER_TEACHER": Name("What orders the first stage's lists.", "@llm.behind()"),
+        "RANKER_TEACHER": Name(
+            "What orders the first stage's lists.", "@llm.if_named()"
+        ),
         "LABEL_DEPTH": Name("Documents of a query that are labelled.", _COUNT),
         "LIST_DEPTH": Name(
             "First-stage ranks used for lists; None is all that is labelled.",

@@ -92,7 +92,7 @@ def differences(paper: dict[str, Any], job: Any) -> Iterator[str]:
             yield f"{element['element']}: {element['value']} there, {found} here"
 
 
-def told(gin_files: Sequence[str], job: Any) -> str:
+def plan_lines(gin_files: Sequence[str], job: Any) -> str:
     """The lines that ``--plan`` ends with; "" for a recipe without a paper."""
     job = getattr(job, "job", job)  # of variants, the recipe's own
     for name in gin_files:

@@ -26,7 +26,7 @@ def planned_for(machine: str | None) -> contextlib.AbstractContextManager:
 
 
 @contextlib.contextmanager
-def alone(directory: Path | None):
+def run_lock(directory: Path | None):
     """Joins the processes of one run, and keeps every other run out of its folder."""
     processes.join()
     from distill_jax.runtime.compile_cache import keep_programs

@@ -13,8 +13,8 @@ from typing import Any
 from distill_jax.evaluation.significance import compare, correct
 from distill_jax.recipe.candidates import Context
 from distill_jax.runs.run import Run
-from distill_jax.workspace.behind import behind
 from distill_jax.workspace.cached_step import part
+from distill_jax.workspace.dependencies import dependencies
 from distill_jax.workspace.describe import describe
 
 
@@ -32,7 +32,7 @@ def ranked(name: str, when: str, source: Any, context: Context, depth: int) -> R
         "source": describe(source),
         "depth": depth,
         "student": None if context.student is None else context.student.digest,
-        **behind(source, context),
+        **dependencies(source, context),
     }
 
     def make(folder: Path) -> None:

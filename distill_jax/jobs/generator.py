@@ -217,7 +217,7 @@ class TrainGenerator:
     ) -> dict[str, Any]:
         from distill_jax.synthesis import t5
         from distill_jax.synthesis.crop import crop
-        from distill_jax.synthesis.made import SyntheticQueries
+        from distill_jax.synthesis.synthetic import SyntheticQueries
 
         docs = workspace.collection
         with Counter("generating", len(rows), "documents") as counter:

@@ -67,7 +67,7 @@ def stage_lines(stage: Any, workspace: Workspace) -> tuple[int, int, int]:
         count = len(stage.texts_of(workspace))
         print(f"  texts      {count:,}, each encoded once by the teacher")
         return count, 1, 0
-    queries, judged = asked_queries(stage.queries, workspace)
+    queries, judged = planned_queries(stage.queries, workspace)
     lists, size, pairs = lists_of(stage.examples, queries, judged)
     bound = "" if exact(stage.queries, stage.examples) else "at most "
     print(f"  queries    {bound}{len(queries):,}")
@@ -176,26 +176,27 @@ def machine_lines(
     return lines
 
 
-def asked_queries(source: Any, workspace: Workspace) -> tuple[Queries, Split | None]:
+def planned_queries(source: Any, workspace: Workspace) -> tuple[Queries, Split | None]:
     """The queries of a source, or placeholders for the most that it would generate.
 
     The second is their judgements where they are the collection's own.
     """
     if hasattr(source, "sources"):  # several, one after another
-        parts = [asked_queries(part, workspace) for part in source.sources]
+        parts = [planned_queries(part, workspace) for part in source.sources]
         return _stand_ins(sum(len(part) for part, _ in parts)), None
     if hasattr(source, "own"):
         own = workspace.train is not None
-        return asked_queries(source.own if own else source.made, workspace)
+        return planned_queries(source.own if own else source.made, workspace)
     if hasattr(source, "makers"):
-        made = sum(made_by(maker, len(workspace.collection)) for maker in source.makers)
+        documents = len(workspace.collection)
+        made = sum(query_count(maker, documents) for maker in source.makers)
         made = made if source.limit is None else min(made, source.limit)
         return _stand_ins(made), None
     split = source(_context(workspace))
     return split.queries, split
 
 
-def made_by(maker: Any, documents: int) -> int:
+def query_count(maker: Any, documents: int) -> int:
     """Queries that a maker makes at most."""
     rows = documents if maker.queries is None else min(maker.queries, documents)
     each = getattr(maker, "samples", 1) * len(getattr(maker, "kinds", (0,)))
@@ -243,7 +244,7 @@ def teacher_lines(stage: Any, workspace: Workspace, queries: Queries) -> list[st
     lines = []
     for maker in getattr(stage.queries, "makers", ()):
         if hasattr(maker, "client"):
-            calls = made_by(maker, len(workspace.collection))
+            calls = query_count(maker, len(workspace.collection))
             lines.append(f"LLM        {calls:,} calls to write queries")
     depth = getattr(stage.candidates, "depth", None)
     for teacher in _teachers(stage.examples):

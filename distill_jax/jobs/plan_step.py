@@ -233,7 +233,7 @@ class Step:
 def step_of(spec: Any, training: Training, shape: Shape, steps: int, mesh: Any) -> Step:
     """Compiles the largest step from shapes, in pieces that fit."""
     params, graphdef = abstract_params(spec), graphdef_of(spec)
-    batch, optimizer = shape.batch(spec.kind), training.made_optimizer(steps)
+    batch, optimizer = shape.batch(spec.kind), training.build_optimizer(steps)
     held = jax.eval_shape(lambda p: optimizer.trainable.prepared(p, 0), params)
     moments = jax.eval_shape(optimizer.init, held)
     target = targets.current()

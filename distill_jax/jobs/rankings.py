@@ -18,10 +18,10 @@ from distill_jax.recipe.candidates import BM25, Context
 from distill_jax.recipe.models import Models
 from distill_jax.runs.run import Run
 from distill_jax.workspace import compact, ranking
-from distill_jax.workspace.behind import behind
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
 from distill_jax.workspace.context import Workspace
+from distill_jax.workspace.dependencies import dependencies
 from distill_jax.workspace.describe import describe
 
 
@@ -62,7 +62,7 @@ class Rankings:
             "collection": self.workspace.collection.digest,
             "queries": context.queries.digest,
             "source": describe(source),
-            **behind(source, context),
+            **dependencies(source, context),
         }
         return self._kept(
             Path(self.job.directory) / "evaluation" / name,

@@ -32,10 +32,10 @@ from distill_jax.report.grid import (
 from distill_jax.runs.run import Run
 from distill_jax.runtime import sharding
 from distill_jax.workspace import ranking
-from distill_jax.workspace.behind import behind
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
 from distill_jax.workspace.context import Workspace, open_workspace
+from distill_jax.workspace.dependencies import dependencies
 from distill_jax.workspace.describe import describe
 
 _FORUMS = (
@@ -207,7 +207,7 @@ class Tables:
             model=lambda model, **fields: load_model(model, workspace, **fields),
             directory=workspace.directory,
         )
-        inputs = {"source": describe(source), **behind(source, context)}
+        inputs = {"source": describe(source), **dependencies(source, context)}
         return _kept(workspace, name, inputs, lambda: source(context).top(self.depth))
 
     def _from_model(

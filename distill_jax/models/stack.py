@@ -48,7 +48,7 @@ def through(
     def run(layer: Any, x: jax.Array, key: Any) -> jax.Array:
         return placement.rows(call(placement.at_use(layer, dtype), x, key))
 
-    def alone(layer: Any, x: jax.Array, key: Any) -> jax.Array:
+    def one_layer(layer: Any, x: jax.Array, key: Any) -> jax.Array:
         once = rematerialised(lambda x, key: run(layer, x, key), remat)
         return once(x, key)
 
@@ -56,10 +56,10 @@ def through(
         scan = placement.platform() != "cpu"
     if not scan or len(layers) < SCANNED:
         for layer, key in zip(layers, keys):
-            x = alone(layer, x, key)
+            x = one_layer(layer, x, key)
         return x
     if jax.eval_shape(run, layers[0], x, keys[0]).shape != x.shape:
-        x, layers, keys = alone(layers[0], x, keys[0]), layers[1:], keys[1:]
+        x, layers, keys = one_layer(layers[0], x, keys[0]), layers[1:], keys[1:]
     graphdef, _ = nnx.split(layers[0])
     stacked = jax.tree.map(
         lambda *leaves: jnp.stack(leaves), *(_weights(one, dtype) for one in layers)

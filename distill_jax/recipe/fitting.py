@@ -190,7 +190,7 @@ def _fit(
     fit = Fit(
         steps=steps,
         directory=context.directory,
-        optimizer=training.made_optimizer(steps),
+        optimizer=training.build_optimizer(steps),
         mesh=mesh,
         seed=workspace.seed,
         chunk=training.chunk,

@@ -22,9 +22,9 @@ from distill_jax.labels.readers import read_labels
 from distill_jax.recipe.candidates import Context
 from distill_jax.recipe.examples import FromTeacher
 from distill_jax.runs.run import Run
-from distill_jax.workspace.behind import of_path
 from distill_jax.workspace.console import say
 from distill_jax.workspace.context import Split, Workspace
+from distill_jax.workspace.dependencies import of_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -243,7 +243,7 @@ class Reading:
     counts: dict[str, Any]
 
 
-def behind(
+def if_named(
     base_url: str | None, model: str | None, make: Callable[[], Any]
 ) -> Any | None:
     """What ``make`` makes, where an LLM is named; None where none is.

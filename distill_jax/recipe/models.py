@@ -14,10 +14,10 @@ from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import checkpoints
 from distill_jax.recipe.stage import StageResult
 from distill_jax.recipe.students import Student, load_model
-from distill_jax.workspace.behind import of_path
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
 from distill_jax.workspace.context import Workspace
+from distill_jax.workspace.dependencies import of_path
 from distill_jax.workspace.describe import describe
 
 

@@ -29,7 +29,7 @@ class Titles:
 
     def make(self, context: Context, rows: np.ndarray, folder: Path) -> Any:
         from distill_jax.synthesis.crop import sampled
-        from distill_jax.synthesis.made import SyntheticQueries
+        from distill_jax.synthesis.synthetic import SyntheticQueries
 
         del folder
         collection, seed = context.workspace.collection, context.workspace.seed

@@ -21,10 +21,10 @@ from distill_jax.io.values import Count, Name, NotNegative, Size
 from distill_jax.recipe import llm
 from distill_jax.recipe.candidates import Context, Source
 from distill_jax.recipe.checkpoints import Model
-from distill_jax.workspace.behind import behind
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import Counter, say
 from distill_jax.workspace.context import Split
+from distill_jax.workspace.dependencies import dependencies
 from distill_jax.workspace.describe import describe
 
 
@@ -208,7 +208,7 @@ class Synthetic:
             "makers": describe(self),
             "seed": workspace.seed,
             "held out": workspace.test.queries.digest if workspace.test else None,
-            **behind((self._asking(), self.round_trip), context),
+            **dependencies((self._asking(), self.round_trip), context),
         }
         folder = context.directory / "queries"
         part(folder, inputs, lambda folder: self._make(context, folder), what="queries")
@@ -227,8 +227,8 @@ class Synthetic:
     def _make(self, context: Context, folder: Path) -> dict:
         from distill_jax.lists.dedup import near_duplicates
         from distill_jax.synthesis.filter import Funnel
-        from distill_jax.synthesis.made import SyntheticQueries
         from distill_jax.synthesis.survey import survey
+        from distill_jax.synthesis.synthetic import SyntheticQueries
 
         workspace = context.workspace
         duplicates = (
@@ -313,7 +313,7 @@ def written_or_cropped(
         written: makes the maker that asks the LLM.
         cropped: the maker that replaces it without a generator; the console says so.
     """
-    maker = llm.behind(base_url, model, written)
+    maker = llm.if_named(base_url, model, written)
     if maker is not None:
         return (maker,)
     return (dataclasses.replace(cropped, stands_in=True),)

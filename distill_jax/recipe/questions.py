@@ -22,10 +22,10 @@ from distill_jax.labels.labels import TeacherLabels
 from distill_jax.recipe.candidates import Context
 from distill_jax.recipe.queries import Training
 from distill_jax.runs.run import Run
-from distill_jax.workspace.behind import behind
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
 from distill_jax.workspace.context import Split
+from distill_jax.workspace.dependencies import dependencies
 from distill_jax.workspace.describe import describe
 
 WHERE = ("following", "first", "none", "any")
@@ -73,7 +73,7 @@ class Answered:
             "answers": expected,
             "collection": context.workspace.collection.digest,
             "source": describe(self),
-            **behind(self.candidates, context),
+            **dependencies(self.candidates, context),
         }
         part(
             folder,

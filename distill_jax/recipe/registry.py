@@ -80,7 +80,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "distill_jax.recipe.llm": (
         "Listwise",
         "Reader",
-        "behind",
+        "if_named",
     ),
     "distill_jax.recipe.pseudo": (
         "OwnElseMade",

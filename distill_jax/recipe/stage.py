@@ -20,10 +20,10 @@ from distill_jax.recipe.queries import Training as TrainingQueries
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.training import Training
 from distill_jax.runs.run import Run
-from distill_jax.workspace.behind import behind
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
 from distill_jax.workspace.context import Split, Workspace
+from distill_jax.workspace.dependencies import dependencies
 from distill_jax.workspace.describe import describe
 
 
@@ -143,7 +143,7 @@ def _candidates(stage: Stage, context: Context) -> tuple[Run, dict]:
         "filters": describe(stage.filters),
         "seed": context.workspace.seed,
     }
-    inputs |= behind((stage.candidates, stage.filters), context)
+    inputs |= dependencies((stage.candidates, stage.filters), context)
 
     def make(directory: Path) -> dict:
         run = stage.candidates(context)
@@ -195,7 +195,7 @@ def _lists(stage: Stage, context: Context, run: Run) -> tuple[Lists, dict]:
         "judgements": Split(queries=context.queries, qrels=context.qrels).digest,
         "seed": workspace.seed,
     }
-    inputs |= behind(stage.examples, context)
+    inputs |= dependencies(stage.examples, context)
 
     def make(directory: Path) -> dict:
         lists = stage.examples(context, run)

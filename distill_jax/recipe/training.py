@@ -154,7 +154,7 @@ class Training:
             raise UserError("neither steps nor epochs are set", "--gin.TRAIN_STEPS=...")
         return max(1, math.ceil(self.epochs * lists / self.batch_size))
 
-    def made_optimizer(self, steps: int) -> optimizers.Optimizer:
+    def build_optimizer(self, steps: int) -> optimizers.Optimizer:
         """The optimizer for a number of steps and the trained parameters."""
         warmup = int(self.warmup if self.warmup >= 1 else self.warmup * steps)
         rate = updates.schedule(

@@ -12,9 +12,9 @@ import numpy as np
 
 from distill_jax.collections.collection import Collection
 from distill_jax.synthesis import seeds
-from distill_jax.synthesis.made import SyntheticQueries
 from distill_jax.synthesis.sentences import sentences, words
 from distill_jax.synthesis.survey import LONG
+from distill_jax.synthesis.synthetic import SyntheticQueries
 
 
 def crop(

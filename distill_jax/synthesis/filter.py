@@ -19,7 +19,7 @@ import numpy as np
 from distill_jax.collections.collection import Queries
 from distill_jax.io.errors import UserError
 from distill_jax.runs.run import Run
-from distill_jax.synthesis.made import SyntheticQueries
+from distill_jax.synthesis.synthetic import SyntheticQueries
 from distill_jax.text.equality import text_key
 
 

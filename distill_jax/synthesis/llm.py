@@ -13,7 +13,7 @@ import numpy as np
 from distill_jax.collections.collection import Collection
 from distill_jax.synthesis import kinds as query_kinds
 from distill_jax.synthesis import replies, seeds, shards
-from distill_jax.synthesis.made import SyntheticQueries
+from distill_jax.synthesis.synthetic import SyntheticQueries
 
 
 @dataclasses.dataclass(frozen=True)

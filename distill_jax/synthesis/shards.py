@@ -20,7 +20,7 @@ from distill_jax.collections.collection import Collection
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import atomic_write, digest
 from distill_jax.io.reading import read_json, read_jsonl, write_json
-from distill_jax.synthesis.made import SyntheticQueries
+from distill_jax.synthesis.synthetic import SyntheticQueries
 
 Record = tuple[int, str, int, str]
 """Document row, kind, sample number, query."""

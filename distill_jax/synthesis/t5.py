@@ -16,7 +16,7 @@ import numpy as np
 from distill_jax.collections.collection import Collection
 from distill_jax.models.templates import side_template
 from distill_jax.synthesis import replies, seeds, shards
-from distill_jax.synthesis.made import SyntheticQueries
+from distill_jax.synthesis.synthetic import SyntheticQueries
 from distill_jax.text.buckets import buckets_up_to, plan
 from distill_jax.text.templates import Features, Template
 from distill_jax.text.token_store import TokenStore

@@ -87,7 +87,7 @@ def changed(recipe: str, job) -> bool:
 def test_a_plan_tells_what_differs():
     argv = ["--gin_file=rank_distillm.gin", *given("rank_distillm")]
     job = main.build_job(parse_flags([*argv, "--gin.LEARNING_RATE=0.5"]))
-    told = papers.told(["rank_distillm.gin", "small.gin"], job)
+    told = papers.plan_lines(["rank_distillm.gin", "small.gin"], job)
     assert "learning rate: 1e-05 there, 0.5 here" in told
     assert "RankZephyr there" in told
-    assert papers.told(["mine.gin"], job) == ""
+    assert papers.plan_lines(["mine.gin"], job) == ""

@@ -75,7 +75,7 @@ OTHER = {
     "NORMALISE": "True",
     "OPTIMIZER": "adafactor",
     "QUERIES_FROM": "@queries.Synthetic()",
-    "RANKER_TEACHER": "@direct/llm.behind()",
+    "RANKER_TEACHER": "@direct/llm.if_named()",
     "SCHEDULE": "linear",
     "SECOND_STAGE": "@candidates.BM25()",
     "SIMILARITY": "cosine",

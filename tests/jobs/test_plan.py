@@ -48,7 +48,7 @@ def workspace(tmp_path) -> Workspace:
 
 
 def test_judged_lists_are_counted_exactly(workspace):
-    found, judged = plan.asked_queries(queries.Training(), workspace)
+    found, judged = plan.planned_queries(queries.Training(), workspace)
     assert len(found) == 3
     for most, lists in ((1, 2), (2, 3), (None, 4)):
         source = examples.FromQrels(size=5, per_query=most)
@@ -60,7 +60,7 @@ def test_judged_lists_are_counted_exactly(workspace):
 
 
 def test_pairs_are_bounded_by_the_list(workspace):
-    found, judged = plan.asked_queries(queries.Training(), workspace)
+    found, judged = plan.planned_queries(queries.Training(), workspace)
     pairwise = teachers.PairModel(checkpoint="x", pairs=50)
     taught = examples.FromTeacher(teacher=teachers.Scores(), pairwise=pairwise, size=4)
     assert plan.lists_of(taught, found, judged) == (3, 4, 12)
@@ -73,12 +73,12 @@ def test_made_queries_are_bounded_by_documents(workspace):
         queries.Written(client=None, queries=99),
     )
     for maker, count in zip(makers, (8, 30, 60)):
-        assert plan.made_by(maker, 10) == count
+        assert plan.query_count(maker, 10) == count
     source = queries.Synthetic(makers=makers)
-    assert len(plan.asked_queries(source, workspace)[0]) == 98
+    assert len(plan.planned_queries(source, workspace)[0]) == 98
     some = dataclasses.replace(source, limit=5)
     together = queries.Together(sources=(some, queries.Training()))
-    assert len(plan.asked_queries(together, workspace)[0]) == 8
+    assert len(plan.planned_queries(together, workspace)[0]) == 8
 
 
 def test_shapes_are_the_lengths_that_can_occur():

@@ -58,11 +58,11 @@ def command(folder: Path, collection: str, trainable: str, **more) -> list[str]:
 def test_expressions_reach_the_optimizer(text, patterns):
     training = training_of(f"--gin.TRAINABLE={text}")
     assert training.trainable == patterns
-    assert training.made_optimizer(4).trainable.patterns == patterns
+    assert training.build_optimizer(4).trainable.patterns == patterns
 
 
 def test_without_the_name_all_is_trained():
-    assert training_of().made_optimizer(4).trainable.patterns is None
+    assert training_of().build_optimizer(4).trainable.patterns is None
 
 
 def test_what_is_no_regular_expression_is_refused():

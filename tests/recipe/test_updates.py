@@ -24,7 +24,7 @@ GRADIENTS = [{"kernel": jnp.array([[3.0, -4.0], [0.5, g]])} for g in (1.0, -2.0,
 
 def made(steps: int = 10, **settings):
     objective = Listwise(losses.ranknet)
-    return Training(objective=objective, **settings).made_optimizer(steps)
+    return Training(objective=objective, **settings).build_optimizer(steps)
 
 
 def moved(transform) -> np.ndarray:
@@ -110,10 +110,10 @@ def test_bindings_of_an_optimizer_reach_it_and_its_record(tmp_path):
         tmp_path, "SCHEDULE = @schedules.floor", "schedules.floor.least = 0.3"
     )
     assert describe(bound) == describe(by_object) != describe(plain)
-    assert moved(bound.made_optimizer(3).transform).tolist() != (
-        moved(plain.made_optimizer(3).transform).tolist()
+    assert moved(bound.build_optimizer(3).transform).tolist() != (
+        moved(plain.build_optimizer(3).transform).tolist()
     )
-    rate = scheduled.made_optimizer(100).schedule
+    rate = scheduled.build_optimizer(100).schedule
     assert float(rate(99)) == pytest.approx(0.3 * scheduled.learning_rate)
 
 

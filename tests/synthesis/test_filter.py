@@ -11,7 +11,7 @@ from distill_jax.collections.collection import Queries
 from distill_jax.io.errors import UserError
 from distill_jax.runs.run import Run
 from distill_jax.synthesis.filter import Funnel, source_ranks
-from distill_jax.synthesis.made import SyntheticQueries
+from distill_jax.synthesis.synthetic import SyntheticQueries
 from distill_jax.text.equality import text_key
 
 DOCS = ["a", "b", "c", "d"]

@@ -10,7 +10,7 @@ from distill_jax.collections.qrels import Qrels
 from distill_jax.lists.negatives import filter_negatives
 from distill_jax.runs.run import Run
 from distill_jax.synthesis.filter import Funnel
-from distill_jax.synthesis.made import SyntheticQueries
+from distill_jax.synthesis.synthetic import SyntheticQueries
 from distill_jax.text.equality import text_key
 from distill_jax.workspace.context import Split, without_leaks
 

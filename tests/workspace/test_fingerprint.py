@@ -16,8 +16,8 @@ from distill_jax.recipe.queries import Cropped, Generated, Synthetic, Written
 from distill_jax.recipe.stage import Stage, Training
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.teachers import LabelFile, Model
-from distill_jax.workspace.behind import behind, of_path
 from distill_jax.workspace.context import open_workspace
+from distill_jax.workspace.dependencies import dependencies, of_path
 
 
 def context(student="s0", **models):
@@ -29,11 +29,11 @@ def context(student="s0", **models):
 
 def test_the_student_and_models_of_this_job_count():
     source = Fused(sources=(BM25(), Search(), Search(checkpoint="stage:a")))
-    found = behind(source, context(stage_a="a0"))
+    found = dependencies(source, context(stage_a="a0"))
     assert found == {"student": "s0", "stage:a": "a0"}
-    assert found != behind(source, context(stage_a="a1"))
-    assert found != behind(source, context("s1", stage_a="a0"))
-    assert behind(Search(checkpoint="hf:a/b"), context()) == {}
+    assert found != dependencies(source, context(stage_a="a1"))
+    assert found != dependencies(source, context("s1", stage_a="a0"))
+    assert dependencies(Search(checkpoint="hf:a/b"), context()) == {}
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,10 @@ def test_the_student_and_models_of_this_job_count():
 def test_files_behind_a_name_count(tmp_path, reads):
     path = tmp_path / "file.json"
     path.write_text("one")
-    before = behind(reads(str(path)), context())
-    assert behind(reads(str(path)), context()) == before
+    before = dependencies(reads(str(path)), context())
+    assert dependencies(reads(str(path)), context()) == before
     path.write_text("two")
-    assert behind(reads(str(path)), context()) != before
+    assert dependencies(reads(str(path)), context()) != before
 
 
 def test_of_a_model_dir_the_student_counts(tmp_path):
@@ -98,7 +98,7 @@ def test_a_prompt_that_ships_is_no_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "claims").mkdir()
     (tmp_path / "claims" / "notes").write_text("the user's own")
-    assert behind(Written(client=None, kinds=("claims",)), context()) == {}
+    assert dependencies(Written(client=None, kinds=("claims",)), context()) == {}
 
 
 def test_a_generator_that_is_none_is_left_out(toy, tmp_path):

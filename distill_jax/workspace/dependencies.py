@@ -21,7 +21,7 @@ _PROMPT_FILES = (".json", ".txt")
 _LARGE = 256 << 20
 
 
-def behind(value: Any, context: Any) -> dict[str, str]:
+def dependencies(value: Any, context: Any) -> dict[str, str]:
     """Digests of what the dataclasses in ``value`` read by a name.
 
     ``initial`` and ``stage:NAME`` are models of this job, and no checkpoint is the
@@ -47,7 +47,7 @@ def behind(value: Any, context: Any) -> dict[str, str]:
         value = [getattr(value, name) for name in sorted(fields)]
     if isinstance(value, tuple | list):
         for item in value:
-            found |= behind(item, context)
+            found |= dependencies(item, context)
     return found
 
 
