@@ -90,7 +90,7 @@ def test_a_rank_given_twice_is_refused_with_both_lines(tmp_path):
 def test_whole_scores_are_not_taken_for_ranks(tmp_path, values):
     lines = [f"q\t{doc}\t{value}" for doc, value in zip("abc", values.split())]
     path = write(tmp_path / "x.tsv", [*lines, "r\ta\t9", "r\tb\t5"])
-    with pytest.raises(UserError, match="no rank"):
+    with pytest.raises(UserError, match="is not a rank"):
         Run.read(path)
     # A header says which they are.
     run = Run.read(write(tmp_path / "y.tsv", ["qid\tpid\trank", *lines]))

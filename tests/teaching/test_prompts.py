@@ -96,7 +96,9 @@ def test_single_and_several_turns_say_what_is_needed():
 
 
 def test_every_shipped_prompt_loads():
-    assert prompts.shipped() == ["listwise", "reader", "scores"]
+    assert prompts.shipped() == [
+        "grades", "listwise", "pair", "reader", "scores", "yes_no"
+    ]  # fmt: skip
     digests = {prompts.load(name).digest for name in prompts.shipped()}
     assert len(digests) == 3
 
