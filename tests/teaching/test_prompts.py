@@ -100,7 +100,7 @@ def test_every_shipped_prompt_loads():
         "grades", "listwise", "pair", "reader", "scores", "yes_no"
     ]  # fmt: skip
     digests = {prompts.load(name).digest for name in prompts.shipped()}
-    assert len(digests) == 3
+    assert len(digests) == 6
 
 
 def test_documents_are_cut_to_words_with_their_titles():
