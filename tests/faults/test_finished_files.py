@@ -152,7 +152,8 @@ def test_the_next_holder_of_the_lock_removes_what_a_killed_job_left(tmp_path):
     code = (
         "import os, sys; from pathlib import Path; from distill_jax.io import files\n"
         "folder = files.staging(Path(sys.argv[1]) / 'deep', 'model')\n"
-        "(folder / 'weights').write_text('x'); print(folder.name, flush=True); os._exit(9)"
+        "(folder / 'weights').write_text('x')\n"
+        "print(folder.name, flush=True); os._exit(9)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
