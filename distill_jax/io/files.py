@@ -135,7 +135,7 @@ def sweep(folder: str | Path, name: str | None = None) -> list[Path]:
                 None, owner["name"],
             ):  # fmt: skip
                 continue
-            if not _alive(int(owner["pid"])):
+            if not alive(int(owner["pid"])):
                 path = Path(at) / found
                 removed.append(path)
                 if path.is_dir():
@@ -157,7 +157,8 @@ def _host() -> str:
     return platform.node()[:64].replace("/", "_").replace("@", "_")
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether this machine runs a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -7,6 +7,7 @@ teacher's (LEAF, Vujanic and Rueckstiess 2025; EmbedDistill, Kim et al. 2023).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.templates import side_template
 from distill_jax.recipe.candidates import Context
 from distill_jax.recipe.fitting import train
-from distill_jax.recipe.llm import bill
+from distill_jax.recipe.llm import bill, opened
 from distill_jax.recipe.stage import StageResult
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.training import Training
+from distill_jax.teaching.clients import Completer
 from distill_jax.text.templates import Features
 from distill_jax.workspace.console import Counter, say
 from distill_jax.workspace.context import Workspace
@@ -95,42 +97,42 @@ class Endpoint:
     cache: UserPath | None = None
 
     def __call__(self, context: Context) -> np.ndarray:
-        from distill_jax.teaching import calls
-        from distill_jax.teaching.judges import first_words
         from distill_jax.teaching.vectors import VectorStore
 
         workspace = context.workspace
-        client = self.client.at(workspace.directory / "llm")
         name = digest("embeddings", describe(self.client), self.words, self.prefix)
-        job = f"embed-{name[:8]}"
-
-        def make(texts: list[str]) -> np.ndarray:
-            shown = [self.prefix + first_words(text, self.words) for text in texts]
-            requests = [
-                calls.Embed(
-                    f"{job}/{start}", tuple(shown[start : start + self.at_once])
-                )
-                for start in range(0, len(shown), self.at_once)
-            ]
-            replies = client.complete_all(requests)
-            if lost := sum(reply is None for reply in replies):
-                raise UserError(
-                    f"{client.model}: {lost} of {len(replies)} calls gave no vectors "
-                    f"({client.counts(job)['failures']})",
-                    "look at the endpoint and run the same command: what was answered "
-                    "is kept",
-                )
-            found = [calls.vectors_in(reply) for reply in replies]
-            if len({vectors.shape[1] for vectors in found}) > 1:
-                raise UserError(
-                    f"{client.model}: vectors of several lengths",
-                    "let one model answer, and give a new MODEL_DIR",
-                )
-            return np.concatenate(found)
-
         store = VectorStore(self.cache or workspace.directory / "teacher", name)
-        with Counter("embedding", len(context.queries), "texts") as counter:
+        with (
+            opened(self.client, context) as client,
+            Counter("embedding", len(context.queries), "texts") as counter,
+        ):
+            make = functools.partial(self._vectors, client, f"embed-{name[:8]}")
             return store.of(context.queries.texts, make, counter.more)
+
+    def _vectors(self, client: Completer, job: str, texts: list[str]) -> np.ndarray:
+        from distill_jax.teaching import calls
+        from distill_jax.teaching.judges import first_words
+
+        shown = [self.prefix + first_words(text, self.words) for text in texts]
+        requests = [
+            calls.Embed(f"{job}/{start}", tuple(shown[start : start + self.at_once]))
+            for start in range(0, len(shown), self.at_once)
+        ]
+        replies = client.complete_all(requests)
+        found = [calls.vectors_in(reply) for reply in replies if reply is not None]
+        if lost := len(replies) - len(found):
+            raise UserError(
+                f"{client.model}: {lost} of {len(replies)} calls gave no vectors "
+                f"({client.counts(job)['failures']})",
+                "look at the endpoint and run the same command: what was answered "
+                "is kept",
+            )
+        if len({vectors.shape[1] for vectors in found}) > 1:
+            raise UserError(
+                f"{client.model}: vectors of several lengths",
+                "let one model answer, and give a new MODEL_DIR",
+            )
+        return np.concatenate(found)
 
     def estimate(self, context: Context) -> str:
         """Calls, tokens and cost before the first call, for ``--plan``."""

@@ -12,12 +12,11 @@ from distill_jax.io.values import Name, NotNegative, Share, Size
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.recipe.candidates import Context
-from distill_jax.recipe.llm import bill, loader, money
+from distill_jax.recipe.llm import bill, inputs_of, opened, say_counts
 from distill_jax.runs.run import Run
 from distill_jax.teaching import judges
 from distill_jax.workspace.cached_step import part
-from distill_jax.workspace.console import Counter, say
-from distill_jax.workspace.describe import describe
+from distill_jax.workspace.console import Counter
 
 _CHAT = ("logprobs", "prompt", "words", "temperature", "tries", "reply_tokens")
 
@@ -128,28 +127,26 @@ class Pairwise:
         from distill_jax.teaching.judging import label_pairs
 
         workspace, how = context.workspace, self._method(context)
-        client = self.client.at(
-            workspace.directory / "llm", **loader(self.client, context)
-        )
         folder = context.directory / "labels" / "pairs"
+        with opened(self.client, context) as client:
 
-        def make(folder: Path) -> dict:
-            with Counter("judging pairs", len(labels), "queries") as counter:
-                found = label_pairs(
-                    client,
-                    how,
-                    context.queries,
-                    workspace.collection,
-                    labels,
-                    folder,
-                    **self._sampling(workspace.seed),
-                    most_failed=self.most_failed,
-                    progress=counter,
-                )
-            return _told(client, found.provenance["counts"])
+            def make(folder: Path) -> dict:
+                with Counter("judging pairs", len(labels), "queries") as counter:
+                    found = label_pairs(
+                        client,
+                        how,
+                        context.queries,
+                        workspace.collection,
+                        labels,
+                        folder,
+                        **self._sampling(workspace.seed),
+                        most_failed=self.most_failed,
+                        progress=counter,
+                    )
+                return say_counts(client, found.provenance["counts"])
 
-        inputs = _inputs(self, client, how, context, labels.to_run())
-        part(folder, inputs, make, what="pair labels")
+            inputs = inputs_of(self, client, _prompt(how), context, labels.to_run())
+            part(folder, inputs, make, what="pair labels")
         return PairLabels.read(folder, collection=workspace.collection)
 
     def estimate(self, context: Context) -> str:
@@ -179,49 +176,30 @@ def _documents(
     workspace = context.workspace
     run = run.on(workspace.collection)
     run = run if teacher.depth is None else run.top(teacher.depth)
-    client = teacher.client.at(
-        workspace.directory / "llm", **loader(teacher.client, context)
-    )
-
-    def make(folder: Path) -> dict:
-        with Counter("judging", len(run), "queries") as counter:
-            labels = label_documents(
-                client,
-                how,
-                context.queries,
-                workspace.collection,
-                run,
-                folder,
-                most_failed=teacher.most_failed,
-                progress=counter,
-            )
-        return _told(client, labels.provenance["counts"])
-
     folder = context.directory / "labels"
-    part(folder, _inputs(teacher, client, how, context, run), make, what="labels")
+    with opened(teacher.client, context) as client:
+
+        def make(folder: Path) -> dict:
+            with Counter("judging", len(run), "queries") as counter:
+                labels = label_documents(
+                    client,
+                    how,
+                    context.queries,
+                    workspace.collection,
+                    run,
+                    folder,
+                    most_failed=teacher.most_failed,
+                    progress=counter,
+                )
+            return say_counts(client, labels.provenance["counts"])
+
+        inputs = inputs_of(teacher, client, _prompt(how), context, run)
+        part(folder, inputs, make, what="labels")
     return TeacherLabels.read(folder, collection=workspace.collection)
 
 
-def _told(client: Any, counts: dict[str, Any]) -> dict[str, Any]:
-    say(
-        f"{client.model}: {counts['calls']:,} calls, {counts['cached']:,} from the "
-        f"cache, {counts['queries_failed']:,} lists failed, {money(counts['cost'])}"
-    )
-    return {"counts": counts}
-
-
-def _inputs(
-    teacher: Any, client: Any, how: Any, context: Context, run: Run
-) -> dict[str, Any]:
-    return {
-        "teacher": describe(teacher),
-        "model": client.model,
-        "prompt": how.provenance().get("prompt_digest", ""),
-        "candidates": run.digest,
-        "collection": context.workspace.collection.digest,
-        "queries": context.queries.digest,
-        "seed": context.workspace.seed,
-    }
+def _prompt(how: Any) -> str:
+    return how.provenance().get("prompt_digest", "")
 
 
 def _estimate(

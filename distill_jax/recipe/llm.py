@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from distill_jax.io.values import Name, NotNegative, Range, Share, Size
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.recipe.candidates import Context
 from distill_jax.runs.run import Run
+from distill_jax.teaching.clients import Completer
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import Counter, say
 from distill_jax.workspace.describe import describe
@@ -61,44 +63,28 @@ class Listwise:
         workspace = context.workspace
         run = run.on(workspace.collection)
         run = run if self.depth is None else run.top(self.depth)
-        client = self.client.at(
-            workspace.directory / "llm", **loader(self.client, context)
-        )
         folder = context.directory / "labels"
+        with opened(self.client, context) as client:
 
-        def make(folder: Path) -> dict:
-            with Counter("asking", len(run), "queries") as counter:
-                labels = label_listwise(
-                    client,
-                    context.queries,
-                    workspace.collection,
-                    run,
-                    folder,
-                    most_failed=self.most_failed,
-                    retry_failed=self.retry_failed,
-                    progress=counter,
-                    **self._method(workspace.seed),
-                )
-            counts = labels.provenance["counts"]
-            say(
-                f"{client.model}: {counts['calls']:,} calls, {counts['cached']:,} from "
-                f"the cache, {counts['queries_failed']:,} lists failed, "
-                f"{money(counts['cost'])}"
-            )
-            return {"counts": counts}
+            def make(folder: Path) -> dict:
+                with Counter("asking", len(run), "queries") as counter:
+                    labels = label_listwise(
+                        client,
+                        context.queries,
+                        workspace.collection,
+                        run,
+                        folder,
+                        most_failed=self.most_failed,
+                        retry_failed=self.retry_failed,
+                        progress=counter,
+                        **self._method(workspace.seed),
+                    )
+                return say_counts(client, labels.provenance["counts"])
 
-        inputs = {
-            "teacher": describe(self),
-            "model": client.model,
-            "prompt": self._prompt_digest(),
-            "candidates": run.digest,
-            "collection": workspace.collection.digest,
-            "queries": context.queries.digest,
-            "seed": workspace.seed,
-        }
-        if self.retry_failed:
-            inputs["retry"] = True
-        part(folder, inputs, make, what="labels")
+            inputs = inputs_of(self, client, self._prompt_digest(), context, run)
+            if self.retry_failed:
+                inputs["retry"] = True
+            part(folder, inputs, make, what="labels")
         return TeacherLabels.read(folder, collection=workspace.collection)
 
     def estimate(self, context: Context, run: Run | None = None) -> str:
@@ -161,11 +147,11 @@ class Reader:
 
         queries, workspace = context.queries, context.workspace
         expected = answers.accepted(queries)
-        client = self.client.at(
-            workspace.directory / "llm", **loader(self.client, context)
-        )
         run = run.select([query for query in run.query_ids if query in expected])
-        with Counter("reading", len(run), "questions") as counter:
+        with (
+            opened(self.client, context) as client,
+            Counter("reading", len(run), "questions") as counter,
+        ):
             said, counts = answer_questions(
                 client,
                 queries,
@@ -279,7 +265,41 @@ def money(cost: float | None) -> str:
     return f"cost {cost:.2f}"
 
 
-def loader(client: Any, context: Context) -> dict[str, Any]:
-    """What ``client.at`` takes besides the folder."""
+@contextlib.contextmanager
+def opened(client: Any, context: Context) -> Iterator[Completer]:
+    """The LLM with its ledger and its cache, which are closed behind the block."""
     # A local model may be another stage's; an endpoint has nothing to load.
-    return {"load": context.model} if hasattr(client, "checkpoint") else {}
+    load = {"load": context.model} if hasattr(client, "checkpoint") else {}
+    session = client.at(context.workspace.directory / "llm", **load)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def say_counts(client: Completer, counts: dict[str, Any]) -> dict[str, Any]:
+    """Says what labels took; returns what a step keeps of it."""
+    say(
+        f"{client.model}: {counts['calls']:,} calls, {counts['cached']:,} from the "
+        f"cache, {counts['queries_failed']:,} lists failed, {money(counts['cost'])}"
+    )
+    return {"counts": counts}
+
+
+def inputs_of(
+    teacher: Any, client: Completer, prompt: str, context: Context, run: Run
+) -> dict[str, Any]:
+    """Everything that an LLM's labels of a run depend on.
+
+    Args:
+        prompt: its digest, "" for none.
+    """
+    return {
+        "teacher": describe(teacher),
+        "model": client.model,
+        "prompt": prompt,
+        "candidates": run.digest,
+        "collection": context.workspace.collection.digest,
+        "queries": context.queries.digest,
+        "seed": context.workspace.seed,
+    }

@@ -21,6 +21,7 @@ from distill_jax.io.values import Count, Name, NotNegative, Size
 from distill_jax.recipe import llm
 from distill_jax.recipe.candidates import Context, Source
 from distill_jax.recipe.checkpoints import Model
+from distill_jax.recipe.llm import opened
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import Counter, say
 from distill_jax.workspace.context import Split
@@ -164,8 +165,10 @@ class Written:
             rows = sampled(
                 workspace.collection, rows, self.queries, workspace.seed, "written"
             )
-        client = self.client.at(workspace.directory / "llm")
-        with Counter("writing queries", len(rows), "documents") as counter:
+        with (
+            opened(self.client, context) as client,
+            Counter("writing queries", len(rows), "documents") as counter,
+        ):
             return llm.generate(
                 workspace.collection,
                 rows,

@@ -52,6 +52,10 @@ class Completer(Protocol):
 
     def counts(self, job: str | None = None) -> dict[str, Any]: ...
 
+    def close(self) -> None:
+        """Closes the ledger and the cache of replies."""
+        ...
+
 
 def _operational(default: Any) -> Any:
     # Left out of repr, and so of the digests of labels: how fast and how far one may
@@ -288,6 +292,9 @@ class LocalSession:
     def counts(self, job: str | None = None) -> dict[str, Any]:
         """Sums of the ledger; see ``Ledger.counts``."""
         return self.ledger.counts(job)
+
+    def close(self) -> None:
+        self.ledger.close()
 
     def _generate(self, tokens: np.ndarray, seeds: np.ndarray, **how: Any) -> Any:
         if self._decode is not None:

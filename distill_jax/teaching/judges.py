@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import json
 import re
@@ -50,7 +51,7 @@ class Scorer(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Chatting:
+class _Chatting(abc.ABC):
     """What LLM judges share.
 
     Attributes:
@@ -73,12 +74,14 @@ class _Chatting:
     seed: int = 0
 
     @property
+    @abc.abstractmethod
     def _prompt(self) -> str:
-        raise NotImplementedError
+        """The shipped prompt that fits."""
 
     @property
+    @abc.abstractmethod
     def _choices(self) -> tuple[str, ...]:
-        raise NotImplementedError
+        """The answers whose log-probabilities are read."""
 
     @property
     def _example(self) -> str:

@@ -6,7 +6,6 @@ requested again, and then left out.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,14 +18,12 @@ from distill_jax.io.draws import generator
 from distill_jax.io.files import digest
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels
-from distill_jax.labels.store import LabelWriter, stored_counts
+from distill_jax.labels.store import LabelWriter
 from distill_jax.runs.run import Run
 from distill_jax.teaching.calls import call_of
 from distill_jax.teaching.judges import Pairwise, Scorer
+from distill_jax.teaching.label_shards import Progress, label_shards
 from distill_jax.teaching.pairs import sample_pairs
-from distill_jax.teaching.rankings import refuse_failures
-
-Progress = Callable[[int, int], Any]
 
 
 def label_documents(
@@ -73,11 +70,8 @@ def label_documents(
     }
     writer = LabelWriter(directory, certificate)
     job = f"judge-{digest(certificate)[:8]}"
-    todo = [row for row, query in enumerate(run.query_ids) if query not in writer.done]
-    tally = stored_counts(directory)
-    for start in range(0, len(todo), shard_queries):
-        rows = todo[start : start + shard_queries]
-        began = time.monotonic()
+
+    def label(rows: list[int]) -> tuple[TeacherLabels, Counter]:
         counts: Any = Counter()
         items = []
         for row in rows:
@@ -107,13 +101,17 @@ def label_documents(
         for item, values in zip(items, found):
             if values is not None:
                 scores[item.row, item.columns] = values
-        labels = _labels(run, rows, scores, most_failed, counts)
-        counts["seconds"] = time.monotonic() - began
-        tally.update(counts)
-        refuse_failures(tally, len(run), most_failed, client.counts(job))
-        writer.write(labels, counts)
-        if progress is not None:
-            progress(len(run) - len(todo) + start + len(rows), len(run))
+        return _labels(run, rows, scores, most_failed, counts), counts
+
+    tally = label_shards(
+        writer,
+        run.query_ids,
+        label,
+        lambda: client.counts(job),
+        shard_queries=shard_queries,
+        most_failed=most_failed,
+        progress=progress,
+    )
     writer.finish(_summary(tally, client.counts(job)))
     return TeacherLabels.read(directory, collection=collection)
 
@@ -165,11 +163,8 @@ def label_pairs(
     writer = LabelWriter(directory, certificate)
     job = f"pair-{digest(certificate)[:8]}"
     ids = labels.query_ids
-    todo = [row for row, query in enumerate(ids) if query not in writer.done]
-    tally = stored_counts(directory)
-    for start in range(0, len(todo), shard_queries):
-        rows = todo[start : start + shard_queries]
-        began = time.monotonic()
+
+    def label(rows: list[int]) -> tuple[PairLabels, Counter]:
         counts: Any = Counter()
         items = [
             _Item(row, np.asarray(column), swapped)
@@ -211,21 +206,24 @@ def label_pairs(
             lost = np.isnan(probability[row, asked]).sum()
             counts["queries"] += 1
             counts["queries failed"] += bool(lost > most_failed * asked.sum())
-        counts["seconds"] = time.monotonic() - began
-        tally.update(counts)
-        refuse_failures(tally, len(ids), most_failed, client.counts(job))
-        writer.write(
-            PairLabels(
-                tuple(ids[row] for row in rows),
-                first[rows],
-                second[rows],
-                probability[rows],
-                labels.doc_ids,
-            ),
-            counts,
+        made = PairLabels(
+            tuple(ids[row] for row in rows),
+            first[rows],
+            second[rows],
+            probability[rows],
+            labels.doc_ids,
         )
-        if progress is not None:
-            progress(len(ids) - len(todo) + start + len(rows), len(ids))
+        return made, counts
+
+    tally = label_shards(
+        writer,
+        ids,
+        label,
+        lambda: client.counts(job),
+        shard_queries=shard_queries,
+        most_failed=most_failed,
+        progress=progress,
+    )
     total = _summary(tally, client.counts(job))
     total["position_bias"] = round(tally["bias"] / max(tally["pairs"], 1), 4)
     writer.finish(total)

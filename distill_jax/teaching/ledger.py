@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.io.errors import UserError
+from distill_jax.io.files import alive
 from distill_jax.teaching.chat import UNSENT
 from distill_jax.text.replies import Reply, is_cut
 
@@ -250,7 +251,7 @@ class Ledger:
         rows = self._database.execute(
             "select distinct pid from calls where status = 'pending'"
         ).fetchall()
-        lost = [(pid,) for (pid,) in rows if pid == os.getpid() or not _alive(pid)]
+        lost = [(pid,) for (pid,) in rows if pid == os.getpid() or not alive(pid)]
         with self._database:
             self._database.executemany(
                 "update calls set status = 'failed', reason = 'lost'"
@@ -267,16 +268,6 @@ def job_of(request: str) -> str:
     """The job that a request's id names (``rank-0123abcd/...``), "" for none."""
     found = _JOB.match(request)
     return found.group(1) if found else ""
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _open(path: Path, schema: str) -> sqlite3.Connection:

@@ -8,7 +8,6 @@ cannot be used is requested again, and then the query is stored as failed.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,20 +17,15 @@ import numpy as np
 
 from distill_jax.collections.collection import Collection, Queries
 from distill_jax.io.draws import generator
-from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest
 from distill_jax.labels.labels import TeacherLabels
-from distill_jax.labels.store import LabelWriter, stored_counts
+from distill_jax.labels.store import LabelWriter
 from distill_jax.runs.run import Run
 from distill_jax.teaching import parsing, prompts, windows
 from distill_jax.teaching.chat import estimated_tokens
 from distill_jax.teaching.clients import Completer
+from distill_jax.teaching.label_shards import Progress, label_shards
 from distill_jax.teaching.listwise import Method, Sitting, passes_over, wave
-
-Progress = Callable[[int, int], Any]
-
-# Queries seen before a high share of failures ends a job.
-_ENOUGH = 20
 
 
 def label_listwise(
@@ -84,20 +78,16 @@ def label_listwise(
     }
     writer = LabelWriter(directory, certificate, retry_failed=retry_failed)
     job = f"rank-{digest(certificate)[:8]}"
-    todo = [row for row, query in enumerate(run.query_ids) if query not in writer.done]
-    tally = stored_counts(directory)
     asking = _Asking(client, how, prompt, queries, collection, run, job)
-    for start in range(0, len(todo), shard_queries):
-        rows = todo[start : start + shard_queries]
-        began = time.monotonic()
-        labels, counts = _label(asking, rows)
-        counts["seconds"] = time.monotonic() - began
-        # Not +=, which would drop what is negative.
-        tally.update(counts)
-        refuse_failures(tally, len(run), most_failed, client.counts(job))
-        writer.write(labels, counts)
-        if progress is not None:
-            progress(len(run) - len(todo) + start + len(rows), len(run))
+    tally = label_shards(
+        writer,
+        run.query_ids,
+        lambda rows: _label(asking, rows),
+        lambda: client.counts(job),
+        shard_queries=shard_queries,
+        most_failed=most_failed,
+        progress=progress,
+    )
     labels = TeacherLabels.read(directory, collection=collection)
     counts = _summary(tally, client.counts(job), labels)
     writer.finish(counts)
@@ -215,41 +205,6 @@ def _agreement(usable: list[Sitting], counts: Any) -> None:
                     first.order, second.order
                 )
                 counts["pairs of passes"] += 1
-
-
-def refuse_failures(
-    tally: Counter, queries: int, most: float, calls: Mapping[str, Any]
-) -> None:
-    """Ends a job whose lists fail too often.
-
-    Args:
-        tally: "queries", "queries failed", and "failure: REASON" of each reason.
-        queries: in all.
-        most: the share that may fail.
-        calls: counts of the ledger, with the reasons of calls without a reply.
-
-    Raises:
-        UserError: more than that have failed, of enough to tell.
-    """
-    seen, failed = tally["queries"], tally["queries failed"]
-    if seen >= min(_ENOUGH, queries) and failed > most * seen:
-        reasons = Counter(
-            {k.removeprefix("failure: "): n for k, n in tally.items() if "ure: " in k}
-        )
-        # Why there was no reply, as the ledger has it.
-        if reasons.pop("no reply", 0):
-            reasons.update(calls.get("failures", {}))
-        cut = any("cut" in reason for reason in reasons)
-        told = ", ".join(f"{n} x {reason}" for reason, n in reasons.most_common(3))
-        raise UserError(
-            f"{failed} of {seen} lists have no usable reply ({told})",
-            (
-                "raise reply_tokens, or look at the replies"
-                if cut
-                else "look at the replies"
-            )
-            + f"; most_failed = {most} is the share that may fail",
-        )
 
 
 def _summary(
