@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.inference import texts as on_texts
+from distill_jax.inference.vectors import form_of
 from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained
 
@@ -56,7 +57,11 @@ class Predictor:
     @property
     def kind(self) -> str:
         """ "reranker", "duo", "dual_encoder", "colbert", "splade" or "generator"."""
-        return self.pretrained.spec.kind
+        return self._spec.kind
+
+    @property
+    def _spec(self) -> Any:
+        return self.pretrained.spec
 
     def score(self, pairs: Sequence[tuple[str, ...]]) -> np.ndarray:
         """Raw scores of (query, doc) pairs, float32[n]; higher is more relevant.
@@ -65,7 +70,7 @@ class Predictor:
         first being the more relevant; a query generator's score is the mean
         log-probability of the query's tokens given the document.
         """
-        pairs = _checked(pairs, 3 if self.kind == "duo" else 2)
+        pairs = _checked(pairs, 1 + max(1, self._spec.documents))
         return on_texts.score_tuples(self.pretrained, pairs, self.mesh)
 
     def rank(
@@ -79,7 +84,7 @@ class Predictor:
         docs = _texts(docs)
         if not docs:
             return []
-        if self.kind == "duo":
+        if self._spec.documents == 2:
             scores = self._tournament(query, docs)
         else:
             scores = self.score([(query, doc) for doc in docs])
@@ -125,11 +130,8 @@ class Predictor:
 
         The dot product; for ColBERT the sum, over query tokens, of the greatest one.
         """
-        if self.kind == "colbert":
-            scores = [[(q @ d.T).max(1).sum() for d in docs] for q in queries]
-            return np.asarray(scores, np.float32).reshape(len(queries), len(docs))
-        found = queries @ docs.T
-        return np.asarray(found.toarray() if hasattr(found, "toarray") else found)
+        self._check_encodes()
+        return form_of(self._spec).similarity(queries, docs)
 
     def search(self, queries: Sequence[str], index: Any, k: int = 10) -> Any:
         """The first ``k`` documents of an index for each query, as a ``Run``.
@@ -147,12 +149,15 @@ class Predictor:
         return f"Predictor({self.kind}, from {self.pretrained.source!r})"
 
     def _encode(self, side: str, texts: Sequence[str]) -> Any:
-        if self.kind in on_texts.CROSS:
+        self._check_encodes()
+        return on_texts.encode_texts(self.pretrained, side, _texts(texts), self.mesh)
+
+    def _check_encodes(self) -> None:
+        if self._spec.vectors is None:
             raise UserError(
                 f"a {self.kind} reads query and document together: it has no vectors",
                 "use score or rank",
             )
-        return on_texts.encode_texts(self.pretrained, side, _texts(texts), self.mesh)
 
     def _tournament(self, query: str, docs: list[str]) -> np.ndarray:
         """Sums of P(doc over other), over all others and both orders."""

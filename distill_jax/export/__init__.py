@@ -25,6 +25,7 @@ from distill_jax.io.reading import write_json
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.reranker import CROSS_ENCODER
 from distill_jax.models.t5 import T5Sizes
+from distill_jax.ops.vector_form import VectorForm
 
 FORMATS = {
     "transformers": hugging_face.write,
@@ -37,11 +38,11 @@ FORMATS = {
 def chosen(spec: Any) -> str:
     """The format that serves a student most widely."""
     is_t5 = isinstance(spec.backbone, T5Sizes)
-    if spec.kind == "colbert":
+    if spec.vectors is VectorForm.PER_TOKEN:
         return "t5x" if is_t5 else "pylate"
-    if spec.kind in ("dual_encoder", "splade"):
+    if spec.vectors in (VectorForm.ONE, VectorForm.SPARSE):
         return "sentence_transformers"
-    if spec.kind == "reranker" and not is_t5 and spec.prompt == CROSS_ENCODER:
+    if spec.documents == 1 and not is_t5 and spec.prompt == CROSS_ENCODER:
         return "sentence_transformers"
     return "transformers"
 

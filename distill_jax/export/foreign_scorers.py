@@ -19,6 +19,7 @@ from distill_jax.export.sentence_transformers import TOWERS
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.models.templates import side_template
+from distill_jax.ops.vector_form import VectorForm
 
 Tuples = Sequence[tuple[str, ...]]
 Scorer = Callable[[Tuples], np.ndarray]
@@ -55,12 +56,12 @@ def scorer(
     if format == "pylate":
         return name, _pylate(folder)
     if format == "sentence_transformers":
-        if spec.kind == "reranker":
+        if spec.documents == 1:
             return name, _cross_encoder(folder)
         return name, _sentence_vectors(folder, spec)
     if spec.kind == "generator":
         return name, _likelihood(folder, pretrained)
-    if spec.kind not in ("reranker", "duo"):
+    if not spec.documents:
         return name, _bare_encoder(folder, pretrained)
     if isinstance(spec.backbone, T5Sizes):
         return name, _t5(folder, pretrained)
@@ -88,7 +89,9 @@ def _sentence_vectors(folder: Path, spec: Any) -> Scorer:
     def score(tuples: Tuples) -> np.ndarray:
         from sentence_transformers import SentenceTransformer, SparseEncoder
 
-        cls = SparseEncoder if spec.kind == "splade" else SentenceTransformer
+        cls = (
+            SparseEncoder if spec.vectors is VectorForm.SPARSE else SentenceTransformer
+        )
         sides = list(TOWERS) if (folder / "query_encoder").is_dir() else ["", ""]
         loaded = {
             side: cls(str(folder / side), device="cpu", **_FLOAT32)
@@ -249,7 +252,11 @@ def _bare_encoder(folder: Path, pretrained: Pretrained) -> Scorer:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         t5 = isinstance(spec.backbone, T5Sizes)
         cls: Any = transformers.T5EncoderModel if t5 else transformers.AutoModel
-        cls = transformers.AutoModelForMaskedLM if spec.kind == "splade" else cls
+        cls = (
+            transformers.AutoModelForMaskedLM
+            if spec.vectors is VectorForm.SPARSE
+            else cls
+        )
         model = cls.from_pretrained(folder, dtype="float32").eval()
         vectors = []
         for i, side in enumerate(("query", "doc")):
@@ -262,7 +269,9 @@ def _bare_encoder(folder: Path, pretrained: Pretrained) -> Scorer:
                 mask = inputs["attention_mask"]
                 out = model(inputs["input_ids"], attention_mask=mask)
                 mask = mask.unsqueeze(-1)
-                hidden = (out.logits if spec.kind == "splade" else out[0]).double()
+                hidden = (
+                    out.logits if spec.vectors is VectorForm.SPARSE else out[0]
+                ).double()
                 vectors.append(_pooled(spec, side, hidden, mask))
         return (vectors[0] * vectors[1]).sum(1).numpy()
 
@@ -270,7 +279,7 @@ def _bare_encoder(folder: Path, pretrained: Pretrained) -> Scorer:
 
 
 def _pooled(spec: Any, side: str, hidden: Any, mask: Any) -> Any:
-    if spec.kind == "splade":
+    if spec.vectors is VectorForm.SPARSE:
         weights = hidden.relu().log1p() * mask
         twice = getattr(spec, f"{side}_activation") == "log1p_log1p_relu"
         weights = weights.log1p() if twice else weights

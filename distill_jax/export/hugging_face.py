@@ -13,8 +13,8 @@ from distill_jax.io.errors import UserError
 from distill_jax.io.reading import write_json
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.t5 import T5Sizes
+from distill_jax.ops.vector_form import VectorForm
 from distill_jax.weights import encoders, t5
-from distill_jax.weights.students import WHOLE
 
 
 def write(pretrained: Pretrained, folder: Path) -> None:
@@ -30,7 +30,7 @@ def write(pretrained: Pretrained, folder: Path) -> None:
     """
     spec = pretrained.spec
     tower, sizes = as_numpy(pretrained.params), spec.backbone
-    if spec.kind in ("dual_encoder", "splade", "colbert"):
+    if spec.vectors is not None:
         _refuse_encoder(spec)
         tower = tower["tower"]
     changes: dict[str, Any] = {}
@@ -51,13 +51,13 @@ def write(pretrained: Pretrained, folder: Path) -> None:
 def longest(pretrained: Pretrained) -> int:
     """``model_max_length``: tokens of the longest sequence the student is given."""
     spec = pretrained.spec
-    if spec.kind in ("reranker", "duo"):
+    if spec.documents:
         return int(spec.template.max_tokens(pretrained.tokenizer) or 512)
     return max(spec.query_length, spec.doc_length)
 
 
 def _refuse_encoder(spec: Any) -> None:
-    if spec.kind == "colbert":
+    if spec.vectors is VectorForm.PER_TOKEN:
         raise UserError(
             "transformers has no class for a ColBERT", 'export with format="pylate"'
         )
@@ -71,7 +71,7 @@ def _refuse_encoder(spec: Any) -> None:
 
 def _t5(spec: Any, params: dict) -> tuple[dict, dict[str, np.ndarray]]:
     sizes = spec.backbone
-    if spec.kind not in WHOLE:
+    if spec.vectors is not None:
         sizes = dataclasses.replace(sizes, decoder_layers=0)
         return t5.write(sizes, {"encoder": params["encoder"]})
     config, tensors = t5.write(sizes, params["backbone"])
@@ -86,10 +86,10 @@ def _t5(spec: Any, params: dict) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def _bert(spec: Any, params: dict) -> tuple[dict, dict[str, np.ndarray], dict]:
-    if spec.kind == "splade":
+    if spec.vectors is VectorForm.SPARSE:
         tree = {"encoder": params["encoder"], "head": params["mlm"]}
         return *encoders.write(spec.backbone, tree, head="mlm"), {}
-    if spec.kind == "dual_encoder":
+    if spec.vectors is VectorForm.ONE:
         return *bare(spec.backbone, params["encoder"]), {}
     sizes, head = spec.backbone, spec.head
     tree = {"encoder": params["backbone"], "head": params["head"]}

@@ -5,6 +5,7 @@ Tests run the code of the card inside the exported folder.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,22 +17,49 @@ from distill_jax.export.usage import usage
 from distill_jax.models.pretrained import Pretrained, flatten
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.models.templates import side_template
+from distill_jax.ops.vector_form import VectorForm
 
-_TASKS = {
-    "reranker": "text-ranking",
-    "duo": "text-ranking",
-    "dual_encoder": "sentence-similarity",
-    "colbert": "sentence-similarity",
-    "splade": "feature-extraction",
-    "generator": "text2text-generation",
-}
-_TITLES = {
-    "reranker": "A reranker: query and document to a score",
-    "duo": "A pairwise reranker: which of two documents is the more relevant",
-    "dual_encoder": "A dual encoder: queries and documents to vectors",
-    "colbert": "A late-interaction encoder (ColBERT)",
-    "splade": "A learned sparse encoder (SPLADE)",
-    "generator": "A query generator: document to the query that it answers",
+
+@dataclasses.dataclass(frozen=True)
+class _Card:
+    """What the card of a kind of student says: title, pipeline tag, tags."""
+
+    title: str
+    task: str
+    tags: tuple[str, ...]
+
+
+_CARDS = {
+    "reranker": _Card(
+        "A reranker: query and document to a score",
+        "text-ranking",
+        ("reranker", "distillation"),
+    ),
+    "duo": _Card(
+        "A pairwise reranker: which of two documents is the more relevant",
+        "text-ranking",
+        ("reranker", "pairwise", "distillation"),
+    ),
+    "dual_encoder": _Card(
+        "A dual encoder: queries and documents to vectors",
+        "sentence-similarity",
+        ("sentence-transformers", "dense", "distillation"),
+    ),
+    "colbert": _Card(
+        "A late-interaction encoder (ColBERT)",
+        "sentence-similarity",
+        ("ColBERT", "PyLate", "late-interaction", "distillation"),
+    ),
+    "splade": _Card(
+        "A learned sparse encoder (SPLADE)",
+        "feature-extraction",
+        ("sentence-transformers", "sparse-encoder", "splade", "distillation"),
+    ),
+    "generator": _Card(
+        "A query generator: document to the query that it answers",
+        "text2text-generation",
+        ("doc2query", "query-generation"),
+    ),
 }
 _SAID = (
     "Distilled with distill_jax. The scores are raw: higher is more relevant, "
@@ -57,7 +85,7 @@ def text(
     spec = pretrained.spec
     parts = [
         _front_matter(pretrained, format, systems, provenance),
-        f"# {_TITLES[spec.kind]}",
+        f"# {_CARDS[spec.kind].title}",
         _SAID_OF_GENERATOR if spec.kind == "generator" else _SAID,
         "## Usage",
         f"```python\n{usage(pretrained, format)}```",
@@ -115,17 +143,8 @@ def _front_matter(pretrained, format: str, systems, provenance: dict) -> str:
         "pylate": "PyLate",
         "sentence_transformers": "sentence-transformers",
     }.get(format, "transformers")
-    kind_tags = {
-        "reranker": ["reranker"],
-        "duo": ["reranker", "pairwise"],
-        "dual_encoder": ["sentence-transformers", "dense"],
-        "colbert": ["ColBERT", "PyLate", "late-interaction"],
-        "splade": ["sentence-transformers", "sparse-encoder", "splade"],
-        "generator": ["doc2query", "query-generation"],
-    }
-    distilled = [] if spec.kind == "generator" else ["distillation"]
-    tags = [*kind_tags[spec.kind], *distilled]
-    if format == "sentence_transformers" and spec.kind == "reranker":
+    tags = list(_CARDS[spec.kind].tags)
+    if format == "sentence_transformers" and spec.documents == 1:
         tags = ["sentence-transformers", "cross-encoder", *tags]
     losses = provenance.pop("loss", None)
     if losses:
@@ -135,7 +154,7 @@ def _front_matter(pretrained, format: str, systems, provenance: dict) -> str:
     for key in ("language", "license"):
         if key in provenance:
             lines.append(f"{key}: {json.dumps(provenance.pop(key))}")
-    lines += [f"library_name: {library}", f"pipeline_tag: {_TASKS[spec.kind]}"]
+    lines += [f"library_name: {library}", f"pipeline_tag: {_CARDS[spec.kind].task}"]
     if pretrained.source.startswith("hf:"):
         lines.append(f"base_model: {json.dumps(pretrained.source[3:])}")
     collection = provenance.get("collection")
@@ -150,7 +169,7 @@ def _front_matter(pretrained, format: str, systems, provenance: dict) -> str:
         name = str(public(collection) or "the evaluated collection")
         results = [
             {
-                "task": {"type": _TASKS[spec.kind]},
+                "task": {"type": _CARDS[spec.kind].task},
                 "dataset": {"name": name, "type": name},
                 "metrics": [
                     {"type": measure.lower(), "value": round(float(value), 4)}
@@ -167,7 +186,7 @@ def _front_matter(pretrained, format: str, systems, provenance: dict) -> str:
 def _contract(pretrained: Pretrained) -> str:
     spec, tokenizer = pretrained.spec, pretrained.tokenizer
     facts: dict[str, Any] = {}
-    if spec.kind in ("reranker", "duo"):
+    if spec.documents:
         facts["template"] = f"`{spec.template.spelled(tokenizer).text}`"
         facts["tokens at most"] = ", ".join(
             f"{name} {count}" for name, count in spec.template.lengths.items()
@@ -203,11 +222,11 @@ def _contract(pretrained: Pretrained) -> str:
             template = side_template(spec, side, tokenizer)
             length = getattr(spec, f"{side}_length")
             facts[name] = f"`{template.text}`, at most {length} tokens in all"
-        if spec.kind == "dual_encoder":
+        if spec.vectors is VectorForm.ONE:
             facts["pooling"] = spec.pooling
             facts["similarity"] = spec.similarity
             facts["unit length"] = "yes" if spec.normalise else "no"
-        if spec.kind == "colbert":
+        if spec.vectors is VectorForm.PER_TOKEN:
             facts["markers"] = ", ".join(
                 f"`{tokenizer.token(i)}` = {i}"
                 for i in (spec.query_marker, spec.doc_marker)

@@ -19,6 +19,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.io.reading import write_json
 from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.ops.vector_form import VectorForm
 
 
 def write(pretrained: Pretrained, folder: Path) -> None:
@@ -29,7 +30,9 @@ def write(pretrained: Pretrained, folder: Path) -> None:
             tokens than words of the vocabulary.
     """
     spec, tokenizer = pretrained.spec, pretrained.tokenizer
-    if spec.kind != "colbert" or not isinstance(spec.backbone, BertSizes):
+    if spec.vectors is not VectorForm.PER_TOKEN or not isinstance(
+        spec.backbone, BertSizes
+    ):
         raise UserError(
             "PyLate's layout is for a ColBERT on a BERT or an ELECTRA",
             "leave format out: it is chosen from the model",

@@ -13,6 +13,7 @@ from distill_jax.io.reading import read_json, write_json
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.reranker import CROSS_ENCODER
 from distill_jax.models.t5 import T5Sizes
+from distill_jax.ops.vector_form import VectorForm
 from distill_jax.weights import encoders, t5
 
 TOWERS = {"query_encoder": "query_tower", "doc_encoder": "doc_tower"}
@@ -35,21 +36,24 @@ def write(pretrained: Pretrained, folder: Path) -> None:
         UserError: the library has no form for this student.
     """
     spec = pretrained.spec
-    if spec.kind == "reranker":
+    if spec.documents == 1:
         return _cross_encoder(pretrained, folder)
-    if spec.kind not in ("dual_encoder", "splade"):
+    if spec.vectors not in (VectorForm.ONE, VectorForm.SPARSE):
         raise UserError(
             f"sentence-transformers of every version has no form of a {spec.kind}",
             'export with format="pylate" (ColBERT) or "transformers"',
         )
     for name, tower in towers(pretrained).items():
-        (_dual if spec.kind == "dual_encoder" else _splade)(tower, folder / name)
+        (_dual if spec.vectors is VectorForm.ONE else _splade)(tower, folder / name)
 
 
 def towers(pretrained: Pretrained) -> dict[str, Pretrained]:
     """Tied models by the name of the folder that each becomes, "" for the folder."""
     spec = pretrained.spec
-    sides = spec.kind == "splade" and spec.query_activation != spec.doc_activation
+    sides = (
+        spec.vectors is VectorForm.SPARSE
+        and spec.query_activation != spec.doc_activation
+    )
     if spec.tied and not sides:
         return {"": pretrained}
     made = {}
@@ -57,7 +61,7 @@ def towers(pretrained: Pretrained) -> dict[str, Pretrained]:
         side = name.split("_")[0]
         params = pretrained.params["tower" if spec.tied else tower]
         changes: dict[str, Any] = {"tied": True}
-        if spec.kind == "splade":
+        if spec.vectors is VectorForm.SPARSE:
             activation = getattr(spec, f"{side}_activation")
             changes |= dict.fromkeys(("query_activation", "doc_activation"), activation)
         made[name] = pretrained.replace(

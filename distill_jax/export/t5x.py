@@ -17,7 +17,6 @@ from distill_jax.io.reading import write_json
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.weights import t5x
-from distill_jax.weights.students import WHOLE
 from distill_jax.weights.t5x_folders import NOTE, PROJECTION
 
 # msgpack cannot hold more in one extension; T5X stores larger arrays beside the file.
@@ -36,7 +35,7 @@ def write(pretrained: Pretrained, folder: Path) -> None:
             "T5X holds T5 models, this is a BERT or an ELECTRA",
             "leave format out: it is chosen from the model",
         )
-    if spec.kind in WHOLE:
+    if spec.vectors is None:
         if "head" in params:
             raise UserError(
                 "T5X has no encoder with a linear head", 'use format="transformers"'

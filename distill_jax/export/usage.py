@@ -7,6 +7,7 @@ from typing import Any
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.models.templates import side_template
+from distill_jax.ops.vector_form import VectorForm
 from distill_jax.text.templates import Template
 
 _QUERY = "how do vaccines work"
@@ -28,10 +29,10 @@ def usage(pretrained: Pretrained, format: str) -> str:
     if format == "pylate":
         return _colbert(head)
     if format == "sentence_transformers":
-        if spec.kind == "reranker":
+        if spec.documents == 1:
             return _cross_encoder(head)
         return _vectors(spec, head)
-    if spec.kind not in ("reranker", "duo"):
+    if not spec.documents:
         return _bare(pretrained, head)
     template = spec.template.spelled(pretrained.tokenizer)
     if isinstance(spec.backbone, T5Sizes):
@@ -84,7 +85,7 @@ def _cross_encoder(head: str) -> str:
 
 
 def _vectors(spec: Any, head: str) -> str:
-    sparse = spec.kind == "splade"
+    sparse = spec.vectors is VectorForm.SPARSE
     name = "SparseEncoder" if sparse else "SentenceTransformer"
     two = not spec.tied or (sparse and spec.query_activation != spec.doc_activation)
     lines = [f"from sentence_transformers import {name}", "", head]
@@ -220,12 +221,12 @@ def _classifier(spec: Any, template: Template, head: str) -> str:
 def _bare(pretrained: Pretrained, head: str) -> str:
     spec = pretrained.spec
     cls = "T5EncoderModel" if isinstance(spec.backbone, T5Sizes) else "AutoModel"
-    cls = "AutoModelForMaskedLM" if spec.kind == "splade" else cls
+    cls = "AutoModelForMaskedLM" if spec.vectors is VectorForm.SPARSE else cls
     texts = [
         side_template(spec, side, pretrained.tokenizer).text.replace("{text}", "{t}")
         for side in ("query", "doc")
     ]
-    if spec.kind == "splade":
+    if spec.vectors is VectorForm.SPARSE:
         pool = [
             "weights = out.logits.relu().log1p() * mask",
             "    return weights.amax(1)",

@@ -142,7 +142,7 @@ def sample_tuples(
     model, so texts are first cut to fit at the end of a word.
     """
     spec, tokenizer = pretrained.spec, pretrained.tokenizer
-    if spec.kind in ("reranker", "duo"):
+    if spec.documents:
         lengths = spec.template.lengths
         docs_most = min(most for name, most in lengths.items() if name != "query")
         most = [lengths.get("query"), docs_most]
@@ -151,7 +151,7 @@ def sample_tuples(
         most = [side_template(spec, s, tokenizer).lengths["text"] for s in sides]
     queries = [fitting(text, most[0], tokenizer) for text in queries]
     docs = [fitting(text, most[1], tokenizer) for text in docs]
-    if spec.kind != "duo":
+    if spec.documents != 2:
         return list(itertools.product(queries, docs))
     neighbours = list(zip(docs, (*docs[1:], docs[0])))
     return [(query, *pair) for query in queries for pair in neighbours]

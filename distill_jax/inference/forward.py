@@ -6,7 +6,6 @@ verification, so that a pair gets the same score in all of them.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import weakref
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import Array
 
 from distill_jax.inference.programs import applied, narrowed
+from distill_jax.inference.vectors import form_of
 from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.runtime import placement
@@ -33,31 +33,6 @@ from distill_jax.text.passages import parted
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[int], Any]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Ragged:
-    """Vectors of the tokens of M texts, end to end.
-
-    Attributes:
-        values: float32[T, D].
-        lengths: int64[M], tokens of each text; they sum to T.
-    """
-
-    values: np.ndarray
-    lengths: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @property
-    def offsets(self) -> np.ndarray:
-        """int64[M + 1]; text i is ``values[offsets[i]:offsets[i + 1]]``."""
-        return np.concatenate([[0], np.cumsum(self.lengths)])
-
-    def split(self) -> list[np.ndarray]:
-        """A list of M arrays float32[tokens, D]."""
-        return np.split(self.values, self.offsets[1:-1]) if len(self) else []
 
 
 def score_features(
@@ -86,7 +61,7 @@ def score_features(
     Returns:
         float32[M], raw logits in the order of the rows.
     """
-    what = {"duo": "duo", "generator": "sides"}.get(pretrained.spec.kind, "pairs")
+    (what,) = pretrained.spec.inputs
     most = getattr(pretrained.spec, "passages", 1)
     first = None
     if most > 1 and len(next(iter(rows.values()))):
@@ -129,14 +104,16 @@ def encode_features(
         over all batches); vectors float32[n, D] of a dual encoder, ``Ragged`` of
         ColBERT, a scipy CSR matrix [n, V] of SPLADE.
     """
-    spec = pretrained.spec
+    spec, form = pretrained.spec, form_of(pretrained.spec)
     fields = {"text": np.asarray(rows)}
-    length = spec.query_length if _fixed(spec, side) else None
+    # ColBERT fills every query up to one length.
+    filled = side == "query" and getattr(spec, "expand", False)
+    length = spec.query_length if filled else None
     work = _work(pretrained, features, fields, mesh, tokens_per_batch, compact, length)
     apply = applied(spec, side, mesh)
     for batch, values in _run(pretrained, apply, work, features, fields, mesh):
         where = batch.where
-        yield batch.rows[where], _collect(spec.kind, values, where)
+        yield batch.rows[where], form.collect(values, where)
         if progress is not None:
             progress(int(where.sum()))
 
@@ -153,33 +130,10 @@ def encode_all(
     for position, part in encode_features(pretrained, side, features, rows, **options):
         positions.append(position)
         parts.append(part)
-    spec = pretrained.spec
+    form = form_of(pretrained.spec)
     if not parts:
-        return _nothing(spec)
-    order = np.argsort(np.concatenate(positions), kind="stable")
-    if spec.kind == "colbert":
-        texts = [text for part in parts for text in part.split()]
-        return [texts[i] for i in order]
-    if spec.kind == "splade":
-        import scipy.sparse
-
-        return scipy.sparse.csr_matrix(scipy.sparse.vstack(parts))[order]
-    return np.concatenate(parts)[order]
-
-
-def _nothing(spec: Any) -> Any:
-    if spec.kind == "colbert":
-        return []
-    if spec.kind == "splade":
-        import scipy.sparse
-
-        return scipy.sparse.csr_matrix((0, spec.width), dtype=np.float32)
-    return np.zeros((0, spec.width), np.float32)
-
-
-def _fixed(spec: Any, side: str) -> bool:
-    """ColBERT expands every query to one length with [MASK]."""
-    return spec.kind == "colbert" and side == "query"
+        return form.empty(pretrained.spec)
+    return form.join(parts, np.argsort(np.concatenate(positions), kind="stable"))
 
 
 def _work(
@@ -324,15 +278,3 @@ def placed(pretrained: Pretrained, mesh: Any = None) -> dict:
         else:
             meshes[mesh] = shard_params(params, mesh)
     return meshes[mesh]
-
-
-def _collect(kind: str, values: Any, where: np.ndarray) -> Any:
-    if kind == "colbert":
-        vectors, mask = values
-        mask = mask[where]
-        return Ragged(vectors[where][mask], mask.sum(1, dtype=np.int64))
-    if kind == "splade":
-        import scipy.sparse
-
-        return scipy.sparse.csr_matrix(values[where])
-    return values[where]

@@ -13,13 +13,11 @@ import numpy as np
 
 from distill_jax.inference import forward
 from distill_jax.inference.generate import generate
+from distill_jax.inference.vectors import form_of
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.templates import side_template
 from distill_jax.text.templates import Features, Template
 from distill_jax.text.token_store import TokenStore
-
-CROSS = ("reranker", "duo", "generator")
-"""Kinds that read query and documents together; the others encode them apart."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +59,10 @@ def score_tuples(
     if not tuples:
         return np.zeros(0, np.float32)
     columns = [_unique(texts) for texts in zip(*tuples)]
-    if pretrained.spec.kind in CROSS:
+    if pretrained.spec.vectors is None:
         return _cross_scores(pretrained, columns, mesh)
     (queries, query_rows), (docs, doc_rows) = columns
-    return pair_scores(
+    return form_of(pretrained.spec).pair_scores(
         encode_texts(pretrained, "query", queries, mesh),
         encode_texts(pretrained, "doc", docs, mesh),
         query_rows,
@@ -110,18 +108,6 @@ def write_queries(
     return [tokenizer.decode(ids).strip() for ids in written]
 
 
-def pair_scores(
-    queries: Any, docs: Any, query_rows: np.ndarray, doc_rows: np.ndarray
-) -> np.ndarray:
-    """Scores of row pairs from dense, ragged or sparse vectors."""
-    if isinstance(queries, np.ndarray):
-        return np.einsum("md,md->m", queries[query_rows], docs[doc_rows])
-    if isinstance(queries, list):
-        return _max_sim(queries, docs, query_rows, doc_rows)
-    products = queries[query_rows].multiply(docs[doc_rows])
-    return np.asarray(products.sum(axis=1), np.float32).reshape(-1)
-
-
 def tuple_fields(names: Sequence[str]) -> list[str]:
     """A template's fields in the order of a tuple: the query, then the documents."""
     return ["query", *sorted(name for name in names if name.startswith("document"))]
@@ -131,7 +117,7 @@ def _cross_scores(
     pretrained: Pretrained, columns: list[tuple[list[str], np.ndarray]], mesh: Any
 ) -> np.ndarray:
     spec, tokenizer = pretrained.spec, pretrained.tokenizer
-    if spec.kind == "generator":
+    if not spec.documents:
         fields = ["query", "document"]
         features: Any = SidedFeatures(
             _side_features(pretrained, "query", columns[0][0]),
@@ -154,30 +140,6 @@ def _side_features(pretrained: Pretrained, side: str, texts: Sequence[str]) -> F
     template = side_template(pretrained.spec, side, tokenizer)
     store = TokenStore.build(texts, template.reader(tokenizer, "text"))
     return Features(template, tokenizer, text=store)
-
-
-def _max_sim(
-    queries: list[np.ndarray],
-    docs: list[np.ndarray],
-    query_rows: np.ndarray,
-    doc_rows: np.ndarray,
-) -> np.ndarray:
-    """Sum over query tokens of the best similarity with a document token."""
-    scores = np.zeros(len(query_rows), np.float32)
-    lengths = np.array([len(doc) for doc in docs])
-    flat = np.concatenate(docs)
-    starts = np.cumsum(lengths) - lengths
-    for query in np.unique(query_rows):
-        where = np.flatnonzero(query_rows == query)
-        # One product with the tokens of all its docs, then a maximum per doc.
-        counts = lengths[doc_rows[where]]
-        begin = np.cumsum(counts) - counts
-        shift = np.repeat(starts[doc_rows[where]] - begin, counts)
-        similarity = queries[query] @ flat[np.arange(counts.sum()) + shift].T
-        full = counts > 0
-        best = np.maximum.reduceat(similarity, begin[full], axis=1)
-        scores[where[full]] = best.sum(axis=0)
-    return scores
 
 
 def _unique(texts: Sequence[str]) -> tuple[list[str], np.ndarray]:

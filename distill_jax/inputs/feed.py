@@ -28,14 +28,15 @@ class Featurizer:
     """Row numbers of a batch to the student's batch of tokens.
 
     Attributes:
-        kind: the student's kind: ``reranker``, ``duo``, ``generator``, or an encoder's.
+        documents: how many are joined with the query: 1 of a reranker, 2 of a duo, 0
+            where the sides are read apart.
         pad_id: the padding token.
         pair: joined query and document(s), for rerankers.
         query, doc: the sides apart, for encoders and for generators.
         buckets: allowed sequence lengths, ascending.
     """
 
-    kind: str
+    documents: int
     pad_id: int = 0
     pair: Features | None = None
     query: Features | None = None
@@ -48,11 +49,11 @@ class Featurizer:
         Processes that share a batch all read the row numbers of all of it: each makes
         its own part, and the parts have one shape.
         """
-        if self.kind == "duo":
+        if self.documents == 2:
             return self._duo(rows, mine)
         targets = _targets(rows, mine)
         docs = rows["doc_rows"]
-        if self.kind == "reranker":
+        if self.documents == 1:
             assert self.pair is not None
             queries = np.repeat(rows["query_rows"][:, None], docs.shape[1], axis=1)
             tokens = self._join(

@@ -141,7 +141,7 @@ def facts_of(folder: Path, workspace: Workspace) -> dict[str, Any]:
             sum(np.size(leaf) for leaf in flatten(model.params).values())
         )
         facts["queries_per_second"] = _queries_per_second(model, workspace)
-        if model.spec.kind in ranking.ENCODERS:
+        if model.spec.vectors is not None:
             facts["index_bytes"] = _index_bytes(model, workspace)
     cost = read_json(folder / "report.json").get("cost", {})
     facts["seconds"] = cost.get("seconds")
@@ -174,7 +174,7 @@ def _queries_per_second(model: Pretrained, workspace: Workspace) -> float:
         model=None,
         directory=workspace.directory,
     )
-    encodes = model.spec.kind in ranking.ENCODERS
+    encodes = model.spec.vectors is not None
     first = None if encodes else BM25(depth=_DEPTH)(context)
     seconds = 0.0
     for _ in range(2):

@@ -84,7 +84,7 @@ def _ranked(job: Any, student: Pretrained, when: str, workspace: Workspace) -> R
 
     def make(folder: Path) -> None:
         first = None
-        if student.spec.kind not in ranking.ENCODERS:
+        if student.spec.vectors is None:
             context = Context(
                 workspace=workspace,
                 queries=queries,

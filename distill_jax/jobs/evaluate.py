@@ -254,7 +254,7 @@ class Evaluate:
         for checkpoint in checkpoints.each(self.checkpoints, self.reading):
             path = str(checkpoint.path)
             model = load_model(checkpoint, workspace)
-            if model.spec.kind not in ranking.ENCODERS and first is None:
+            if model.spec.vectors is None and first is None:
                 name, first = self._first_stage(workspace, directory, found)
                 found = {name: first, **found}
             started = time.monotonic()

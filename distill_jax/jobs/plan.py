@@ -13,6 +13,7 @@ from distill_jax.collections.collection import Queries
 from distill_jax.io.errors import UserError
 from distill_jax.jobs import plan_step
 from distill_jax.recipe.candidates import Context
+from distill_jax.retrieval.stored_forms import stored_form
 from distill_jax.runtime import sharding, targets
 from distill_jax.workspace.context import Split, Workspace
 
@@ -131,7 +132,7 @@ def training_lines(
         return None
     shape = plan_step.shape_of(spec, training, size, pairs)
     longest = " + ".join(str(lengths[-1]) for lengths in shape.lengths)
-    rows = shape.pairs if spec.kind == "duo" else size
+    rows = shape.pairs if spec.documents == 2 else size
     print(
         f"  shapes     at most {shape.count} compiled, the largest "
         f"{training.batch_size} x {rows} sequences of {longest} tokens"
@@ -283,13 +284,9 @@ def _context(workspace: Workspace) -> Context:
 
 def vector_bytes(spec: Any, documents: int) -> int:
     """Bytes of the collection's vectors, as ``retrieval.embeddings`` keeps them."""
-    if spec is None:
+    if spec is None or spec.vectors is None:
         return 0
-    if spec.kind == "dual_encoder":
-        return documents * spec.width * 4
-    if spec.kind == "colbert":
-        return documents * spec.doc_length * spec.dim * 2
-    return 0
+    return documents * stored_form(spec).doc_bytes(spec)
 
 
 def size_text(count: float) -> str:

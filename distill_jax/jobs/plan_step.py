@@ -21,7 +21,6 @@ from distill_jax.inference.programs import forward_flops as scoring_flops
 from distill_jax.inference.programs import lower_forward
 from distill_jax.io.errors import UserError
 from distill_jax.jobs.plan_machine import Cost, cost_of, estimated
-from distill_jax.models import encoder_sizes
 from distill_jax.models.pretrained import abstract_params, graphdef_of
 from distill_jax.recipe import checkpoints
 from distill_jax.recipe.students import Student
@@ -40,7 +39,6 @@ from distill_jax.training.memory import (
 )
 from distill_jax.training.programs import padded_tokens
 from distill_jax.weights.folders import locate
-from distill_jax.weights.students import spec_class
 
 LITERALS = 12  # tokens of a template around its fields, at most
 LARGEST = 4 << 30  # bytes of a checkpoint that is read to plan with it
@@ -68,30 +66,29 @@ class Shape:
         """How many shapes can be compiled in all."""
         return int(np.prod([len(lengths) for lengths in self.lengths]))
 
-    def batch(self, kind: str) -> Any:
-        """The largest batch, as shapes."""
+    def batch(self, documents: int) -> Any:
+        """The largest batch, as shapes, of ``documents`` joined with a query."""
 
         def of(*shape: int, dtype: Any = np.int32) -> Any:
             return jax.ShapeDtypeStruct(shape, dtype)
 
         rows, size, most = self.lists, self.size, [ls[-1] for ls in self.lengths]
-        if kind == "duo":
-            size = self.pairs
-        pairs = self.pairs if kind != "duo" else 0
+        duo = documents == 2
+        size, pairs = (self.pairs, 0) if duo else (size, self.pairs)
         table = (rows, pairs)
         targets: Any = Targets(
             labels=of(rows, size, dtype=np.float32),
             where=of(rows, size, dtype=bool),
-            doc_rows=None if kind == "duo" else of(rows, size),
-            labelled=None if kind == "duo" else of(rows, dtype=bool),
+            doc_rows=None if duo else of(rows, size),
+            labelled=None if duo else of(rows, dtype=bool),
             first=of(*table) if pairs else None,
             second=of(*table) if pairs else None,
             probability=of(*table, dtype=np.float32) if pairs else None,
             pair_where=of(*table, dtype=bool) if pairs else None,
             query_rows=of(rows),
         )
-        if kind in ("reranker", "duo"):
-            cls = DuoBatch if kind == "duo" else PairBatch
+        if documents:
+            cls = DuoBatch if duo else PairBatch
             return cls(tokens=of(rows, size, most[0]), targets=targets)
         if self.vectors:
             return VectorBatch(
@@ -148,28 +145,8 @@ def _on_this_machine(name: str) -> Path:
 
 def _from_scratch(student: Student) -> Any:
     """With the vocabulary's size instead of the vocabulary."""
-    from distill_jax.models import t5
-
-    family, _, size = student.backbone.partition(":")
-    makers = {"t5": t5.sizes, "bert": encoder_sizes.bert_sizes}
-    if family not in makers:
-        raise UserError(
-            f"no backbone {student.backbone!r}", "write t5:SIZE or bert:SIZE"
-        )
-    kind = student.kind or "reranker"
-    changes: dict[str, Any] = {"vocab_size": -(-student.vocabulary_size // 128) * 128}
-    own = {"dtype": student.dtype or placement.default_dtype()}
-    own |= {"dropout": student.dropout}
-    changes |= {name: value for name, value in own.items() if value is not None}
-    if kind in ("dual_encoder", "colbert") and family == "t5":
-        changes["decoder_layers"] = 0
-    fields = dict(student.options)
-    if kind == "reranker" and family != "t5":
-        fields.setdefault("head", "linear")
-    for name in ("query_length", "doc_length"):
-        value = getattr(student, name)
-        fields |= {} if value is None else {name: value}
-    spec = spec_class(kind)(backbone=makers[family](size, **changes), **fields)
+    changes = {} if student.dropout is None else {"dropout": student.dropout}
+    spec = student.untrained_spec(student.vocabulary_size, **changes)
     if getattr(spec, "words", ()):
         # Any ids do: they choose rows of a table, not shapes.
         spec = dataclasses.replace(spec, word_ids=tuple(range(len(spec.words))))
@@ -181,16 +158,15 @@ def shape_of(spec: Any, training: Training, size: int, pairs: int) -> Shape:
     vectors = spec.width if training.trained == "query" else 0
     query = min(spec.query_length, training.query_length or spec.query_length)
     doc = min(spec.doc_length, training.doc_length or spec.doc_length)
-    if spec.kind in ("reranker", "duo"):
-        docs = 2 if spec.kind == "duo" else 1
-        longest = (query + docs * doc + LITERALS,)
+    if spec.documents:
+        longest = (query + spec.documents * doc + LITERALS,)
     else:
         longest = (query,) if vectors else (query, doc)
     lengths = []
     for most in longest:
         last = bucket_of(min(most, training.lengths[-1]), training.lengths)
         lengths.append(tuple(n for n in training.lengths if n <= last))
-    if spec.kind == "colbert" and spec.expand:
+    if getattr(spec, "expand", False):
         lengths[0] = lengths[0][-1:]  # every query is filled up
     return Shape(
         lists=training.batch_size,
@@ -233,7 +209,7 @@ class Step:
 def step_of(spec: Any, training: Training, shape: Shape, steps: int, mesh: Any) -> Step:
     """Compiles the largest step from shapes, in pieces that fit."""
     params, graphdef = abstract_params(spec), graphdef_of(spec)
-    batch, optimizer = shape.batch(spec.kind), training.build_optimizer(steps)
+    batch, optimizer = shape.batch(spec.documents), training.build_optimizer(steps)
     held = jax.eval_shape(lambda p: optimizer.trainable.prepared(p, 0), params)
     moments = jax.eval_shape(optimizer.init, held)
     target = targets.current()
@@ -327,10 +303,9 @@ def forward_lines(spec: Any, mesh: Any) -> list[str]:
     if target is None or not target.compiles:
         return []
     lines = []
-    names = {"reranker": ("pairs",), "duo": ("duo",)}.get(spec.kind, ("query", "doc"))
-    for what in names:
-        if spec.kind == "generator":
-            break
+    for what in spec.inputs:
+        if what == "sides":
+            break  # what a generator scores is never a job's longest part
         length = _longest(spec, what)
         ways = sharding.data_devices(mesh)
         rows = max(1, default_tokens_per_batch(mesh) // length) * ways
@@ -344,8 +319,7 @@ def forward_lines(spec: Any, mesh: Any) -> list[str]:
 
 def _longest(spec: Any, what: str) -> int:
     both = {"query": spec.query_length, "doc": spec.doc_length}
-    docs = 2 if what == "duo" else 1
-    total = spec.query_length + docs * spec.doc_length + LITERALS
+    total = spec.query_length + spec.documents * spec.doc_length + LITERALS
     return bucket_of(both.get(what, total), buckets_up_to(both.get(what, total)))
 
 

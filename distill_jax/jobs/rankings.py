@@ -197,7 +197,7 @@ class Rankings:
         """Adds the second first stage's rows: itself, and reranked."""
         if self.job.second_stage is None:
             return
-        if before.spec.kind in ranking.ENCODERS:
+        if before.spec.vectors is not None:
             raise UserError(
                 f"a {before.spec.kind} searches by itself, it reorders no second stage",
                 "take SECOND_STAGE out",

@@ -186,7 +186,7 @@ class Tables:
         for checkpoint in checkpoints.each(self.checkpoints, self.reading):
             model = load_model(checkpoint, workspace)
             name = system_name(str(checkpoint.path))
-            if model.spec.kind in ranking.ENCODERS:
+            if model.spec.vectors is not None:
                 yield name, self._own(self._from_model(model, name, workspace)), qrels
                 continue
             if not first:
@@ -219,7 +219,7 @@ class Tables:
             "depth": self.depth,
             "index": self.index,
         }
-        if model.spec.kind == "duo":
+        if model.spec.documents == 2:
             inputs["duo depth"] = self.duo_depth
         return _kept(
             workspace,

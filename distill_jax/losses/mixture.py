@@ -25,6 +25,7 @@ from distill_jax.io.values import Name, Named, NotNegative, Size
 from distill_jax.losses import contract
 from distill_jax.ops import masked
 from distill_jax.ops.similarity import normalise
+from distill_jax.ops.vector_form import VectorForm
 
 Loss: TypeAlias = Annotated[Callable[..., Any], Named("distill_jax.losses")]
 Parts: TypeAlias = dict[str, Float[Array, ""]]
@@ -220,7 +221,7 @@ class Listwise:
 def _cut(student: Any, rep: Any, width: int) -> dict[str, Array]:
     """The first numbers of each vector, of unit length where the whole ones have it."""
     spec = student.spec
-    if spec.kind != "dual_encoder":
+    if spec.vectors is not VectorForm.ONE:
         raise UserError(
             f"a {spec.kind} has no vector whose first numbers could be a vector",
             "set --gin.MATRYOSHKA=()",

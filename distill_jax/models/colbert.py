@@ -22,6 +22,7 @@ from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.encoder_spec import EncoderSpec, build_encoder, pad_id
 from distill_jax.ops.masked import token_mask
 from distill_jax.ops.similarity import maxsim_cross, maxsim_lists, normalise
+from distill_jax.ops.vector_form import VectorForm
 
 # The template leaves the marker's place to a token that every vocabulary has: markers
 # are often no piece that a tokenizer can find in a text ([unused0]).
@@ -51,6 +52,7 @@ class ColbertSpec(EncoderSpec):
     """
 
     kind: ClassVar[str] = "colbert"
+    vectors: ClassVar[VectorForm] = VectorForm.PER_TOKEN
 
     query_length: int = 32
     doc_length: int = 180

@@ -22,6 +22,7 @@ from distill_jax.models.encoder_spec import EncoderSpec, build_encoder, pad_id
 from distill_jax.models.pooling import POOLS
 from distill_jax.ops.masked import token_mask
 from distill_jax.ops.similarity import normalise
+from distill_jax.ops.vector_form import VectorForm
 
 POOLINGS = ("cls", *POOLS)
 SIMILARITIES = ("dot", "cosine")
@@ -56,6 +57,7 @@ class DualEncoderSpec(EncoderSpec):
     """
 
     kind: ClassVar[str] = "dual_encoder"
+    vectors: ClassVar[VectorForm] = VectorForm.ONE
 
     tied: bool = True
     pooling: str = "mean"

@@ -48,6 +48,9 @@ class DuoSpec:
     """
 
     kind: ClassVar[str] = "duo"
+    vectors: ClassVar[None] = None
+    documents: ClassVar[int] = 2
+    inputs: ClassVar[tuple[str, ...]] = ("duo",)
 
     backbone: Any = dataclasses.field(default_factory=T5Sizes)
     head: str = "difference"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import nnx
 
 from distill_jax.models.bert import BertEncoder
 from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.t5 import T5Encoder, T5Sizes
+from distill_jax.ops.vector_form import VectorForm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,16 @@ class EncoderSpec:
         backbone: sizes of a BERT or ELECTRA, or of a T5 whose encoder is used.
         query_prefix, doc_prefix: put before each text, e.g. "query: ".
         query_length, doc_length: tokens at most, prefix and special tokens included.
+
+    Every student's class has these too:
+        vectors: the form of a text's vectors; None if the student makes none.
+        documents: how many are read in one sequence with the query.
+        inputs: the programs that infer with it, see ``inference.programs``.
     """
+
+    vectors: ClassVar[VectorForm]
+    documents: ClassVar[int] = 0
+    inputs: ClassVar[tuple[str, ...]] = ("query", "doc")
 
     backbone: BertSizes | T5Sizes
     query_prefix: str = ""

@@ -32,6 +32,9 @@ class GeneratorSpec:
     """
 
     kind: ClassVar[str] = "generator"
+    vectors: ClassVar[None] = None
+    documents: ClassVar[int] = 0
+    inputs: ClassVar[tuple[str, ...]] = ("sides",)
 
     backbone: Any = dataclasses.field(default_factory=T5Sizes)
     query_length: int = 48

@@ -186,6 +186,9 @@ class RerankerSpec:
     """
 
     kind: ClassVar[str] = "reranker"
+    vectors: ClassVar[None] = None
+    documents: ClassVar[int] = 1
+    inputs: ClassVar[tuple[str, ...]] = ("pairs",)
 
     backbone: Any = dataclasses.field(default_factory=T5Sizes)
     head: str = "difference"

@@ -21,6 +21,7 @@ from distill_jax.models.dual_encoder import TwoTowers
 from distill_jax.models.encoder_sizes import BertSizes, check_choice
 from distill_jax.models.encoder_spec import EncoderSpec
 from distill_jax.ops.masked import fill, token_mask
+from distill_jax.ops.vector_form import VectorForm
 
 POOLINGS = ("max", "sum")
 ACTIVATIONS = {
@@ -42,6 +43,7 @@ class SpladeSpec(EncoderSpec):
     """
 
     kind: ClassVar[str] = "splade"
+    vectors: ClassVar[VectorForm] = VectorForm.SPARSE
 
     backbone: BertSizes
     tied: bool = True

@@ -1,1 +1,1 @@
-"""Array operations that several rooms share; jax only."""
+"""Array operations that several rooms share (jax only), and the forms of vectors."""

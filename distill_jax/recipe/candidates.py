@@ -92,7 +92,7 @@ class Search:
 
     def __call__(self, context: Context) -> Run:
         model = model_of(self, context, doc_length=self.doc_length)
-        if model.spec.kind not in ranking.ENCODERS:
+        if model.spec.vectors is None:
             raise UserError(
                 f"a {model.spec.kind} cannot search a collection",
                 "use BM25 candidates, or give a retriever's checkpoint",

@@ -21,6 +21,7 @@ from distill_jax.io.values import Size, UserPath
 from distill_jax.lists.lists import Lists, empty_lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.templates import side_template
+from distill_jax.ops.vector_form import VectorForm
 from distill_jax.recipe.candidates import Context
 from distill_jax.recipe.fitting import train
 from distill_jax.recipe.llm import bill, opened
@@ -56,7 +57,7 @@ class Encoder:
 
         workspace = context.workspace
         model = context.model(self.checkpoint, doc_length=self.doc_length)
-        if model.spec.kind != "dual_encoder":
+        if model.spec.vectors is not VectorForm.ONE:
             raise UserError(
                 f"{self.checkpoint} is a {model.spec.kind}, which has no vector of a "
                 "text",
@@ -302,7 +303,7 @@ class EmbeddingStage:
         return Queries([ids[i] for i in kept], [texts[i] for i in kept])
 
     def _check(self, student: Pretrained, vectors: np.ndarray) -> None:
-        if student.spec.kind != "dual_encoder":
+        if student.spec.vectors is not VectorForm.ONE:
             raise UserError(
                 f"a {student.spec.kind} has no text vector to train",
                 "use a dual encoder",

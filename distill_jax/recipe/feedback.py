@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.io.errors import UserError
+from distill_jax.ops.vector_form import VectorForm
 from distill_jax.recipe import candidates
 from distill_jax.recipe.candidates import Context
 from distill_jax.runs.run import Run
@@ -40,7 +41,7 @@ class Feedback:
 
         workspace = context.workspace
         model = candidates.model_of(self, context, doc_length=self.doc_length)
-        if model.spec.kind != "dual_encoder":
+        if model.spec.vectors is not VectorForm.ONE:
             raise UserError(
                 f"feedback moves a query's vector, and a {model.spec.kind} has none",
                 "name a dual encoder: feedback.Feedback.checkpoint = 'PATH'",

@@ -24,7 +24,7 @@ from distill_jax.recipe.students import trained_dtype
 from distill_jax.recipe.training import Training, known_stream
 from distill_jax.training.loop import Fit, FitResult
 from distill_jax.weights import peft
-from distill_jax.workspace import cached_step, ranking
+from distill_jax.workspace import cached_step
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
 from distill_jax.workspace.describe import describe
@@ -257,15 +257,15 @@ def make_featurizer(
     student: Pretrained, context: Context, lengths: tuple[int, ...]
 ) -> Featurizer:
     """The student's path from row numbers to tokens."""
-    kind, workspace = student.spec.kind, context.workspace
+    documents, workspace = student.spec.documents, context.workspace
     pad_id = student.tokenizer.pad_id or 0
-    if kind in (*ranking.ENCODERS, "generator"):
+    if not documents:
         return Featurizer(
-            kind=kind,
+            documents=0,
             pad_id=pad_id,
             query=workspace.query_features(student, context.queries),
             doc=workspace.doc_features(student),
             buckets=lengths,
         )
     pair = workspace.pair_features(student, context.queries)
-    return Featurizer(kind=kind, pad_id=pad_id, pair=pair, buckets=lengths)
+    return Featurizer(documents=documents, pad_id=pad_id, pair=pair, buckets=lengths)

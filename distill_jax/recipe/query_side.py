@@ -16,6 +16,7 @@ from distill_jax.inference.forward import encode_all
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.ops.vector_form import VectorForm
 from distill_jax.recipe.candidates import Context
 from distill_jax.runs.run import Run
 from distill_jax.workspace import ranking
@@ -27,7 +28,7 @@ def query_tower(student: Pretrained) -> Pretrained:
     Raises:
         UserError: the student is not a dual encoder.
     """
-    if student.spec.kind != "dual_encoder":
+    if student.spec.vectors is not VectorForm.ONE:
         raise UserError(
             f"a {student.spec.kind} has no query tower that can be trained alone",
             "use a dual encoder, or train it whole (TRAINED='both')",

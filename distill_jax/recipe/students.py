@@ -103,23 +103,14 @@ class Student:
         resolve: Callable[[str], str] = str,
     ) -> Pretrained:
         """The model. ``texts`` gives the texts a vocabulary would be trained on."""
-        overrides: dict[str, Any] = {
-            name: value
-            for name, value in (
-                ("query_length", self.query_length),
-                ("doc_length", self.doc_length),
-                ("dtype", self.dtype or default_dtype()),
-            )
-            if value is not None
-        }
-        overrides |= self.options
+        overrides = self._fields
         if self.checkpoint:
             found = checkpoints.named(self.checkpoint, kind=self.kind, **overrides)
             found = dataclasses.replace(found, path=resolve(str(found.path)))
             model = checkpoints.load(found, seed=seed, trained=True)
             trained_dtype(model.spec.backbone.dtype)
         else:
-            model = self._from_scratch(texts, seed, overrides)
+            model = self._from_scratch(texts, seed)
         if self.layers is not None:
             model = with_layers(model, self.layers)
         attention = self.attention_dropout
@@ -130,40 +121,54 @@ class Student:
         backbone = dataclasses.replace(model.spec.backbone, **rates)
         return model.replace(spec=dataclasses.replace(model.spec, backbone=backbone))
 
-    def _from_scratch(self, texts, seed: int, overrides: dict) -> Pretrained:
+    @property
+    def _fields(self) -> dict[str, Any]:
+        own = {
+            "query_length": self.query_length,
+            "doc_length": self.doc_length,
+            "dtype": self.dtype or default_dtype(),
+        }
+        return {k: v for k, v in own.items() if v is not None} | self.options
+
+    def untrained_spec(self, vocab_size: int, **changes: Any) -> Any:
+        """The spec without a checkpoint, before it takes a tokenizer's ids.
+
+        Args:
+            changes: fields of the backbone's sizes.
+        """
+        cls, fields = spec_class(self.kind or "reranker"), self._fields
         is_t5 = self.backbone.startswith("t5:")
+        if "dtype" in fields:
+            changes["dtype"] = fields.pop("dtype")
+        if is_t5 and cls.vectors is not None:
+            changes["decoder_layers"] = 0
+        if cls.documents and not is_t5:
+            fields = {"head": "linear", **fields}
+        # A multiple of 128 divides over any mesh and suits every accelerator.
+        rows = -(-vocab_size // 128) * 128
+        return cls(
+            backbone=sizes_of(self.backbone, vocab_size=rows, **changes), **fields
+        )
+
+    def _from_scratch(self, texts, seed: int) -> Pretrained:
+        ids: dict[str, Any] = {}
         if self.vocabulary is not None:
             tokenizer = Tokenizer.load(locate(self.vocabulary))
-        elif is_t5:
+        elif self.backbone.startswith("t5:"):
             tokenizer = Tokenizer.train_unigram(texts(), self.vocabulary_size)
         else:
             tokenizer = Tokenizer.train_wordpiece(texts(), self.vocabulary_size)
-        kind = self.kind or "reranker"
-        dtype = overrides.pop("dtype", None)
-        backbone = self._sizes(tokenizer, {} if dtype is None else {"dtype": dtype})
-        if kind == "reranker" and not is_t5:
-            overrides = {"head": "linear", **overrides}
-        spec = spec_class(kind)(backbone=backbone, **overrides)
-        if hasattr(spec, "resolved"):
-            spec = spec.resolved(tokenizer)
+        if self.backbone.startswith("bert:"):
+            # The vocabulary's own separator marks the segments of a pair.
+            ids = {"pad_id": tokenizer.pad_id, "sep_id": tokenizer.sep_id}
+            ids = {name: token for name, token in ids.items() if token is not None}
+        spec = self.untrained_spec(tokenizer.vocab_size, **ids).resolved(tokenizer)
         return Pretrained(
             spec=spec,
             params=initial_params(spec, seed),
             tokenizer=tokenizer,
             source=f"random weights ({self.backbone}, seed {seed})",
         )
-
-    def _sizes(self, tokenizer: Tokenizer, changes: dict) -> Any:
-        family = self.backbone.partition(":")[0]
-        # A multiple of 128 divides over any mesh and suits every accelerator.
-        rows = -(-tokenizer.vocab_size // 128) * 128
-        if self.kind in ("dual_encoder", "colbert") and family == "t5":
-            changes = {**changes, "decoder_layers": 0}
-        if family == "bert":
-            # The vocabulary's own separator marks the segments of a pair.
-            own = {"pad_id": tokenizer.pad_id, "sep_id": tokenizer.sep_id}
-            changes = {**changes, **{k: v for k, v in own.items() if v is not None}}
-        return sizes_of(self.backbone, vocab_size=rows, **changes)
 
 
 def load_model(model: Any, workspace: Any, **overrides: Any) -> Pretrained:

@@ -23,7 +23,7 @@ from distill_jax.runs.run import Run
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import Counter, say
 from distill_jax.workspace.describe import describe
-from distill_jax.workspace.ranking import ENCODERS, rerank
+from distill_jax.workspace.ranking import rerank
 
 
 class Teacher(Protocol):
@@ -80,7 +80,7 @@ class Model:
 
         workspace = context.workspace
         model = context.model(self.checkpoint, **_overrides(self))
-        encodes = model.spec.kind in ENCODERS
+        encodes = model.spec.vectors is not None
 
         def make(folder: Path) -> dict:
             if encodes:

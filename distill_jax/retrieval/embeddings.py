@@ -14,18 +14,20 @@ from typing import Any
 import numpy as np
 
 from distill_jax.inference.forward import encode_features
+from distill_jax.inference.vectors import Form, form_of
 from distill_jax.io import sums
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest
 from distill_jax.io.reading import read_record, write_record
-from distill_jax.retrieval.columns import Columns, QuantisedVectors, quantise
-from distill_jax.retrieval.token_vectors import TokenVectors
+from distill_jax.ops.vector_form import VectorForm
+from distill_jax.retrieval.columns import Columns
+from distill_jax.retrieval.stored_forms import FORMS, StoredForm, stored_form
 from distill_jax.runtime.placement import platform
 
-_FORMAT = 1
+_FORMAT = 2
 _RECORD = "embeddings.json"
 # A kill loses at most one shard; within a shard texts are sorted by length.
-_SHARD_CPU, _SHARD_TOKENS, _SHARD_VECTORS = 1024, 16384, 65536
+_SHARD_CPU = 1024
 
 
 def embed_docs(
@@ -66,14 +68,14 @@ def embed_docs(
         UserError: the model made nan or inf (with the doc's row), or the folder was
             damaged.
     """
-    kind = pretrained.spec.kind
-    dtype = dtype or _own_dtype(kind)
+    stored = stored_form(pretrained.spec)
+    dtype = dtype or stored.dtype
     count = len(features.stores[0])
     folder = folder_of(
         pretrained, features, directory, corpus_digest=corpus_digest, dtype=dtype
     )
-    columns = Columns(folder, _dtypes(kind, dtype))
-    shard_docs = _shard_docs(folder, kind, shard_docs)
+    columns = Columns(folder, stored.dtypes(dtype))
+    shard_docs = _shard_docs(folder, stored, shard_docs)
     done = _agreed(len(columns.finished()))
     if progress is not None:
         progress(min(done * shard_docs, count))
@@ -87,8 +89,9 @@ def embed_docs(
         if _writer():
             columns.append(shard, parts)
     if _writer() and not (folder / _RECORD).exists():
-        record = {"format": _FORMAT, "kind": kind, "dtype": dtype, "docs": count}
-        record |= {"width": _width(pretrained), "files": sums.take(folder)}
+        record = {"format": _FORMAT, "vectors": pretrained.spec.vectors.value}
+        record |= {"dtype": dtype, "docs": count}
+        record |= {"width": stored.width(pretrained.spec), "files": sums.take(folder)}
         write_record(folder / _RECORD, record)
     _barrier(folder.name)
     return read_embeddings(folder)
@@ -103,12 +106,8 @@ def folder_of(
     dtype: str | None = None,
 ) -> Path:
     """Where ``embed_docs`` keeps the vectors that these arguments give."""
-    dtype = dtype or _own_dtype(pretrained.spec.kind)
+    dtype = dtype or stored_form(pretrained.spec).dtype
     return Path(directory) / embeddings_key(pretrained, features, dtype, corpus_digest)
-
-
-def _own_dtype(kind: str) -> str:
-    return "float16" if kind == "colbert" else "float32"
 
 
 def embeddings_key(
@@ -140,26 +139,14 @@ def read_embeddings(folder: str | Path) -> Any:
         )
     todo = f"delete {folder}: it is encoded again"
     record = read_record(
-        folder / _RECORD, todo, kind=str, docs=int, width=int, dtype=str
+        folder / _RECORD, todo, vectors=str, docs=int, width=int, dtype=str
     )
     sums.check(folder, record.get("files", {}), todo)
-    kind, docs, width = record["kind"], record["docs"], record["width"]
-    columns = Columns(folder, _dtypes(kind, record["dtype"])).read()
+    docs, width, dtype = record["docs"], record["width"], record["dtype"]
     try:
-        if kind == "colbert":
-            offsets = np.concatenate([[0], np.cumsum(columns["lengths"])])
-            vectors = columns["vectors"].reshape(-1, width)
-            return TokenVectors(vectors, offsets.astype(np.int64)).checked(docs)
-        if kind == "splade":
-            from scipy.sparse import csr_matrix
-
-            indptr = np.concatenate([[0], np.cumsum(columns["lengths"])])
-            parts = (columns["weights"], columns["features"], indptr.astype(np.int64))
-            return csr_matrix(parts, shape=(docs, width))
-        vectors = columns["vectors"].reshape(docs, width)
-        if record["dtype"] == "int8":
-            return QuantisedVectors(vectors, columns["scales"])
-        return vectors
+        stored = FORMS[VectorForm(record["vectors"])]
+        columns = Columns(folder, stored.dtypes(dtype)).read()
+        return stored.vectors(columns, docs, width, dtype)
     except ValueError as error:
         raise UserError(
             f"{folder}: the vectors do not fit their record ({error})",
@@ -167,15 +154,7 @@ def read_embeddings(folder: str | Path) -> Any:
         ) from error
 
 
-def _dtypes(kind: str, dtype: str) -> dict[str, str]:
-    if kind == "splade":
-        return {"weights": "float32", "features": "int32", "lengths": "int32"}
-    if kind == "colbert":
-        return {"vectors": dtype, "lengths": "int32"}
-    return {"vectors": dtype} | ({"scales": "float32"} if dtype == "int8" else {})
-
-
-def _shard_docs(folder: Path, kind: str, asked: int | None) -> int:
+def _shard_docs(folder: Path, stored: StoredForm, given: int | None) -> int:
     """Docs per shard; a restart keeps the number of the first run."""
     kept = folder / "shards.json"
     if kept.exists():
@@ -183,12 +162,12 @@ def _shard_docs(folder: Path, kind: str, asked: int | None) -> int:
         docs = read_record(kept, todo, docs=int)["docs"]
         if docs < 1:
             raise UserError(f"{kept}: damaged, {docs} docs a shard", todo)
-    elif asked is not None:
-        docs = asked
+    elif given is not None:
+        docs = given
     elif platform() == "cpu":
         docs = _SHARD_CPU
     else:
-        docs = _SHARD_TOKENS if kind == "colbert" else _SHARD_VECTORS
+        docs = stored.shard
     if _writer():
         write_record(kept, {"docs": docs})
     return _agreed(docs)
@@ -198,7 +177,7 @@ def _encode(
     pretrained, features, rows, dtype, mesh, tokens_per_batch, progress
 ) -> dict[str, np.ndarray]:
     """One shard's columns, in the order of the rows."""
-    kind = pretrained.spec.kind
+    form = form_of(pretrained.spec)
     positions, parts = [], []
     for at, part in encode_features(
         pretrained,
@@ -210,53 +189,19 @@ def _encode(
         progress=progress,
     ):
         positions.append(at)
-        _check(kind, part, rows[at])
+        _check(form, part, rows[at])
         parts.append(part)
     order = np.argsort(np.concatenate(positions), kind="stable")
-    if kind == "splade":
-        from scipy.sparse import vstack
-
-        joined: Any = vstack(parts, format="csr")
-        joined = joined[order]
-        lengths = np.diff(joined.indptr)
-        return {"weights": joined.data, "features": joined.indices, "lengths": lengths}
-    if kind == "colbert":
-        texts = [text for part in parts for text in part.split()]
-        lengths = np.array([len(texts[i]) for i in order])
-        return {
-            "vectors": np.concatenate([texts[i] for i in order]),
-            "lengths": lengths,
-        }
-    vectors = np.concatenate(parts)[order]
-    if dtype == "int8":
-        codes, scales = quantise(vectors)
-        return {"vectors": codes, "scales": scales}
-    return {"vectors": vectors}
+    return stored_form(pretrained.spec).columns(form.join(parts, order), dtype)
 
 
-def _check(kind: str, part: Any, rows: np.ndarray) -> None:
-    """Refuses what no model in order would make.
-
-    Normalising turns a nan into zeros, so vectors of zeros count as well.
-    """
-    if kind == "colbert":
-        good = np.isfinite(part.values).all()
-    elif kind == "splade":
-        good = np.isfinite(part.data).all()
-    else:
-        good = (np.isfinite(part).all(1) & (part != 0).any(1)).all()
-    if not good:
+def _check(form: Form, part: Any, rows: np.ndarray) -> None:
+    if not form.good(part):
         raise UserError(
             f"the model made nan, inf or only zeros for a doc in rows {rows.min()} to "
             f"{rows.max()}",
             "encode with compute dtype float32, or look at the checkpoint",
         )
-
-
-def _width(pretrained: Any) -> int:
-    """D, or V of SPLADE."""
-    spec = pretrained.spec
-    return spec.dim if spec.kind == "colbert" else spec.width
 
 
 def _writer() -> bool:

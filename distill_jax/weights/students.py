@@ -23,6 +23,7 @@ from distill_jax.models.pretrained import (
     unflatten,
 )
 from distill_jax.models.t5 import T5Sizes
+from distill_jax.ops.vector_form import VectorForm
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights import encoders
 
@@ -34,8 +35,6 @@ KINDS = {
     "splade": "SpladeSpec",
     "generator": "GeneratorSpec",
 }
-# Students of a whole backbone: a T5 keeps its decoder.
-WHOLE = ("reranker", "duo", "generator")
 # What a load may change of a backbone: how it computes, and how deep it is cut.
 _BACKBONE_FIELDS = ("dtype", "remat", "dropout", "attention_dropout")
 _DEPTHS = ("layers", "encoder_layers", "decoder_layers")
@@ -99,7 +98,8 @@ def assemble(
     """
     cls = spec_class(kind)
     sizes = base.sizes
-    encoder_only = kind not in WHOLE
+    # Others are students of a whole backbone: a T5 keeps its decoder.
+    encoder_only = cls.vectors is not None
     if isinstance(sizes, T5Sizes) and encoder_only:
         sizes = dataclasses.replace(sizes, decoder_layers=0)
     fields, sizes = _split(cls, fields, sizes)
@@ -108,17 +108,15 @@ def assemble(
         ids = {"pad_id": base.tokenizer.pad_id, "sep_id": base.tokenizer.sep_id}
         known = {name: token for name, token in ids.items() if token is not None}
         sizes = dataclasses.replace(sizes, **known)
-    if kind == "generator":
-        pass
-    elif isinstance(sizes, T5Sizes) and not sizes.decoder_layers and not encoder_only:
+    if cls.documents and isinstance(sizes, T5Sizes) and not sizes.decoder_layers:
         fields.setdefault("head", "linear")
-    elif kind in WHOLE and not isinstance(sizes, T5Sizes):
+    elif cls.documents and not isinstance(sizes, T5Sizes):
         # The head that transformers gives the family, so that it can be exported.
         head = encoders.family_named(sizes.family).classifier
         fields.setdefault("head", head)
-        if kind == "reranker" and head == "linear":
+        if cls.documents == 1 and head == "linear":
             fields.setdefault("pooling", "last")
-    if kind == "splade" and not isinstance(sizes, T5Sizes):
+    if hasattr(cls, "head_activation") and not isinstance(sizes, T5Sizes):
         fields.setdefault("head_activation", encoders.head_activation(sizes))
     spec = cls(backbone=sizes, **fields).resolved(base.tokenizer)
     flat = _placed(spec, base, given or {})
@@ -144,7 +142,7 @@ def adapted(pretrained: Pretrained, kind: str | None, seed: int, fields: dict):
     lengths = {
         name: getattr(spec, name)
         for name in ("query_length", "doc_length")
-        if kind != "colbert"
+        if spec_class(kind).vectors is not VectorForm.PER_TOKEN
     }
     return assemble(kind, base_of(pretrained), seed=seed, **{**lengths, **fields})
 
@@ -154,7 +152,7 @@ def base_of(pretrained: Pretrained) -> Base:
     spec, params = pretrained.spec, pretrained.params
     is_t5 = isinstance(spec.backbone, T5Sizes)
     mlm: dict = {}
-    if spec.kind in WHOLE:
+    if spec.vectors is None:
         tree = params["backbone"]
     else:
         tower = params
@@ -250,7 +248,7 @@ def _split(cls: Any, fields: dict, sizes: Any) -> tuple[dict, Any]:
 
 
 def _resolved_keeping_markers(spec: Any, tokenizer: Tokenizer) -> Any:
-    if spec.kind != "colbert":
+    if spec.vectors is not VectorForm.PER_TOKEN:
         return spec.resolved(tokenizer)
     # A published ColBERT's markers are what it was trained with, whatever others the
     # vocabulary has.
@@ -262,13 +260,13 @@ def _resolved_keeping_markers(spec: Any, tokenizer: Tokenizer) -> Any:
 
 def _placed(spec: Any, base: Base, given: Mapping[str, np.ndarray]) -> dict:
     """The backbone's and the head's flat parameters at their places in a student."""
-    if spec.kind in WHOLE:
+    if spec.vectors is None:
         return {**flatten({"backbone": base.params}), **given}
     tree = base.params["encoder"] if isinstance(base.sizes, T5Sizes) else base.params
     tower = {**flatten({"encoder": tree}), **given}
-    if spec.kind == "splade":
+    if spec.vectors is VectorForm.SPARSE:
         tower.update(flatten({"mlm": base.mlm}))
-    if spec.kind == "colbert":
+    if spec.vectors is VectorForm.PER_TOKEN:
         return tower
     names = ("tower",) if spec.tied else ("query_tower", "doc_tower")
     return {f"{name}.{path}": leaf for name in names for path, leaf in tower.items()}

@@ -18,6 +18,7 @@ from distill_jax.collections.collection import Queries
 from distill_jax.inference.forward import encode_all
 from distill_jax.io.errors import UserError, near
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.ops.vector_form import VectorForm
 from distill_jax.retrieval.columns import QuantisedVectors, quantise
 from distill_jax.runs.run import Run
 from distill_jax.workspace.context import Workspace
@@ -47,7 +48,7 @@ def check(model: Pretrained, forms: Sequence[str | int]) -> None:
     Raises:
         UserError: no dual encoder, an unknown name, or dimensions that are not there.
     """
-    if forms and model.spec.kind != "dual_encoder":
+    if forms and model.spec.vectors is not VectorForm.ONE:
         raise UserError(
             f"a {model.spec.kind} has no vectors of {', '.join(map(name_of, forms))}",
             "only a dual encoder has; set --gin.COMPACT=()",

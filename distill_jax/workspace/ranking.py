@@ -9,8 +9,10 @@ import numpy as np
 
 from distill_jax.collections.collection import Queries
 from distill_jax.inference.forward import encode_all, score_features
+from distill_jax.inference.vectors import form_of
 from distill_jax.io.errors import UserError, near
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.retrieval.stored_forms import stored_form
 from distill_jax.runs.run import Run
 from distill_jax.runtime.placement import platform
 from distill_jax.teaching.scorers import rows_of_queries
@@ -18,14 +20,11 @@ from distill_jax.workspace.console import Counter, say
 from distill_jax.workspace.context import Workspace
 
 Index: TypeAlias = Literal["auto", "exact", "scann"]
-ENCODERS = ("dual_encoder", "colbert", "splade")
 INDEXES = ("auto", "exact", "scann")
 SCANN_FROM = 1_000_000
 """Documents from which "auto" is ScaNN: an exact search of them takes a CPU seconds."""
 DUO_DEPTH = 10
 """Documents of a list that a pairwise reranker compares, each with each."""
-CODE_BITS = 2
-"""PLAID's codes: 36 bytes a token of 128 dimensions instead of 256 in float16."""
 
 
 def rank(
@@ -48,9 +47,9 @@ def rank(
         directory: where vectors of the corpus are kept, keyed by the model's digest.
         index: "exact", "scann", or "auto" for ScaNN where there are many documents
             (``SCANN_FROM``) and no accelerator; of ColBERT, "scann" and many documents
-            keep its vectors as codes of ``CODE_BITS`` bits a dimension.
+            keep its vectors as codes of a few bits a dimension.
     """
-    if model.spec.kind in ENCODERS:
+    if model.spec.vectors is not None:
         return search(
             model, queries, workspace, depth=depth, directory=directory, index=index
         )
@@ -79,13 +78,13 @@ def rerank(
         UserError: a query of the run that ``queries`` lacks.
     """
     candidates = candidates.on(workspace.collection)
-    if model.spec.kind == "duo":
+    if model.spec.documents == 2:
         return _duo_rank(model, queries, candidates, workspace, duo_depth)
     where = candidates.where
     query_rows = rows_of_queries(queries, list(candidates.query_ids))
     pair_queries = np.repeat(query_rows[:, None], where.shape[1], axis=1)[where]
     pair_docs = candidates.rows[where]
-    if model.spec.kind in ENCODERS:
+    if model.spec.vectors is not None:
         values = _score_by_vectors(model, queries, pair_queries, pair_docs, workspace)
     else:
         with Counter("ranking", len(pair_docs), "pairs") as counter:
@@ -106,28 +105,14 @@ def _score_by_vectors(model, queries, pair_queries, pair_docs, workspace) -> np.
     """Scores of (query, doc) pairs, each text encoded once."""
     used_queries, query_at = np.unique(pair_queries, return_inverse=True)
     used_docs, doc_at = np.unique(pair_docs, return_inverse=True)
-    vectors = [
+    of_queries, of_docs = [
         encode_all(model, side, features, rows, mesh=workspace.mesh)
         for side, features, rows in (
             ("query", workspace.query_features(model, queries), used_queries),
             ("doc", workspace.doc_features(model), used_docs),
         )
     ]
-    if model.spec.kind == "colbert":
-        return np.asarray(
-            [
-                (vectors[0][q] @ vectors[1][d].T).max(1).sum()
-                for q, d in zip(query_at, doc_at)
-            ],
-            np.float32,
-        )
-    left, right = vectors[0][query_at], vectors[1][doc_at]
-    if model.spec.kind == "splade":
-        return np.asarray(left.multiply(right).sum(1), np.float32).ravel()
-    if model.spec.similarity == "cosine":
-        left = left / np.maximum(np.linalg.norm(left, axis=1, keepdims=True), 1e-12)
-        right = right / np.maximum(np.linalg.norm(right, axis=1, keepdims=True), 1e-12)
-    return np.einsum("md,md->m", left, right)
+    return form_of(model.spec).pair_scores(of_queries, of_docs, query_at, doc_at)
 
 
 def search(
@@ -140,8 +125,6 @@ def search(
     index: str = "exact",
 ) -> Run:
     """The first ``depth`` of the whole collection for each query."""
-    from distill_jax.retrieval import Exact, LateInteraction, Scann, Sparse
-
     index = chosen_index(index, model, len(workspace.collection))
     query_rows = np.arange(len(queries))
     query_features = workspace.query_features(model, queries)
@@ -150,27 +133,16 @@ def search(
     )
     docs = corpus_vectors(model, workspace, directory)
     ids = workspace.collection.ids
-    if model.spec.kind == "colbert":
-        codes = {"compression": CODE_BITS, "index": "scann"}
-        options = codes if index == "scann" else {}
-        retriever = LateInteraction.build(docs, doc_ids=ids, **options)
-    elif model.spec.kind == "splade":
-        retriever = Sparse.build(docs, doc_ids=ids)
-    elif index == "scann":
-        similarity = model.spec.similarity
-        # The width of the search is set by these very queries, at the depth they need.
-        retriever = Scann.build(
-            docs,
-            doc_ids=ids,
-            similarity=similarity,
-            queries=encoded,
-            k=min(depth, len(ids)),
-        )
-        _say_shortfall(retriever.report)
-    else:
-        retriever = Exact.build(
-            docs, doc_ids=ids, similarity=model.spec.similarity, mesh=workspace.mesh
-        )
+    retriever = stored_form(model.spec).build(
+        docs,
+        ids,
+        model.spec,
+        index=index,
+        mesh=workspace.mesh,
+        queries=encoded,
+        k=min(depth, len(ids)),
+    )
+    _say_shortfall(getattr(retriever, "report", None))
     return retriever.search(encoded, depth, query_ids=queries.ids)
 
 
@@ -184,22 +156,21 @@ def chosen_index(index: str, model: Pretrained, documents: int) -> str:
         raise UserError(
             f"no index {index!r}{near(index, INDEXES)}", f"one of {', '.join(INDEXES)}"
         )
-    if model.spec.kind == "splade":
-        if index == "scann":
-            raise UserError(
-                "a splade is searched by an inverted index, which is exact",
-                "set --gin.INDEX=auto",
-            )
-        return "exact"
+    stored = stored_form(model.spec)
+    if index not in stored.indexes:
+        raise UserError(
+            f"a {model.spec.kind} is searched by an inverted index, which is exact",
+            "set --gin.INDEX=auto",
+        )
     if index != "auto":
         return index
-    many = documents >= SCANN_FROM
-    accelerated = platform() != "cpu" and model.spec.kind != "colbert"
-    return "scann" if many and not accelerated else "exact"
+    many = "scann" in stored.indexes and documents >= SCANN_FROM
+    by_scann = platform() == "cpu" or stored.scann_on_accelerators
+    return "scann" if many and by_scann else "exact"
 
 
-def _say_shortfall(report: dict[str, Any]) -> None:
-    if not report["met"]:
+def _say_shortfall(report: dict[str, Any] | None) -> None:
+    if report and not report.get("met", True):
         say(
             f"note: ScaNN finds {report['recall']:.3f} of the {report['k']} nearest "
             f"documents, {report['wanted_recall']} were wanted; index = 'exact' finds "

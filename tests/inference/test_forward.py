@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from distill_jax.inference import forward, programs
+from distill_jax.inference import forward, programs, vectors
 from distill_jax.io.errors import UserError
 from distill_jax.models.templates import side_template
 from distill_jax.runtime.sharding import make_mesh
@@ -144,6 +144,6 @@ def test_small_requests_share_few_shapes():
 
 def test_ragged_splits_where_texts_end():
     values = np.arange(12, dtype=np.float32).reshape(6, 2)
-    ragged = forward.Ragged(values, np.array([2, 0, 4]))
+    ragged = vectors.Ragged(values, np.array([2, 0, 4]))
     assert [len(part) for part in ragged.split()] == [2, 0, 4]
     np.testing.assert_array_equal(ragged.split()[2], values[2:])

@@ -60,14 +60,14 @@ def bare(tokens: np.ndarray) -> list[int]:
     return found
 
 
-def pair_featurizer(tokenizer, stores, kind, text) -> Featurizer:
+def pair_featurizer(tokenizer, stores, documents, text) -> Featurizer:
     template = Template(text)
     features = Features(template, tokenizer, query=stores[0], document=stores[1])
-    return Featurizer(kind=kind, pair=features, buckets=BUCKETS)
+    return Featurizer(documents=documents, pair=features, buckets=BUCKETS)
 
 
 def test_a_reranker_reads_the_joined_text(tokenizer, stores):
-    featurizer = pair_featurizer(tokenizer, stores, "reranker", MONOT5)
+    featurizer = pair_featurizer(tokenizer, stores, 1, MONOT5)
     batch = featurizer(rows_of([[0, 1, -1], [2, 3, 1]]))
     assert isinstance(batch, PairBatch)
     assert batch.tokens.shape[:2] == (2, 3)
@@ -85,9 +85,7 @@ def test_encoders_read_both_sides_apart(tokenizer, stores):
         Features(Template("{text}</s>", {"text": 12}), tokenizer, text=store)
         for store in stores
     ]
-    featurizer = Featurizer(
-        kind="dual_encoder", query=sides[0], doc=sides[1], buckets=BUCKETS
-    )
+    featurizer = Featurizer(documents=0, query=sides[0], doc=sides[1], buckets=BUCKETS)
     batch = featurizer(rows_of([[0, 2], [-1, 3]]))
     assert isinstance(batch, DualBatch)
     for i, text in enumerate(QUERIES):
@@ -100,7 +98,7 @@ def test_encoders_read_both_sides_apart(tokenizer, stores):
 
 
 def test_a_duo_reads_both_documents_in_the_pair_s_order(tokenizer, stores):
-    featurizer = pair_featurizer(tokenizer, stores, "duo", DUO)
+    featurizer = pair_featurizer(tokenizer, stores, 2, DUO)
     batch = featurizer(
         rows_of(
             [[0, 1, 2]],
@@ -120,7 +118,7 @@ def test_a_duo_reads_both_documents_in_the_pair_s_order(tokenizer, stores):
 
 
 def test_targets_say_where_nothing_is(tokenizer, stores):
-    featurizer = pair_featurizer(tokenizer, stores, "reranker", MONOT5)
+    featurizer = pair_featurizer(tokenizer, stores, 1, MONOT5)
     targets = featurizer(rows_of([[0, -1], [2, 3]])).targets
     assert targets.where.tolist() == [[True, False], [True, True]]
     assert targets.doc_rows.tolist() == [[0, -1], [2, 3]]
@@ -130,7 +128,7 @@ def test_targets_say_where_nothing_is(tokenizer, stores):
 
 
 def test_pairs_ride_along(tokenizer, stores):
-    featurizer = pair_featurizer(tokenizer, stores, "reranker", MONOT5)
+    featurizer = pair_featurizer(tokenizer, stores, 1, MONOT5)
     targets = featurizer(
         rows_of(
             [[0, 1]],
@@ -146,7 +144,7 @@ def test_pairs_ride_along(tokenizer, stores):
 
 
 def test_the_length_is_the_least_bucket_that_holds_the_longest(tokenizer, stores):
-    featurizer = pair_featurizer(tokenizer, stores, "reranker", MONOT5)
+    featurizer = pair_featurizer(tokenizer, stores, 1, MONOT5)
     for docs in ([[0, 3]], [[3, 3]], [[2, 1]]):
         batch = featurizer(rows_of(docs))
         longest = max(len(bare(row)) for row in batch.tokens[0])
@@ -159,9 +157,7 @@ def test_a_long_padded_place_does_not_lengthen_the_batch(tokenizer, stores):
     features = Features(
         Template("{text}</s>", {"text": 60}), tokenizer, text=long_first
     )
-    featurizer = Featurizer(
-        kind="splade", query=features, doc=features, buckets=BUCKETS
-    )
+    featurizer = Featurizer(documents=0, query=features, doc=features, buckets=BUCKETS)
     batch = featurizer(rows_of([[1, -1], [1, -1]]))
     assert batch.doc_tokens.shape[2] == BUCKETS[0]
 
@@ -173,9 +169,9 @@ def test_hosts_agree_on_shapes_where_one_holds_the_longest(
     """Parts of other shapes are no global array: a program of many hosts hangs."""
     text = Features(Template("{text}</s>"), tokenizer, text=stores[1])
     featurizer = {
-        "reranker": pair_featurizer(tokenizer, stores, kind, MONOT5),
-        "duo": pair_featurizer(tokenizer, stores, kind, DUO),
-        "splade": Featurizer(kind=kind, query=text, doc=text, buckets=BUCKETS),
+        "reranker": pair_featurizer(tokenizer, stores, 1, MONOT5),
+        "duo": pair_featurizer(tokenizer, stores, 2, DUO),
+        "splade": Featurizer(documents=0, query=text, doc=text, buckets=BUCKETS),
     }[kind]
     # The long document 2 is the last list's alone; its query is the longest too.
     lists = rows_of(

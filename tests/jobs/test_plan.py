@@ -85,7 +85,7 @@ def test_shapes_are_the_lengths_that_can_occur():
     spec = plan_step.spec_of(TINY)
     shape = plan_step.shape_of(spec, TRAINING, size=3, pairs=0)
     assert shape.lengths == ((16, 32),)  # 8 + 12 + a template's own tokens
-    assert shape.batch("reranker").tokens.shape == (2, 3, 32)
+    assert shape.batch(1).tokens.shape == (2, 3, 32)
     short = dataclasses.replace(TRAINING, doc_length=1, lengths=(16, 21, 64))
     assert plan_step.shape_of(spec, short, 3, 0).lengths == ((16, 21),)
 
@@ -99,7 +99,7 @@ def test_sides_have_lengths_of_their_own(kind):
     spec = plan_step.spec_of(student)
     shape = plan_step.shape_of(spec, TRAINING, size=3, pairs=4)
     assert shape.lengths == ((16,), (16, 32, 64))
-    batch = shape.batch(kind)
+    batch = shape.batch(0)
     assert batch.query_tokens.shape == (2, 16)
     assert batch.doc_tokens.shape == (2, 3, 64)
     assert batch.targets.probability.shape == (2, 4)

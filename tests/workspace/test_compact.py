@@ -10,6 +10,7 @@ import pytest
 
 from distill_jax.collections.collection import Collection, Queries
 from distill_jax.io.errors import UserError
+from distill_jax.ops.vector_form import VectorForm
 from distill_jax.workspace import compact
 
 DOCS, QUERIES, WIDTH = 40, 5, 12
@@ -18,6 +19,7 @@ DOCS, QUERIES, WIDTH = 40, 5, 12
 @dataclasses.dataclass
 class Spec:
     kind: str = "dual_encoder"
+    vectors: VectorForm = VectorForm.ONE
     width: int = WIDTH
     normalise: bool = True
     similarity: str = "dot"
@@ -100,7 +102,7 @@ def test_signs_choose_and_eight_bits_put_in_order(vectors):
         ((12,), {}, "12 dimensions, of 12"),
         ((0,), {}, "0 dimensions"),
         (("int7",), {}, "int8"),
-        (("int8",), {"kind": "colbert"}, "colbert"),
+        (("int8",), {"kind": "colbert", "vectors": VectorForm.PER_TOKEN}, "colbert"),
     ],
 )
 def test_forms_that_are_not_there_are_refused(vectors, forms, spec, words):

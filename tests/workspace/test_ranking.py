@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from distill_jax.collections.collection import Collection, Queries
+from distill_jax.ops.vector_form import VectorForm
 from distill_jax.workspace import ranking
 
 pytestmark = pytest.mark.skipif(
@@ -38,7 +39,7 @@ def test_recall_is_controlled_at_the_depth_of_the_search(
 
     monkeypatch.setattr(Scann, "tuned", noted)
     run = ranking.search(
-        SimpleNamespace(spec=SimpleNamespace(kind="dual_encoder", similarity="dot")),  # type: ignore[arg-type]
+        SimpleNamespace(spec=SimpleNamespace(vectors=VectorForm.ONE, similarity="dot")),  # type: ignore[arg-type]
         Queries(["a", "b", "c", "d"], ["", "", "", ""]),
         SimpleNamespace(  # type: ignore[arg-type]
             query_features=lambda *given: None,
