@@ -72,25 +72,12 @@ def towers(pretrained: Pretrained) -> dict[str, Pretrained]:
 
 def _dual(pretrained: Pretrained, folder: Path) -> None:
     spec, tower = pretrained.spec, as_numpy(pretrained.params["tower"])
-    if isinstance(spec.backbone, T5Sizes):
-        sizes = dataclasses.replace(spec.backbone, decoder_layers=0)
-        config, tensors = t5.write(sizes, {"encoder": tower["encoder"]})
+    if getattr(spec.backbone, "is_static", False):
+        kinds = ["StaticEmbedding"]
+        _static(pretrained, folder, tower["encoder"]["embeddings"]["word"])
     else:
-        config, tensors = hugging_face.bare(spec.backbone, tower["encoder"])
-    _transformer(pretrained, folder, config, tensors)
-    kinds = ["Transformer", "Pooling"]
-    write_json(
-        _made(folder / "1_Pooling") / "config.json",
-        {
-            "word_embedding_dimension": spec.backbone.d_model,
-            "pooling_mode_cls_token": spec.pooling == "cls",
-            "pooling_mode_mean_tokens": spec.pooling == "mean",
-            "pooling_mode_max_tokens": spec.pooling == "max",
-            "pooling_mode_mean_sqrt_len_tokens": spec.pooling == "mean_sqrt_len",
-            "pooling_mode_weightedmean_tokens": spec.pooling == "weightedmean",
-            "pooling_mode_lasttoken": spec.pooling == "last",
-        },
-    )
+        kinds = ["Transformer", "Pooling"]
+        _pooled(pretrained, folder, tower["encoder"])
     if spec.projection is not None:
         activations = [spec.projection_activation]
         activations += [activation for _, _, activation in spec.more_projections]
@@ -112,6 +99,43 @@ def _dual(pretrained: Pretrained, folder: Path) -> None:
     write_modules(folder, [f"sentence_transformers.models.{kind}" for kind in kinds])
     similarity = "cosine" if spec.similarity == "cosine" else "dot"
     _top(pretrained, folder, "SentenceTransformer", similarity)
+
+
+def _pooled(pretrained: Pretrained, folder: Path, encoder: dict) -> None:
+    spec = pretrained.spec
+    if isinstance(spec.backbone, T5Sizes):
+        sizes = dataclasses.replace(spec.backbone, decoder_layers=0)
+        config, tensors = t5.write(sizes, {"encoder": encoder})
+    else:
+        config, tensors = hugging_face.bare(spec.backbone, encoder)
+    _transformer(pretrained, folder, config, tensors)
+    write_json(
+        _made(folder / "1_Pooling") / "config.json",
+        {
+            "word_embedding_dimension": spec.backbone.d_model,
+            "pooling_mode_cls_token": spec.pooling == "cls",
+            "pooling_mode_mean_tokens": spec.pooling == "mean",
+            "pooling_mode_max_tokens": spec.pooling == "max",
+            "pooling_mode_mean_sqrt_len_tokens": spec.pooling == "mean_sqrt_len",
+            "pooling_mode_weightedmean_tokens": spec.pooling == "weightedmean",
+            "pooling_mode_lasttoken": spec.pooling == "last",
+        },
+    )
+
+
+def _static(pretrained: Pretrained, folder: Path, words: Any) -> None:
+    spec = pretrained.spec
+    write_tensors(_made(folder) / "model.safetensors", {"embedding.weight": words})
+    pretrained.tokenizer.save(folder)
+    # The only place of a length that the library reads.
+    record = read_json(folder / "tokenizer.json")
+    record["truncation"] = {
+        "direction": "Right",
+        "max_length": max(spec.query_length, spec.doc_length),
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    write_json(folder / "tokenizer.json", record)
 
 
 def _splade(pretrained: Pretrained, folder: Path) -> None:

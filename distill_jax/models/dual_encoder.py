@@ -83,6 +83,11 @@ class DualEncoderSpec(EncoderSpec):
             check_choice(
                 "DualEncoderSpec.more_projections", activation, tuple(ACTIVATIONS)
             )
+        if getattr(self.backbone, "is_static", False) and self.pooling != "mean":
+            raise UserError(
+                f"static embeddings with pooling={self.pooling!r}",
+                'their pooling is "mean"',
+            )
         if more and self.projection is None:
             raise UserError("more_projections without a projection", "set projection")
 

@@ -18,7 +18,7 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
-POSITIONS = ("table", "rotary", "buckets", "disentangled")
+POSITIONS = ("table", "rotary", "buckets", "disentangled", "none")
 
 # d_model, d_ff, heads, layers, embedding_size
 _SIZES: dict[str, tuple[int, int, int, int, int]] = {
@@ -55,7 +55,8 @@ class BertSizes:
         pad_id, sep_id: tokens that the mask and the token types are derived from.
         family: under whose names the weights are written, see ``weights.families``.
         positions: "table", "rotary", "buckets" (a table, and T5's bias of relative
-            distances, one for all layers), or "disentangled" (DeBERTa's distances).
+            distances, one for all layers), "disentangled" (DeBERTa's distances), or
+            "none".
         type_vocab: 0 has no token types.
         norm: "layer" or "rms"; ``norm_bias`` is of layer norms.
         place: of the norms: "post" the residual, "pre" the block, or on "both" sides
@@ -141,6 +142,11 @@ class BertSizes:
     @property
     def activation_dtype(self) -> str:
         return activation_dtype(self.dtype)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the encoder is a table of words alone: no special tokens belong."""
+        return self.layers == 0
 
     @property
     def head_dim(self) -> int:

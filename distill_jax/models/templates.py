@@ -30,7 +30,8 @@ def side_template(spec: Any, side: str, tokenizer: Tokenizer) -> Template:
     else:
         prefix = getattr(spec, f"{side}_prefix", "")
         joined = f"{prefix.strip()} {{text}}" if prefix.strip() else "{text}"
-        text = f"{{cls}} {joined} {{sep}}"
+        static = getattr(spec.backbone, "is_static", False)
+        text = joined if static else f"{{cls}} {joined} {{sep}}"
     literals = Template(text).compile(tokenizer)
     room = length - sum(map(len, literals))
     if room < 1:

@@ -19,6 +19,7 @@ from distill_jax.weights import (
     late_folders,
     own,
     sentence_folders,
+    static,
     t5x_folders,
 )
 from distill_jax.weights.folders import TOWERS, Folder, locate, recognise
@@ -100,6 +101,7 @@ def _read(
         return hugging_face.read_model(folder, tokenizer, kind, seed, fields)
     readers = {
         "dual_encoder": ("dual_encoder", sentence_folders.read_dual),
+        "static": ("dual_encoder", static.read),
         "splade": ("splade", sentence_folders.read_splade),
         "pylate": ("colbert", late_folders.read_pylate),
         "stanford": ("colbert", late_folders.read_stanford),

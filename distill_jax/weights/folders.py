@@ -21,6 +21,7 @@ LOOKED_FOR = {
     "model_dir": "student/ and checkpoints/ (a MODEL_DIR)",
     "step": "checkpoints/STEP of a MODEL_DIR (one Orbax step)",
     "dual_encoder": "modules.json with Pooling (sentence-transformers)",
+    "static": "modules.json with StaticEmbedding (sentence-transformers, model2vec)",
     "two_towers": "query_encoder/ and doc_encoder/ with a modules.json each",
     "splade": "modules.json with SpladePooling",
     "pylate": "modules.json with a PyLate Dense or a MultiVectorMask",
@@ -294,7 +295,7 @@ def _modular(path: Path, config: dict) -> Folder:
     names = {name for name, _ in modules}
     top = read_json(path / "config_sentence_transformers.json", {})
     known = {"Transformer", "MLMTransformer", "Pooling", "SpladePooling", "Dense"}
-    known |= {"Normalize", "MultiVectorMask"}
+    known |= {"Normalize", "MultiVectorMask", "StaticEmbedding"}
     if names - known:
         raise UserError(
             f"{path}/modules.json has the modules {sorted(names - known)}",
@@ -308,6 +309,8 @@ def _modular(path: Path, config: dict) -> Folder:
         or top.get("model_type") in ("ColBERT", "MultiVectorEncoder")
     ):
         form = "pylate"
+    elif "StaticEmbedding" in names:
+        form = "static"
     elif "Pooling" in names:
         form = "dual_encoder"
     else:

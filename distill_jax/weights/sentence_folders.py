@@ -64,16 +64,34 @@ def read_dual(
         "pooling": _pooling(modules["Pooling"]),
         "normalise": "Normalize" in names,
         **_lengths(folder, modules["Transformer"], base),
-        **_prompts(folder, tokenizer, fields),
+        **prompts(folder, tokenizer, fields),
     }
     if found["query_prefix"] or found["doc_prefix"]:
         _includes_prompt(modules["Pooling"])
-    given: dict[str, np.ndarray] = {}
-    if "Dense" in names:
-        paths = [path for name, path in folder.modules if name == "Dense"]
-        given, projection = dense(paths[0])
-        found |= projection
-        found["more_projections"] = _further(paths[1:], given)
+    given, projections = dense_fields(folder)
+    found |= projections
+    found |= whole(folder, found["normalise"])
+    fields = {**found, **stated(folder, most=found["doc_length"]), **fields}
+    return assemble("dual_encoder", base, given, seed=seed, **fields)
+
+
+def dense_fields(folder: Folder) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The Dense modules: their parameters, and their fields in a spec."""
+    paths = [path for name, path in folder.modules if name == "Dense"]
+    if not paths:
+        return {}, {}
+    given, found = dense(paths[0])
+    found["more_projections"] = _further(paths[1:], given)
+    return given, found
+
+
+def whole(folder: Folder, normalised: bool) -> dict[str, Any]:
+    """Similarity and width of a dual encoder.
+
+    Raises:
+        UserError: another similarity than dot and cosine.
+    """
+    found: dict[str, Any] = {}
     if top(folder).get("truncate_dim"):
         found["truncate_dim"] = int(top(folder)["truncate_dim"])
     similarity = top(folder).get("similarity_fn_name")
@@ -84,11 +102,10 @@ def read_dual(
             f"{folder.path}: similarity_fn_name is {similarity!r}",
             "only dot and cosine are read",
         )
-    elif not found["normalise"]:
+    elif not normalised:
         # The library's own default; of unit vectors both are one.
         found["similarity"] = "cosine"
-    fields = {**found, **stated(folder, most=found["doc_length"]), **fields}
-    return assemble("dual_encoder", base, given, seed=seed, **fields)
+    return found
 
 
 def read_splade(
@@ -111,7 +128,7 @@ def read_splade(
         "query_activation": _SPLADE[activation],
         "doc_activation": _SPLADE[activation],
         **_lengths(folder, root, base),
-        **_prompts(folder, tokenizer, fields),
+        **prompts(folder, tokenizer, fields),
     }
     # The head's activation is the encoder's, in some families the gelu always.
     found["head_activation"] = encoders.head_activation(base.sizes)
@@ -240,17 +257,18 @@ def _lengths(folder: Folder, root: Path, base: Any) -> dict[str, int]:
     }
 
 
-def _prompts(folder: Folder, tokenizer: Tokenizer, fields: dict) -> dict[str, str]:
-    prompts = top(folder).get("prompts") or {}
+def prompts(folder: Folder, tokenizer: Tokenizer, fields: dict) -> dict[str, str]:
+    """The prefixes of queries and documents that the folder names."""
+    said = top(folder).get("prompts") or {}
     # null and "" are a prompt of their own: none.
-    default = prompts.get(top(folder).get("default_prompt_name") or "") or ""
+    default = said.get(top(folder).get("default_prompt_name") or "") or ""
     sides = {
         "query_prefix": ("query",),
         "doc_prefix": ("document", "passage", "corpus"),
     }
     found = {}
     for name, keys in sides.items():
-        given = [prompts[key] for key in keys if key in prompts]
+        given = [said[key] for key in keys if key in said]
         found[name] = (given[0] or "") if given else default
     for name, prompt in found.items():
         if tokenizer.merges and prompt and prompt != f"{prompt.strip()} ":

@@ -100,6 +100,11 @@ def assemble(
     sizes = base.sizes
     # Others are students of a whole backbone: a T5 keeps its decoder.
     encoder_only = cls.vectors is not None
+    if getattr(sizes, "is_static", False) and kind != "dual_encoder":
+        raise UserError(
+            f"{base.source}: static embeddings are not a {kind}",
+            "make a dual_encoder of them",
+        )
     if isinstance(sizes, T5Sizes) and encoder_only:
         sizes = dataclasses.replace(sizes, decoder_layers=0)
     fields, sizes = _split(cls, fields, sizes)

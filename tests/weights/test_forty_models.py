@@ -90,9 +90,7 @@ MODELS: dict[str, Form] = {
     "sentence-transformers/msmarco-distilbert-base-tas-b": Form(
         "DistilBertModel", modules="cls"
     ),
-    "minishlab/potion-base-8M": Form(
-        "", modules="StaticEmbedding Normalize", refused="StaticEmbedding"
-    ),
+    "minishlab/potion-base-8M": Form("", modules="StaticEmbedding Normalize"),
     "cross-encoder/ms-marco-MiniLM-L6-v2": Form(
         "BertForSequenceClassification", kind="reranker"
     ),
@@ -203,11 +201,11 @@ def write_folder(form: Form, folder: Path) -> Path:
         record = json.loads((folder / "config.json").read_text())
         decoders.write_json(folder / "config.json", record | dict(form.config))
     if form.modules:
-        write_modules(form.modules.split(), folder, bool(form.cls))
+        write_modules(form.modules.split(), folder, bool(form.cls), count)
     return folder
 
 
-def write_modules(names: list[str], folder: Path, whole: bool) -> None:
+def write_modules(names: list[str], folder: Path, whole: bool, count: int) -> None:
     from safetensors.numpy import save_file
 
     records, shape = [], (24, 16)
@@ -218,6 +216,9 @@ def write_modules(names: list[str], folder: Path, whole: bool) -> None:
         if kind == "Pooling":
             record = {"word_embedding_dimension": 16, "pooling_mode": name}
             decoders.write_json(folder / place / "config.json", record)
+        if kind == "StaticEmbedding":
+            words = decoders.drawn((count, 16))
+            save_file({"embeddings": words}, folder / place / "model.safetensors")
         if kind == "Dense":
             record = {"activation_function": "torch.nn.modules.linear.Identity"}
             decoders.write_json(folder / place / "config.json", record)
