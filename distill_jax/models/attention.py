@@ -4,10 +4,11 @@ T5 attends without scaling and adds a bias that is learned per relative distance
 scales by ``head_dim ** -0.5`` and has biases on its projections. Both are
 ``MultiHeadAttention`` with other arguments. The softmax is computed in float32 always.
 
-On a GPU ``gpu_attention`` takes cuDNN's kernel where it fits, which never writes the
-[B, H, L, L] probabilities. XLA for CPUs has no such kernel; there the products are laid
-out by hand and the softmax divides after the second one (measured on two CPU cores
-at 16 x 256 tokens: a quarter of the CPU time of the generic form, 0.8 with gradient).
+On a GPU ``gpu_attention`` takes cuDNN's kernel where it fits, on a TPU
+``tpu_attention`` has one; neither writes the [B, H, L, L] probabilities. XLA for CPUs
+has no such kernel; there the products are laid out by hand and the softmax divides
+after the second one (measured on two CPU cores at 16 x 256 tokens: a quarter of the
+CPU time of the generic form, 0.8 with gradient).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from distill_jax.models import disentangled, gpu_attention
+from distill_jax.models import disentangled, gpu_attention, tpu_attention
 from distill_jax.models.linear import Linear
 from distill_jax.runtime.placement import platform
 
@@ -96,6 +97,15 @@ def attend(
     value = dropout(value, rate, dropout_key, broadcast=(-1,))
     if platform() == "gpu":
         return gpu_attention.attend(
+            query, key, value, scale=scale, bias=bias, mask=mask
+        )
+    if platform() == "tpu" and tpu_attention.fits(
+        query.shape,
+        key.shape,
+        bias=None if bias is None else bias.shape,
+        mask=None if mask is None else mask.shape,
+    ):
+        return tpu_attention.attend(
             query, key, value, scale=scale, bias=bias, mask=mask
         )
     if mask is not None and mask.ndim == 2:

@@ -152,9 +152,13 @@ def _slice(text: str, chip: Chip, grid: tuple[int, ...]) -> tuple[Any, ...]:
     elif chip.name in ("v4", "v5p"):
         wide = (*grid, *(1,) * (3 - len(grid)))
     name = f"{chip.name}:{'x'.join(map(str, wide))}"
+    # Both cores of a v4 are one device, as they are on Google's machines.
+    how = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
     try:
         with _silent():
-            found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+            found = topologies.get_topology_desc(
+                platform="tpu", topology_name=name, **how
+            )
     except Exception as error:
         reason = (str(error).splitlines() or ["libtpu gives no reason"])[0]
         raise UserError(
