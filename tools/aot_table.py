@@ -52,6 +52,7 @@ class Line:
     size: int
     lengths: tuple[int, ...]
     chunk: int | None = None
+    remat: str | None = None
     objective: Any = LISTS
 
 
@@ -68,6 +69,15 @@ LINES = {
         lists=32,
         size=36,
         lengths=(192,),
+    ),
+    "T5-base 32 x 36 x 192, recomputed": Line(
+        spec=reranker("base"),
+        machine="v5e:2x4",
+        mesh="data=8",
+        lists=32,
+        size=36,
+        lengths=(192,),
+        remat="full",
     ),
     "T5-base 32 x 30 x 512": Line(
         spec=reranker("base"),
@@ -151,7 +161,11 @@ def trained(name: str, line: Line) -> str:
     with targets.planning_for(line.machine) as target:
         mesh = sharding.make_mesh(line.mesh)
         training = Training(
-            objective=line.objective, steps=1, batch_size=line.lists, chunk=line.chunk
+            objective=line.objective,
+            steps=1,
+            batch_size=line.lists,
+            chunk=line.chunk,
+            remat=line.remat,
         )
         shape = plan_step.Shape(
             lists=line.lists,

@@ -151,6 +151,8 @@ def _slice(text: str, chip: Chip, grid: tuple[int, ...]) -> tuple[Any, ...]:
             wide = tuple(sorted((rows, other, grid[0] // rows // other), reverse=True))
     elif chip.name in ("v4", "v5p"):
         wide = (*grid, *(1,) * (3 - len(grid)))
+    if math.prod(grid) == 1:  # described as one of a host's four
+        wide = (2, 2, 1)[: len(wide)]
     name = f"{chip.name}:{'x'.join(map(str, wide))}"
     # Both cores of a v4 are one device, as they are on Google's machines.
     how = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
@@ -165,7 +167,7 @@ def _slice(text: str, chip: Chip, grid: tuple[int, ...]) -> tuple[Any, ...]:
             f"--on={text}: libtpu knows no slice {name} ({reason[:160]})",
             "sizes are those of Google's slices: v5e:2x4, v5e:4x8, v5p:2x2x1, v6e:2x4",
         ) from error
-    return tuple(found.devices)
+    return tuple(found.devices[: math.prod(grid)])
 
 
 def _divisor(number: int, most: int) -> int:

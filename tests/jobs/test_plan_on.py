@@ -86,6 +86,19 @@ ENTRY %main (a: f32[8,8]) -> f32[8,8] {
     assert program.accessed() == 256 + 11 * 2 * 256 + gather
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
+@pytest.mark.parametrize(
+    ("text", "chips"),
+    [("v5e:1", 1), ("v4:2x2x1", 4), ("v5p:4", 4), ("v6e:8", 8), ("v4:8", 8)],
+)
+def test_each_chip_is_one_device_of_a_mesh(text, chips):
+    with targets.planning_for(text) as target:
+        assert len(target.devices) == chips
+        assert sharding.make_mesh().shape["data"] == chips
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"

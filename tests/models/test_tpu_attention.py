@@ -164,7 +164,7 @@ def test_other_shapes_are_left_to_the_compiler(changes):
     [
         ("v4:2x2x1", "data=4", 512),  # the least memory on the chip
         ("v5e:2x4", "data=4,model=2", 48),
-        ("v6e:2x4", "data=1", 192),
+        ("v6e:1", "data=1", 192),
     ],
 )
 def test_no_scores_are_written_on_a_tpu(machine, mesh, length, dtype):
