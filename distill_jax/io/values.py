@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from distill_jax.io.errors import UserError, clip, near
+from distill_jax.io.fingerprint import Content
 from distill_jax.io.paths import model_name, user_path
 
 
@@ -108,8 +109,9 @@ Rate = Annotated[float, Range(least=0, below=1)]
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
 Name = Annotated[str, Check(_not_empty)]
-UserPath = Annotated[str, Check(user_path)]
-ModelName = Annotated[str, Check(model_name)]
+UserPath = Annotated[str, Check(user_path), Content("path")]
+ModelName = Annotated[str, Check(model_name), Content("model")]
+PromptName = Annotated[str, Check(_not_empty), Content("prompt")]
 
 _NONE = ("none", "null")
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")

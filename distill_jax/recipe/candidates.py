@@ -17,7 +17,7 @@ from distill_jax.io.values import Count, NotNegative, Share, Size, UserPath
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe.checkpoints import Model
 from distill_jax.runs.run import Run
-from distill_jax.workspace import ranking
+from distill_jax.workspace import indexes, ranking
 from distill_jax.workspace.context import Workspace
 
 
@@ -67,9 +67,7 @@ class BM25:
     b: Share = 0.4
 
     def __call__(self, context: Context) -> Run:
-        from distill_jax.retrieval import BM25 as Index
-
-        index = Index.build(context.workspace.collection, k1=self.k1, b=self.b)
+        index = indexes.bm25(context.workspace, self.k1, self.b)
         return index.search(context.queries, self.depth)
 
 

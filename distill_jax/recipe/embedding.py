@@ -17,12 +17,14 @@ import numpy as np
 from distill_jax.collections.collection import Queries
 from distill_jax.io.errors import UserError, near, whole
 from distill_jax.io.files import digest
+from distill_jax.io.fingerprint import free
 from distill_jax.io.values import Size, UserPath
 from distill_jax.lists.lists import Lists, empty_lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.templates import side_template
 from distill_jax.ops.vector_form import VectorForm
 from distill_jax.recipe.candidates import Context
+from distill_jax.recipe.checkpoints import Model
 from distill_jax.recipe.fitting import train
 from distill_jax.recipe.llm import bill, opened
 from distill_jax.recipe.stage import StageResult
@@ -47,9 +49,9 @@ class Encoder:
         cache: folder of vectors, shared between jobs; None keeps one in ``MODEL_DIR``.
     """
 
-    checkpoint: str
+    checkpoint: Model
     doc_length: int | None = None
-    cache: str | None = None
+    cache: UserPath | None = free(None)
 
     def __call__(self, context: Context) -> np.ndarray:
         from distill_jax.inference.forward import encode_all
@@ -95,7 +97,7 @@ class Endpoint:
     at_once: Size = 32
     words: Size = 300
     prefix: str = ""
-    cache: UserPath | None = None
+    cache: UserPath | None = free(None)
 
     def __call__(self, context: Context) -> np.ndarray:
         from distill_jax.teaching.vectors import VectorStore
@@ -161,7 +163,7 @@ class VectorFile:
             ``embedding``: ids of documents, and of training queries.
     """
 
-    path: str
+    path: UserPath
 
     def __call__(self, context: Context) -> np.ndarray:
         from distill_jax.teaching.vectors import checked

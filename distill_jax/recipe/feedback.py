@@ -11,6 +11,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.ops.vector_form import VectorForm
 from distill_jax.recipe import candidates
 from distill_jax.recipe.candidates import Context
+from distill_jax.recipe.checkpoints import Model
 from distill_jax.runs.run import Run
 from distill_jax.workspace import ranking
 
@@ -32,7 +33,7 @@ class Feedback:
     alpha: float = 1.0
     temperature: float = 1.0
     depth: int = 100
-    checkpoint: str | None = None
+    checkpoint: Model | None = None
     doc_length: int | None = None
 
     def __call__(self, context: Context) -> Run:

@@ -15,6 +15,7 @@ from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.inputs.vectors import VectorFeaturizer
 from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import digest
+from distill_jax.io.fingerprint import free_names
 from distill_jax.io.reading import read_record, write_record
 from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
@@ -28,18 +29,6 @@ from distill_jax.workspace import cached_step
 from distill_jax.workspace.cached_step import part
 from distill_jax.workspace.console import say
 from distill_jax.workspace.describe import describe
-
-# Settings that change neither the steps nor, but for rounding, their results.
-_FREE = (
-    "chunk",
-    "micro_batch",
-    "remat",
-    "checkpoint_period",
-    "keep",
-    "log_period",
-    "compile_cache",
-    "loggers",
-)
 
 
 class Stopped(Exception):
@@ -129,7 +118,7 @@ def _refuse_other_settings(
     old = read_record(before, "restore it, or set --gin.MODEL_DIR to a new folder")
     changed = [
         name
-        for name in sorted({*old, *settings} - {*_FREE})
+        for name in sorted({*old, *settings} - {*free_names(Training)})
         if old.get(name) != settings.get(name)
     ]
     if not {*changed} <= {*may_change}:
@@ -207,7 +196,7 @@ def _fit(
         best_mode="min" if training.measure == "loss" else "max",
         patience=training.patience if evaluate else None,
         config=settings,
-        may_change=(*_FREE, *training.may_change),
+        may_change=(*free_names(Training), *training.may_change),
         query_names=lambda rows: [ids[int(row)] for row in rows],
     )
     objective: Any = training.objective

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.values import Name, NotNegative, Share, Size
+from distill_jax.io.fingerprint import free
+from distill_jax.io.values import NotNegative, PromptName, Share, Size
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.recipe.candidates import Context
@@ -46,12 +47,12 @@ class Pointwise:
     most: Size = 3
     logprobs: bool = True
     depth: Size | None = None
-    prompt: Name | None = None
+    prompt: PromptName | None = None
     words: Size = 300
     temperature: NotNegative = 0.0
     tries: Size = 2
     reply_tokens: Size | None = None
-    most_failed: Share = dataclasses.field(default=0.2, repr=False)
+    most_failed: Share = free(0.2)
 
     def __call__(self, context: Context, run: Run) -> TeacherLabels:
         return _documents(self, self._method(context), context, run)
@@ -85,7 +86,7 @@ class Reranker:
     at_once: Size = 64
     words: Size = 300
     documents_field: Literal["documents", "texts"] = "documents"
-    most_failed: Share = dataclasses.field(default=0.2, repr=False)
+    most_failed: Share = free(0.2)
 
     def __call__(self, context: Context, run: Run) -> TeacherLabels:
         return _documents(self, self._method(), context, run)
@@ -116,12 +117,12 @@ class Pairwise:
     top_k: Size = 20
     delta: Size = 10
     pairs: Size = 50
-    prompt: Name | None = None
+    prompt: PromptName | None = None
     words: Size = 300
     temperature: NotNegative = 0.0
     tries: Size = 2
     reply_tokens: Size | None = None
-    most_failed: Share = dataclasses.field(default=0.2, repr=False)
+    most_failed: Share = free(0.2)
 
     def __call__(self, context: Context, labels: TeacherLabels) -> PairLabels:
         from distill_jax.teaching.judging import label_pairs

@@ -15,6 +15,7 @@ import numpy as np
 from distill_jax.collections.collection import Collection
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.errors import UserError
+from distill_jax.io.fingerprint import free
 from distill_jax.io.values import Name, UserPath
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels
@@ -193,7 +194,7 @@ class Given:
     """Stored labels in the place of a teacher or a pairwise teacher."""
 
     digest: str
-    found: Any = dataclasses.field(repr=False)
+    found: Any = free()
 
     def __call__(self, context: Context, run: Any) -> Any:
         del context, run

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from distill_jax.evaluation import answers
 from distill_jax.io.errors import UserError
+from distill_jax.io.fingerprint import free
 from distill_jax.io.reading import write_json
-from distill_jax.io.values import Name, NotNegative, Range, Share, Size
+from distill_jax.io.values import NotNegative, PromptName, Range, Share, Size
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.recipe.candidates import Context
 from distill_jax.runs.run import Run
@@ -46,7 +47,7 @@ class Listwise:
     depth: Size | None = None
     window: Annotated[int, Range(least=2)] = 20
     step: Size = 10
-    prompt: Name | None = None
+    prompt: PromptName | None = None
     multi_turn: bool = False
     passes: Size = 1
     direct_scores: bool = False
@@ -54,8 +55,8 @@ class Listwise:
     temperature: NotNegative = 0.0
     tries: Size = 2
     reply_tokens: Size | None = None
-    most_failed: Share = dataclasses.field(default=0.2, repr=False)
-    retry_failed: bool = dataclasses.field(default=False, repr=False)
+    most_failed: Share = free(0.2)
+    retry_failed: bool = free(False)
 
     def __call__(self, context: Context, run: Run) -> TeacherLabels:
         from distill_jax.teaching.rankings import label_listwise
@@ -131,10 +132,10 @@ class Reader:
 
     client: Any
     top_k: Size = 5
-    prompt: Name = "reader"
+    prompt: PromptName = "reader"
     words: Size = 300
     max_tokens: Size = 64
-    most_failed: Share = dataclasses.field(default=0.2, repr=False)
+    most_failed: Share = free(0.2)
 
     def __call__(self, context: Context, run: Run) -> Reading:
         """Reads for every question that has answers, and writes ``answers.json``.

@@ -16,8 +16,9 @@ from distill_jax.collections.collection import Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.collections.schemes import load_collection
 from distill_jax.io.errors import UserError
+from distill_jax.io.fingerprint import free
 from distill_jax.io.reading import write_json
-from distill_jax.io.values import Count, Name, NotNegative, Size
+from distill_jax.io.values import Count, NotNegative, PromptName, Size
 from distill_jax.recipe import llm
 from distill_jax.recipe.candidates import Context, Source
 from distill_jax.recipe.checkpoints import Model
@@ -73,7 +74,7 @@ class Cropped:
     per_doc: Size = 1
     min_words: Size = 4
     max_words: Size = 64
-    stands_in: bool = dataclasses.field(default=False, repr=False)
+    stands_in: bool = free(False)
 
     def make(self, context: Context, rows: np.ndarray, folder: Path) -> Any:
         from distill_jax.synthesis.crop import crop
@@ -143,7 +144,7 @@ class Written:
     """
 
     client: Any
-    kinds: tuple[Name, ...] = (
+    kinds: tuple[PromptName, ...] = (
         "questions",
         "claims",
         "titles",

@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.values import Name, NotNegative, Size, UserPath
+from distill_jax.io.fingerprint import free
+from distill_jax.io.values import Name, NotNegative, PromptName, Size, UserPath
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels
 from distill_jax.recipe import checkpoints
@@ -69,10 +70,10 @@ class Model:
 
     checkpoint: checkpoints.Model
     kind: Kind | None = None
-    prompt: Name | None = None
+    prompt: PromptName | None = None
     query_length: Size | None = None
     doc_length: Size | None = None
-    cache: UserPath | None = None
+    cache: UserPath | None = free(None)
     tokens_per_batch: Size | None = None
 
     def __call__(self, context: Context, run: Run) -> TeacherLabels:
@@ -271,14 +272,14 @@ class PairModel:
 
     checkpoint: checkpoints.Model
     kind: Kind | None = "duo"
-    prompt: Name | None = None
+    prompt: PromptName | None = None
     query_length: Size | None = None
     doc_length: Size | None = None
     top_k: Size = 100
     delta: Size = 10
     pairs: Size = 50
     both_orders: bool = True
-    cache: str | None = None
+    cache: UserPath | None = free(None)
 
     def __call__(self, context: Context, labels: TeacherLabels) -> PairLabels:
         from distill_jax.teaching.pairs import label_pairs

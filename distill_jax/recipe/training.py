@@ -10,6 +10,7 @@ import jax
 
 from distill_jax.evaluation.measures import measure_name
 from distill_jax.io.errors import UserError, near
+from distill_jax.io.fingerprint import free
 from distill_jax.io.values import (
     Check,
     Name,
@@ -115,20 +116,20 @@ class Training:
     optimizer: OptimizerMaker = optimizers.adamw
     weight_decay: NotNegative = 0.01
     clip: Positive | None = 1.0
-    chunk: Size | None = None
-    micro_batch: Size | None = None
-    remat: Name | None = None
+    chunk: Size | None = free(None, recorded=True)
+    micro_batch: Size | None = free(None, recorded=True)
+    remat: Name | None = free(None, recorded=True)
     measure: Measure | None = None
     eval_period: Size | Literal["epoch"] | None = None
     measure_first: bool = False
     patience: Size | None = None
     dev_share: Rate = 0.1
     dev_depth: Size = 30
-    checkpoint_period: Size | None = 200
-    keep: Size = 1
-    log_period: Size = 1
-    compile_cache: UserPath | None = None
-    loggers: tuple[str, ...] | None = None
+    checkpoint_period: Size | None = free(200, recorded=True)
+    keep: Size = free(1, recorded=True)
+    log_period: Size = free(1, recorded=True)
+    compile_cache: UserPath | None = free(None, recorded=True)
+    loggers: tuple[str, ...] | None = free(None, recorded=True)
     stream: Stream = "arrays"
     query_length: Size | None = None
     doc_length: Size | None = None
@@ -137,7 +138,7 @@ class Training:
     averages: tuple[Share, ...] = ()
     trained: Literal["both", "query"] = "both"
     trainable: TrainablePatterns = None
-    may_change: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    may_change: tuple[str, ...] = free(())
 
     def __post_init__(self) -> None:
         if self.trained not in TRAINED:

@@ -19,7 +19,15 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from distill_jax.io.errors import UserError
-from distill_jax.io.values import Count, NotNegative, Positive, Size, UserPath
+from distill_jax.io.fingerprint import free
+from distill_jax.io.values import (
+    Count,
+    ModelName,
+    NotNegative,
+    Positive,
+    Size,
+    UserPath,
+)
 from distill_jax.runtime import processes
 from distill_jax.teaching.ledger import Ledger, Limit
 from distill_jax.teaching.sessions import Session
@@ -57,12 +65,6 @@ class Completer(Protocol):
         ...
 
 
-def _operational(default: Any) -> Any:
-    # Left out of repr, and so of the digests of labels: how fast and how far one may
-    # ask does not change what is answered.
-    return dataclasses.field(default=default, repr=False)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Client:
     """An OpenAI-compatible endpoint.
@@ -91,23 +93,23 @@ class Client:
         extra: fields to add to every request; part of the cache key.
     """
 
-    base_url: str = dataclasses.field(repr=False)
+    base_url: str = free()
     model: str
-    budget_calls: Count | None = _operational(None)
-    budget_tokens: Count | None = _operational(None)
-    budget_money: NotNegative | None = _operational(None)
-    budget_seconds: Positive | None = _operational(None)
-    price_in: NotNegative | None = _operational(None)
-    price_out: NotNegative | None = _operational(None)
-    concurrency: Size = _operational(8)
-    requests_per_minute: Positive | None = _operational(None)
-    tokens_per_minute: Positive | None = _operational(None)
-    timeout: Positive = _operational(120.0)
-    max_attempts: Size = _operational(6)
-    failures_in_a_row: Size = _operational(8)
-    key_env: str = _operational("OPENAI_API_KEY")
-    cache: UserPath | None = _operational(None)
-    tokens_field: str = _operational("max_tokens")
+    budget_calls: Count | None = free(None)
+    budget_tokens: Count | None = free(None)
+    budget_money: NotNegative | None = free(None)
+    budget_seconds: Positive | None = free(None)
+    price_in: NotNegative | None = free(None)
+    price_out: NotNegative | None = free(None)
+    concurrency: Size = free(8)
+    requests_per_minute: Positive | None = free(None)
+    tokens_per_minute: Positive | None = free(None)
+    timeout: Positive = free(120.0)
+    max_attempts: Size = free(6)
+    failures_in_a_row: Size = free(8)
+    key_env: str = free("OPENAI_API_KEY")
+    cache: UserPath | None = free(None)
+    tokens_field: str = free("max_tokens")
     omit: tuple[str, ...] = ()
     extra: Mapping[str, Any] | None = None
 
@@ -196,11 +198,11 @@ class LocalModel:
         tokens_per_batch: encoder tokens computed at once.
     """
 
-    checkpoint: str
-    longest: int = dataclasses.field(default=4096, repr=False)
+    checkpoint: ModelName
+    longest: int = free(4096)
     top_k: int | None = None
     top_p: float | None = None
-    tokens_per_batch: int = dataclasses.field(default=1 << 14, repr=False)
+    tokens_per_batch: int = free(1 << 14)
 
     def at(
         self,

@@ -56,6 +56,7 @@ class Workspace:
         train, dev, test: queries with judgements; each ``None`` where there are none.
         mesh: devices; None runs inference on one.
         seed: of all random draws.
+        indexes: those that are open, see ``workspace.indexes``.
     """
 
     directory: Path
@@ -65,6 +66,7 @@ class Workspace:
     test: Split | None
     mesh: Any
     seed: int
+    indexes: dict = dataclasses.field(default_factory=dict, repr=False)
     _stores: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def store(self, texts: Any, full_texts: Any, tokenizer: Any) -> TokenStore:

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.io.files import digest
+from distill_jax.io.fingerprint import contents, is_left_out
 
-# Fields of sources, teachers and makers that name a file, a folder or a model, and
-# those that name a prompt: one that ships, or a file of these kinds.
-_NAMES = ("checkpoint", "path", "prompt", "kinds")
-_PROMPTS = ("prompt", "kinds")
+# A prompt that ships has none of these endings.
 _PROMPT_FILES = (".json", ".txt")
 # A larger file is known by its size and time: hashing it would take too long.
 _LARGE = 256 << 20
@@ -36,15 +34,13 @@ def dependencies(value: Any, context: Any) -> dict[str, str]:
     if hasattr(value, "query_path"):  # a checkpoint with how it is read
         value = _paths(value)
         return {
-            k: v
-            for name in value
-            for k, v in _named("checkpoint", name, context).items()
+            k: v for name in value for k, v in _named("model", name, context).items()
         }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name for field in dataclasses.fields(value)}
-        for name in fields.intersection(_NAMES):
-            found |= _named(name, getattr(value, name), context)
-        value = [getattr(value, name) for name in sorted(fields)]
+        for name, content in contents(type(value)).items():
+            found |= _named(content.of, getattr(value, name), context)
+        fields = [f for f in dataclasses.fields(value) if not is_left_out(f)]
+        value = [getattr(value, field.name) for field in fields]
     if isinstance(value, tuple | list):
         for item in value:
             found |= dependencies(item, context)
@@ -59,16 +55,16 @@ def _paths(checkpoint: Any) -> list[Any]:
     return [checkpoint.path, *([] if queries is None else [queries])]
 
 
-def _named(field: str, name: Any, context: Any) -> dict[str, str]:
+def _named(what: str, name: Any, context: Any) -> dict[str, str]:
     if hasattr(name, "query_path"):
         return {}  # read with its own fields
     if isinstance(name, tuple | list):
-        return {k: v for item in name for k, v in _named(field, item, context).items()}
-    if field == "checkpoint" and name is None:
+        return {k: v for item in name for k, v in _named(what, item, context).items()}
+    if what == "model" and name is None:
         return {} if context.student is None else {"student": context.student.digest}
-    if field == "checkpoint" and (name == "initial" or str(name).startswith("stage:")):
+    if what == "model" and (name == "initial" or str(name).startswith("stage:")):
         return {name: context.model(name).digest}
-    if field in _PROMPTS and not str(name).endswith(_PROMPT_FILES):
+    if what == "prompt" and not str(name).endswith(_PROMPT_FILES):
         return {}
     found = of_path(name)
     return {} if found is None else {str(name): found}

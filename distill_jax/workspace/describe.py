@@ -7,6 +7,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from distill_jax.io.fingerprint import is_left_out
+
 
 def describe(value: Any) -> Any:
     """JSON-able values that are equal exactly when the configuration is.
@@ -18,7 +20,7 @@ def describe(value: Any) -> Any:
         fields = {
             field.name: describe(getattr(value, field.name))
             for field in dataclasses.fields(value)
-            if field.repr
+            if not is_left_out(field)
         }
         return {"is": type(value).__name__, **fields}
     if isinstance(value, dict):

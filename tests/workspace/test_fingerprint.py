@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
 
 from distill_jax.io.errors import UserError
+from distill_jax.io.fingerprint import contents, free_names
 from distill_jax.jobs.distill import Distill
 from distill_jax.jobs.rankings import first_source
-from distill_jax.recipe.candidates import BM25, Context, Fused, RunFile, Search
+from distill_jax.recipe import embedding, labelled
+from distill_jax.recipe.candidates import (
+    BM25,
+    Context,
+    Fused,
+    Named,
+    RunFile,
+    Search,
+)
+from distill_jax.recipe.checkpoints import Checkpoint
 from distill_jax.recipe.models import Models
 from distill_jax.recipe.queries import Cropped, Generated, Synthetic, Written
+from distill_jax.recipe.registry import PARTS
 from distill_jax.recipe.stage import Stage, Training
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.teachers import LabelFile, Model
+from distill_jax.teaching.clients import Client
 from distill_jax.workspace.context import open_workspace
 from distill_jax.workspace.dependencies import dependencies, of_path
+from distill_jax.workspace.describe import describe
 
 
 def context(student="s0", **models):
@@ -44,6 +60,14 @@ def test_the_student_and_models_of_this_job_count():
         lambda path: (Model(checkpoint=path),),
         lambda path: Synthetic(makers=(Generated(checkpoint=path),)),
         lambda path: Synthetic(makers=(Written(client=None, kinds=(path,)),)),
+        lambda path: Named(run=path),
+        lambda path: Named(checkpoint=path),
+        lambda path: labelled.LabelFile(path="absent", permutations=path),
+        lambda path: labelled.LabelFile(path="absent", pairs=path),
+        lambda path: labelled.LabelFile(path="absent", first_stage=path),
+        lambda path: embedding.VectorFile(path=path),
+        lambda path: embedding.Encoder(checkpoint=path),
+        lambda path: Search(checkpoint=Checkpoint(path=path, query_path=path)),
     ],
 )
 def test_files_behind_a_name_count(tmp_path, reads):
@@ -53,6 +77,36 @@ def test_files_behind_a_name_count(tmp_path, reads):
     assert dependencies(reads(str(path)), context()) == before
     path.write_text("two")
     assert dependencies(reads(str(path)), context()) != before
+
+
+def parts():
+    """The dataclasses that a job is made of; jobs themselves are in no record."""
+    for room, names in PARTS.items():
+        for name in names if not room.startswith("distill_jax.jobs") else ():
+            part = getattr(importlib.import_module(room), name)
+            if dataclasses.is_dataclass(part):
+                yield part
+
+
+@pytest.mark.parametrize("part", [*parts()], ids=lambda part: part.__qualname__)
+def test_a_field_that_names_a_file_or_a_model_counts_by_content_or_is_free(part):
+    names = {
+        field.name
+        for field in dataclasses.fields(part)
+        if re.search(r"path|checkpoint|prompt|kinds|cache|\brun\b|file", field.name)
+    }
+    # A checkpoint's prompt is a text.
+    names -= {"prompt"} if part is Checkpoint else set()
+    assert names <= {*contents(part), *free_names(part)}
+
+
+def test_what_is_free_is_in_no_record():
+    client = Client(base_url="http://a/v1", model="m", cache="x", timeout=1.0)
+    other = Client(base_url="http://b/v1", model="m", cache="y", timeout=2.0)
+    assert describe(client) == describe(other)
+    assert describe(client) != describe(dataclasses.replace(client, model="n"))
+    cached = [Model(checkpoint="hf:a/b", cache=path) for path in ("x", "y")]
+    assert describe(cached[0]) == describe(cached[1])
 
 
 def test_of_a_model_dir_the_student_counts(tmp_path):
