@@ -147,6 +147,32 @@ EUROBERT = dataclasses.replace(
 )
 
 
+def _first_gemma_sizes(config: Config) -> dict:
+    named = config.get("hidden_activation") or config.get("hidden_act") or "gelu"
+    if named not in ("gelu", "gelu_pytorch_tanh"):
+        raise UserError(
+            f"config.json: hidden_act is {named!r}", "a Gemma has gelu_pytorch_tanh"
+        )
+    if config.get("use_bidirectional_attention"):
+        # transformers' own mask depends there on whether a batch is padded.
+        raise UserError(
+            "config.json: use_bidirectional_attention of a Gemma is true",
+            "it is read of Gemma 3",
+        )
+    return {
+        **_decoder_sizes(config),
+        # The first files say "gelu" and mean the approximation.
+        "activation": "gelu_tanh",
+        "head_size": int(config.get("head_dim", 256)),
+        "embedding_scale": float(config["hidden_size"]) ** 0.5,
+    }
+
+
+def _first_gemma_config(sizes: BertSizes) -> dict:
+    found = _decoder_config(sizes)
+    return found | {"hidden_act": "gelu_pytorch_tanh"}
+
+
 def _gemma_sizes(config: Config) -> dict:
     found = _decoder_sizes(config)
     if config.get("attn_logit_softcapping"):
@@ -208,15 +234,27 @@ _GEMMA_RULES = _decoder_rules(
         **_HEAD_NORMS,
     }
 )
-GEMMA3 = dataclasses.replace(
-    _decoder("gemma3_text", "Gemma3Text", {}),
-    encoder=tuple(
+
+
+def _plus_one(rules: Table) -> Table:
+    return tuple(
         dataclasses.replace(rule, change=_PLUS_ONE)
         if rule.ours.endswith("norm.scale")
         else rule
-        for rule in _GEMMA_RULES
-    ),
+        for rule in rules
+    )
+
+
+GEMMA3 = dataclasses.replace(
+    _decoder("gemma3_text", "Gemma3Text", {}),
+    encoder=_plus_one(_GEMMA_RULES),
     architectures=classes("Gemma3Text", "linear"),
     sizes_of=_gemma_sizes,
     config_of=_gemma_config,
+)
+GEMMA = dataclasses.replace(
+    _decoder("gemma", "Gemma", {}),
+    encoder=_plus_one(_decoder_rules(_PRE)),
+    sizes_of=_first_gemma_sizes,
+    config_of=_first_gemma_config,
 )

@@ -202,3 +202,20 @@ def test_a_published_name_needs_no_more(qwen3, name, prompt, monkeypatch):
     monkeypatch.setattr(folders, "_from_hub", lambda name: qwen3[0])
     spec = checkpoints.load(checkpoints.named(f"hf:{name}")).spec
     assert (spec.kind, spec.prompt, spec.pooling) == ("reranker", prompt, "last")
+
+
+def test_the_logit_of_one_word_of_a_gemma_by_its_prompt(tmp_path):
+    fields = checkpoints.of_hub("hf:BAAI/bge-reranker-v2-gemma")
+    prompt = fields["prompt"]
+    model, tokenizer = decoders.saved(
+        "Gemma", tmp_path / "m", (prompt, "Yes"), head_dim=8, bos_token_id=1
+    )
+    ours = weights.load(tmp_path / "m", **{**fields, "length": 400})
+    word = tokenizer.convert_tokens_to_ids("Yes")
+    expected = []
+    for query, doc in PAIRS:
+        text = prompt.replace("{query}", query).replace("{document}", doc)
+        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        with torch.no_grad():
+            expected.append(float(model(**inputs).logits[0, -1, word]))
+    np.testing.assert_allclose(score_tuples(ours, PAIRS), expected, atol=1e-5)

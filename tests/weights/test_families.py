@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 from distill_jax.inference import programs
+from distill_jax.io.errors import UserError
 from distill_jax.models.bert import BertEncoder
 from distill_jax.models.pooling import POOLS
 from distill_jax.models.pretrained import flatten
@@ -90,6 +91,7 @@ FORMS: dict[str, tuple[str, dict]] = {
     "mistral": ("Mistral", {**GROUPED, "sliding_window": 5}),
     "qwen2": ("Qwen2", GROUPED),
     "qwen3": ("Qwen3", {**GROUPED, "head_dim": 8}),
+    "gemma": ("Gemma", {**GROUPED, "head_dim": 8}),
     "gemma3": (
         "Gemma3Text",
         {**GROUPED, "head_dim": 8, "sliding_window": 6, **WINDOWS},
@@ -255,3 +257,12 @@ def test_vocabulary_heads_give_the_logits_of_transformers(name, tmp_path):
     hidden = encode(encoder, tokens, mask)
     logits = head(hidden, encoder.embeddings.word[...])
     close(logits, theirs(model, tokens, mask), mask)
+
+
+@pytest.mark.parametrize(
+    "change", [{"use_bidirectional_attention": True}, {"hidden_act": "relu"}]
+)
+def test_a_gemma_of_another_form_is_refused(change):
+    config = {**config_of("gemma").to_dict(), **change}
+    with pytest.raises(UserError, match=next(iter(change))):
+        encoders.sizes_of(config, {})

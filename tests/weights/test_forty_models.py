@@ -109,9 +109,7 @@ MODELS: dict[str, Form] = {
     "mixedbread-ai/mxbai-rerank-base-v2": Form(
         "Qwen2ForCausalLM", "qwen", kind="reranker"
     ),
-    "BAAI/bge-reranker-v2-gemma": Form(
-        "GemmaForCausalLM", "qwen", kind="reranker", refused="gemma"
-    ),
+    "BAAI/bge-reranker-v2-gemma": Form("GemmaForCausalLM", "qwen", kind="reranker"),
     "castorini/monobert-large-msmarco": Form(
         "BertForSequenceClassification", kind="reranker", config=(("num_labels", 2),)
     ),
@@ -165,7 +163,7 @@ def write_words(words: str, folder: Path) -> tuple[int, int]:
     make = {
         "unigram": unigram,
         "bytes": byte_level,
-        "qwen": decoders.qwen_tokenizer,
+        "qwen": lambda: decoders.qwen_tokenizer(("Yes",) * 20),
         "mpnet": mpnet,
     }
     theirs = make[words]()
