@@ -136,6 +136,9 @@ class Distill:
         first = rankings.first_stage(student)
         table.add("first_stage", first)
         table.add("before", rankings.of(student, "before", first))
+        if (sentence := rankings.lead(student)) is not None:
+            say(sentence)
+            table.notices.append(sentence)
         rankings.add(table, "before", student)
         try:
             best = self._rounds(student, rankings, table, first)

@@ -10,12 +10,14 @@ from typing import Any
 from distill_jax.collections.collection import Queries
 from distill_jax.evaluation import calibration
 from distill_jax.evaluation.measures import evaluate_queries
+from distill_jax.evaluation.significance import compare, correct
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest
 from distill_jax.jobs import beside, reporting, unjudged
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe.candidates import BM25, Context
 from distill_jax.recipe.models import Models
+from distill_jax.recipe.teachers import Scores
 from distill_jax.runs.run import Run
 from distill_jax.workspace import compact, ranking
 from distill_jax.workspace.cached_step import part
@@ -36,6 +38,7 @@ class Rankings:
     job: Any
     workspace: Workspace
     models: Models
+    _dev: dict[str, Run] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def judges_dev(self) -> bool:
@@ -116,17 +119,20 @@ class Rankings:
         return Run.read(folder / "run.trec", collection=self.workspace.collection)
 
     def of_dev(self, student: Pretrained) -> Run:
-        """The student's ranking of the dev queries, which nothing keeps."""
+        """The student's ranking of the dev queries; no file keeps it."""
         assert self.workspace.dev is not None
         queries = self.workspace.dev.queries
-        return ranking.rank(
-            student,
-            queries,
-            self.workspace,
-            first_stage=first_source(self.job)(self.context(student, queries)),
-            depth=self.job.depth,
-            directory=self.workspace.directory / "vectors",
-        )
+        if student.digest not in self._dev:
+            self._dev.clear()
+            self._dev[student.digest] = ranking.rank(
+                student,
+                queries,
+                self.workspace,
+                first_stage=first_source(self.job)(self.context(student, queries)),
+                depth=self.job.depth,
+                directory=self.workspace.directory / "vectors",
+            )
+        return self._dev[student.digest]
 
     def dev_value(self, student: Pretrained, number: int) -> float:
         """The stop measure on dev queries, 0 where they choose nothing.
@@ -145,6 +151,30 @@ class Rankings:
         name = f"round {number}" if number else "before"
         say(f"{name}: dev {measure} {mean:.4f}")
         return mean
+
+    def lead(self, student: Pretrained) -> str | None:
+        """What the first stage's teacher knows more than the student, on dev queries.
+
+        None where nothing is judged, or where it takes a model or an LLM to find out.
+        """
+        stage = self.job.stages[0]
+        teacher = getattr(stage.examples, "teacher", None)
+        if not self.judges_dev or not isinstance(teacher, Scores):
+            return None
+        assert self.workspace.dev is not None
+        queries, qrels = self.workspace.dev.queries, self.workspace.dev.qrels
+        measure = str(self.job.stop_measure)
+        order = stage.candidates(self.context(student, queries))
+        known, taught = (
+            evaluate_queries(run, qrels, [measure])[measure]
+            for run in (self.of_dev(student), order)
+        )
+        names = {"baseline": "the student", "system": "the teacher"}
+        (found,) = correct([compare(known, taught, measure=measure, **names)])
+        sentence = f"before training, on dev queries: {found.verdict()}"
+        if found.significant() and found.difference > 0:
+            return sentence
+        return f"{sentence}. A teacher without a lead has little to teach."
 
     def calibration(self, student: Pretrained) -> dict[str, Any] | None:
         """What the student's scores mean, by the judged dev queries."""

@@ -187,6 +187,9 @@ def test_the_index_is_the_same_before_and_after(tmp_path, toy):
 def test_the_base_is_kept_where_training_gains_nothing(tmp_path, toy):
     report = run(tmp_path, toy, LEARNING_RATE=1e-12)
     assert any("is kept" in line for line in report["notices"])
+    (lead,) = [line for line in report["notices"] if "before training" in line]
+    assert "the teacher" in lead
+    assert "nDCG@10" in lead
     student = Pretrained.read(tmp_path / "student")
     assert student.digest == Pretrained.read(tmp_path / "initial").digest
     assert report["measures"]["after"] == report["measures"]["before"]
