@@ -169,8 +169,17 @@ class Rankings:
             evaluate_queries(run, qrels, [measure])[measure]
             for run in (self.of_dev(student), order)
         )
-        names = {"baseline": "the student", "system": "the teacher"}
-        (found,) = correct([compare(known, taught, measure=measure, **names)])
+        (found,) = correct(
+            [
+                compare(
+                    known,
+                    taught,
+                    measure=measure,
+                    baseline="the student",
+                    system="the teacher",
+                )
+            ]
+        )
         sentence = f"before training, on dev queries: {found.verdict()}"
         if found.significant() and found.difference > 0:
             return sentence
