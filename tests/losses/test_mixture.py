@@ -14,6 +14,7 @@ from distill_jax import losses
 from distill_jax.batches import DualBatch, Targets
 from distill_jax.io.errors import UserError
 from distill_jax.losses import Listwise, Mixture, Term
+from distill_jax.ops.vector_form import VectorForm
 
 B, N, P = 4, 3, 2
 
@@ -197,7 +198,9 @@ class Vectors(Student):
 
     def __init__(self, width, kind="dual_encoder", **fields):
         fields = {"normalise": True, "similarity": "dot"} | fields
-        self.spec = SimpleNamespace(kind=kind, width=width, **fields)
+        form = VectorForm.ONE if kind == "dual_encoder" else VectorForm.PER_TOKEN
+        fields |= {"kind": kind, "vectors": form}
+        self.spec = SimpleNamespace(width=width, **fields)
 
     def scores(self, rep, batch):
         return jnp.einsum("bd,bnd->bn", rep["q"], rep["d"])
