@@ -111,7 +111,7 @@ def attend(
     table = None if bias is None else bias[0].astype(jnp.float32)
     shares = _shares(rows, heads, width)
     assert shares is not None
-    found = _attention(width, shares, interpret, *flat, table, hidden)
+    found: Any = _attention(width, shares, interpret, *flat, table, hidden)
     return found.reshape(rows, length, heads, width)
 
 
@@ -164,12 +164,12 @@ def _on_mesh(function: Callable, shares: Shares, read: str, written: str) -> Cal
         "b": P(shares.heads),
         "m": P(leading),
     }
-    outputs = tuple(specs[one] for one in written)
+    outputs = [specs[one] for one in written]
     return jax.shard_map(
         function,
         mesh=shares.mesh,
         in_specs=tuple(specs[one] for one in read),
-        out_specs=outputs if len(outputs) > 1 else outputs[0],
+        out_specs=outputs[0] if len(outputs) == 1 else tuple(outputs),
         check_vma=False,
     )
 
