@@ -98,8 +98,6 @@ def read_again(folder: Path) -> list[Path]:
         for name in names
         if not {"checkpoints", "tensorboard"} & set(name.parts)
         and not name.name.startswith(".")
-        # Memory that SQLite's open connections share: the first to open makes it anew.
-        and not name.name.endswith("-shm")
     ]
 
 
