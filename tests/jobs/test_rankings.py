@@ -16,7 +16,11 @@ from distill_jax.workspace.context import Split
 
 @pytest.mark.parametrize(
     ("order", "said"),
-    [("taught", "the teacher beats the student"), ("known", "has little to teach")],
+    [
+        ("taught", "the teacher beats the student"),
+        ("known", "not shown"),
+        ("worse", "is worse"),
+    ],
 )
 def test_the_teacher_s_lead_is_said_before_training(monkeypatch, order, said):
     """Forty dev queries with one relevant document each, first or last of ten."""
@@ -26,6 +30,7 @@ def test_the_teacher_s_lead_is_said_before_training(monkeypatch, order, said):
         name: [(doc, 1.0 / rank) for rank, doc in enumerate(docs[::step], 1)]
         for name, step in (("taught", 1), ("known", -1))
     }
+    found["worse"] = found["known"][:-1]
     runs = {name: Run.from_lists(ids, [pairs] * 40) for name, pairs in found.items()}
     examples = SimpleNamespace(teacher=Scores())
     stage = SimpleNamespace(examples=examples, candidates=lambda context: runs[order])
@@ -38,6 +43,7 @@ def test_the_teacher_s_lead_is_said_before_training(monkeypatch, order, said):
     lead = rankings.lead(None)  # type: ignore[arg-type]
     assert lead is not None
     assert said in lead
+    assert ("little to teach" in lead) == (order != "taught")
     # A model that would have to score the lists first is not called.
     examples.teacher = object()
     assert rankings.lead(None) is None  # type: ignore[arg-type]
