@@ -61,24 +61,17 @@ ELECTRA = encoder_sizes.bert_sizes("electra-base", dtype="bfloat16")
 CONTRAST = losses.Mixture(
     (losses.Term("contrast", losses.in_batch_contrastive, on="in_batch"),)
 )
+T5_BASE = Line(
+    spec=reranker("base"),
+    machine="v5e:2x4",
+    mesh="data=8",
+    lists=32,
+    size=36,
+    lengths=(192,),
+)
 LINES = {
-    "T5-base 32 x 36 x 192": Line(
-        spec=reranker("base"),
-        machine="v5e:2x4",
-        mesh="data=8",
-        lists=32,
-        size=36,
-        lengths=(192,),
-    ),
-    "T5-base 32 x 36 x 192, recomputed": Line(
-        spec=reranker("base"),
-        machine="v5e:2x4",
-        mesh="data=8",
-        lists=32,
-        size=36,
-        lengths=(192,),
-        remat="full",
-    ),
+    "T5-base 32 x 36 x 192": T5_BASE,
+    "T5-base 32 x 36 x 192, recomputed": dataclasses.replace(T5_BASE, remat="full"),
     "T5-base 32 x 30 x 512": Line(
         spec=reranker("base"),
         machine="v5e:2x4",

@@ -89,9 +89,8 @@ def _sentence_vectors(folder: Path, spec: Any) -> Scorer:
     def score(tuples: Tuples) -> np.ndarray:
         from sentence_transformers import SentenceTransformer, SparseEncoder
 
-        cls = (
-            SparseEncoder if spec.vectors is VectorForm.SPARSE else SentenceTransformer
-        )
+        sparse = spec.vectors is VectorForm.SPARSE
+        cls = SparseEncoder if sparse else SentenceTransformer
         sides = list(TOWERS) if (folder / "query_encoder").is_dir() else ["", ""]
         loaded = {
             side: cls(str(folder / side), device="cpu", **_FLOAT32)
@@ -252,11 +251,8 @@ def _bare_encoder(folder: Path, pretrained: Pretrained) -> Scorer:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         t5 = isinstance(spec.backbone, T5Sizes)
         cls: Any = transformers.T5EncoderModel if t5 else transformers.AutoModel
-        cls = (
-            transformers.AutoModelForMaskedLM
-            if spec.vectors is VectorForm.SPARSE
-            else cls
-        )
+        sparse = spec.vectors is VectorForm.SPARSE
+        cls = transformers.AutoModelForMaskedLM if sparse else cls
         model = cls.from_pretrained(folder, dtype="float32").eval()
         vectors = []
         for i, side in enumerate(("query", "doc")):
@@ -269,9 +265,7 @@ def _bare_encoder(folder: Path, pretrained: Pretrained) -> Scorer:
                 mask = inputs["attention_mask"]
                 out = model(inputs["input_ids"], attention_mask=mask)
                 mask = mask.unsqueeze(-1)
-                hidden = (
-                    out.logits if spec.vectors is VectorForm.SPARSE else out[0]
-                ).double()
+                hidden = (out.logits if sparse else out[0]).double()
                 vectors.append(_pooled(spec, side, hidden, mask))
         return (vectors[0] * vectors[1]).sum(1).numpy()
 

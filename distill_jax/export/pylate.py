@@ -30,9 +30,8 @@ def write(pretrained: Pretrained, folder: Path) -> None:
             tokens than words of the vocabulary.
     """
     spec, tokenizer = pretrained.spec, pretrained.tokenizer
-    if spec.vectors is not VectorForm.PER_TOKEN or not isinstance(
-        spec.backbone, BertSizes
-    ):
+    late = spec.vectors is VectorForm.PER_TOKEN
+    if not late or not isinstance(spec.backbone, BertSizes):
         raise UserError(
             "PyLate's layout is for a ColBERT on a BERT or an ELECTRA",
             "leave format out: it is chosen from the model",
