@@ -158,8 +158,7 @@ class Rankings:
         None where nothing is judged, or where it takes a model or an LLM to find out.
         """
         stage = self.job.stages[0]
-        teacher = getattr(stage.examples, "teacher", None)
-        if not self.judges_dev or not isinstance(teacher, Scores):
+        if not self.judges_dev or not isinstance(stage.list_teacher, Scores):
             return None
         assert self.workspace.dev is not None
         queries, qrels = self.workspace.dev.queries, self.workspace.dev.qrels

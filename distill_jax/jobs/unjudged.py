@@ -90,7 +90,7 @@ def teacher_run(stage: Any, context: Any, directory: Path) -> Run | None:
 
     None if this costs LLM calls, or the stage has no teacher.
     """
-    teacher = getattr(stage.examples, "teacher", None)
+    teacher = stage.list_teacher
     if teacher is None or getattr(teacher, "client", None) is not None:
         return None
     context = dataclasses.replace(context, directory=directory)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -231,6 +231,7 @@ class EmbeddingStage:
     texts: tuple[str, ...] = TEXTS
     student: Student | None = None
     keep_projection: bool = True
+    list_teacher: ClassVar[None] = None  # its teacher gives vectors, not an order
 
     def __post_init__(self) -> None:
         for name in self.texts:

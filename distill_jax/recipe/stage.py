@@ -52,6 +52,11 @@ class Stage:
     filters: tuple[Filter, ...] = ()
     labels: UserPath | labelled.LabelFile | None = None
 
+    @property
+    def list_teacher(self) -> Any:
+        """Of the lists; None where they are of judgements, or of several teachers."""
+        return getattr(self.examples, "teacher", None)
+
     def __post_init__(self) -> None:
         nobody = (
             isinstance(self.examples, FromTeacher) and self.examples.teacher is None

@@ -32,8 +32,9 @@ def test_the_teacher_s_lead_is_said_before_training(monkeypatch, order, said):
     }
     found["worse"] = found["known"][:-1]
     runs = {name: Run.from_lists(ids, [pairs] * 40) for name, pairs in found.items()}
-    examples = SimpleNamespace(teacher=Scores())
-    stage = SimpleNamespace(examples=examples, candidates=lambda context: runs[order])
+    stage = SimpleNamespace(
+        list_teacher=Scores(), candidates=lambda context: runs[order]
+    )
     dev = Split(queries=Queries(ids, ids), qrels=qrels)
     workspace = SimpleNamespace(dev=dev, dev_is_judged=True)
     job = SimpleNamespace(stages=(stage,), stop_measure="nDCG@10")
@@ -45,5 +46,5 @@ def test_the_teacher_s_lead_is_said_before_training(monkeypatch, order, said):
     assert said in lead
     assert ("little to teach" in lead) == (order != "taught")
     # A model that would have to score the lists first is not called.
-    examples.teacher = object()
+    stage.list_teacher = object()
     assert rankings.lead(None) is None  # type: ignore[arg-type]
