@@ -224,13 +224,20 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
+def _filled(value: Any, name: str) -> str:
+    """A text with more in it than blanks: it has no other id, and trains nothing."""
+    if not _text(value, name).strip():
+        raise UserError(f"{name} is empty")
+    return value
+
+
 def _optional(record: dict[str, Any], name: str) -> str | None:
     value = record.get(name)
     return None if value is None else _text(value, f'"{name}"')
 
 
 def _texts(value: Any, name: str) -> list[str]:
-    return [_text(one, f'one of "{name}"') for one in _list(value, f'"{name}"')]
+    return [_filled(one, f'one of "{name}"') for one in _list(value, f'"{name}"')]
 
 
 def as_id(value: Any, name: str) -> str:
@@ -284,7 +291,7 @@ def _one_hot(positive: list[Any], negative: list[Any]) -> list[float]:
 
 
 def _of_texts(record: dict[str, Any], texts: list[str], scores: list[float]) -> Record:
-    query = _text(record["query"], '"query"')
+    query = _filled(record["query"], '"query"')
     query_id = record.get("query_id")
     return Record(
         query_id=text_id(query) if query_id is None else as_id(query_id, '"query_id"'),
@@ -299,6 +306,8 @@ def _of_passages(
     record: dict[str, Any], query_id: Any, passages: list[dict[str, Any]]
 ) -> Record:
     query = _optional(record, "query")
+    if query is not None:
+        _filled(query, '"query"')
     if query_id is None and query is None:
         raise UserError('neither "query_id" nor "query"')
     texts = []

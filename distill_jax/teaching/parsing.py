@@ -38,7 +38,15 @@ _UNCLOSED = re.compile(
 )
 _RISING = re.compile(r"\]\s?<{1,3}=?\s?\[")
 _GAP = re.compile(r">\s?\.\.\.|\.\.\.\s?>")
-_RATED = re.compile(r"\] ?(?:[:=]|is|ranks?|ranked|scores?|rated)? ?(?:rank )?#?\d")
+_RATED = re.compile(
+    r"\] ?(?:[:=(|–—-]|is|ranks?|ranked|scores?|rated)? ?(?:rank )?"
+    r"#?(\d{1,6}(?:\.\d{1,6})?)"
+)
+_WORST_FIRST = re.compile(
+    r"\b(?:least|worst|lowest)\b[\w ]{0,24}\bto (?:the )?(?:most|best|highest)\b"
+    r"|\b(?:least|worst)(?: relevant)? first\b",
+    re.IGNORECASE,
+)
 _NAMED = re.compile(r"<?\b(?:Document|Doc|Passage)\s?#?\s?(\d{1,6})\b>?", re.IGNORECASE)
 _PLAIN_CHAIN = re.compile(r"(?<![\d.])\d{1,6}(?:\s?>{1,8}\s?\d{1,6})+(?![\d.])")
 _PLAIN = re.compile(r"[\s\d,;>]*\.?\s?")
@@ -120,15 +128,28 @@ def parse_ranking(reply: str | None, count: int, *, cut: bool | None = None) -> 
         return Ranking(None, failure="unclosed brackets")
     if set(numbers) == set(range(count)):
         return Ranking(None, failure="identifiers from 0")
-    if _RISING.search(text):
+    if _RISING.search(text) or _WORST_FIRST.search(rest):
         return Ranking(None, failure="written from worst to best")
-    if form == "loose" and 2 * len(_RATED.findall(text)) > len(seen):
+    if form == "loose" and _rated_otherwise(_RATED.findall(text), len(seen)):
         return Ranking(None, failure="numbers of documents, not an order")
     if missing and _GAP.search(text):
         return Ranking(None, failure="an order with gaps")
     if missing:
         repairs["missing"] = len(missing)
     return Ranking((*seen, *missing), dict(repairs))
+
+
+def _rated_otherwise(ratings: Sequence[str], count: int) -> bool:
+    """Whether the numbers after the identifiers may give them another order.
+
+    Fractions that fall are scores, and the order is theirs; whole numbers may be
+    ranks or scores.
+    """
+    if 2 * len(ratings) <= count:
+        return False
+    values = [float(text) for text in ratings]
+    falling = values == sorted(values, reverse=True)
+    return not (falling and any("." in text for text in ratings))
 
 
 def _cut_ranking(text: str, count: int) -> Ranking:

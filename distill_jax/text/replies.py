@@ -26,11 +26,14 @@ _OPENED = (
     r"|Here is my thought process:"
 )
 _CLOSED = (
-    rf"<\|?/\s?{_WORD}\s?\|?>|<\|?end_of_{_WORD}\|?>|<unused95>"
+    rf"<\|?/\s?{_WORD}\s?\|?>|<\|?end_(?:of_)?{_WORD}\|?>|<unused95>"
+    # What is before the answer's own mark is no part of it.
+    r"|<answer>|<\|?start_response\|?>"
     r"|\[/THINK\]|◁/think▷|<channel\|>"
     r"|<\|?channel\|?>\s?final\b(?:\s?<\|message\|>)?|Here is my response:"
 )
 _MARKS = re.compile(rf"(?P<closed>{_CLOSED})|(?P<opened>{_OPENED})", re.IGNORECASE)
+_END = re.compile(r"</answer>|<\|?end_response\|?>", re.IGNORECASE)
 # Harmony, where the server leaves out the marks and keeps the channels' names.
 _BARE = re.compile(r"\Aanalysis(?:[A-Z]|.*assistantfinal)", re.DOTALL)
 
@@ -78,7 +81,7 @@ def answer(reply: str | None, *, plain: bool = False) -> tuple[str, str]:
     if marks:
         if marks[-1]["opened"]:
             return "", "cut while thinking"
-        text = text[marks[-1].end() :]
+        text = _END.split(text[marks[-1].end() :], maxsplit=1)[0]
     elif _BARE.match(text.lstrip()):
         _, found, text = text.rpartition("assistantfinal")
         if not found:

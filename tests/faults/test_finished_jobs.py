@@ -17,6 +17,11 @@ TRAINS = {
     **finished.SHORT, "EXPORT": None, "LOGGERS": (),
     "MAX_TRAIN_QUERIES": 8, "MAX_TEST_QUERIES": 8,
 }  # fmt: skip
+WITHOUT_DEPTH = {name: value for name, value in TRAINS.items() if name != "DEPTH"}
+WRITES = {
+    "MESH": "data=1", "DROPOUT": 0.0, "VOCABULARY_SIZE": 300, "TRAIN_STEPS": 2,
+    "MAX_TRAIN_QUERIES": 8, "QUERY_LENGTH": 12, "DOC_LENGTH": 20, "EXPORT": None,
+}  # fmt: skip
 LLM = {"LLM_BASE_URL": None, "LLM_MODEL": "fake"}
 QUICK = {
     "mine": ("mine", {"TOP_K": 5}),
@@ -33,9 +38,14 @@ SLOW = {
         "synthesize",
         {"QUERIES": 4, "MAKERS": "(@queries.Written(),)", **LLM},
     ),
-    "export": ("quickstart+small", {**TRAINS, "EXPORT": "sentence-transformers"}),
+    "evaluate": ("evaluate", {"CHECKPOINT": RERANKER, "TOP_K": 5, "MESH": "data=1"}),
+    "tables": (
+        "tables",
+        {"CHECKPOINTS": "('fresh:dual_encoder:bert:tiny',)", "TOP_K": 5},
+    ),
+    "export": ("quickstart+small", {**TRAINS, "EXPORT": "sentence_transformers"}),
     "dense": ("quickstart+small", TRAINS),
-    "reranker": ("rankt5_teacher+small", TRAINS),
+    "reranker": ("rankt5_teacher+small", WITHOUT_DEPTH),
     "rounds": ("specialize+small", TRAINS),
     "splade": ("splade+small", TRAINS),
     "colbert": ("pairdistill_colbert+small", TRAINS),
@@ -43,9 +53,9 @@ SLOW = {
     "ranks": ("twolar+small", {**TRAINS, **LLM}),
     "students": (
         "students+small",
-        {**TRAINS, "STUDENTS": "('dense', 'reranker')"},
+        {**WITHOUT_DEPTH, "STUDENTS": "('dense', 'reranker')"},
     ),
-    "generator": ("query_generator+small", TRAINS),
+    "generator": ("query_generator+small", WRITES),
 }
 
 
@@ -55,7 +65,8 @@ def swept(name: str, folder, toy: str, llm, damage: tuple[str, ...]) -> int:
     if "LLM_BASE_URL" in flags:
         flags = {**flags, "LLM_BASE_URL": llm.base_url}
     place = folder / "job"
-    argv = finished.words(recipe, COLLECTION=toy, MODEL_DIR=place, **flags)
+    where = {"COLLECTIONS": f"('{toy}',)"} if name == "tables" else {"COLLECTION": toy}
+    argv = finished.words(recipe, **where, MODEL_DIR=place, **flags)
     assert finished.run(argv).status == 0
     assert finished.run(argv).status == 0
     kept = finished.keep(place, folder / "kept")

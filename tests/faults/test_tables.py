@@ -280,6 +280,18 @@ def test_an_odd_field_of_a_label_file_is_named_with_its_line(tmp_path, form):
                     assert set(found.collection.texts) <= known, (at, odd)
 
 
+@pytest.mark.parametrize("text", ["", " ", "\t\n"])
+@pytest.mark.parametrize(
+    "at", [("query",), ("docs", 0), ("pos", 0), ("neg", 1)], ids=lambda at: at[0]
+)
+def test_a_text_of_blanks_is_no_query_and_no_document(tmp_path, at, text):
+    form = "sentence_transformers" if at[0] == "docs" else "flag_embedding"
+    path = tmp_path / "labels.jsonl"
+    path.write_text(json.dumps(replaced(GOOD[form], at, text)))
+    with pytest.raises(UserError, match=r"labels\.jsonl:1: .* is empty"):
+        read_labels(path)
+
+
 PASSAGES = {"positive_passages": [{"docid": "1", "text": "a", "score": 3}]}
 
 

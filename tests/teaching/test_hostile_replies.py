@@ -93,6 +93,7 @@ THOUGHT = "[1] > [2] > [3] would be the order of reading"
         ("[THINK]", "[/THINK]"),
         ("◁think▷", "◁/think▷"),
         ("<|begin_of_thought|>", "<|end_of_thought|>"),
+        ("<|START_THINKING|>", "<|END_THINKING|><|START_RESPONSE|>"),
         ("<unused94>thought\n", "<unused95>"),
         (
             "<|channel|>analysis<|message|>",
@@ -113,6 +114,11 @@ def test_thoughts_of_every_form_are_left_out(opened, closed):
     if "&lt;" not in opened:
         assert read_query(f"{opened}{THOUGHT}{closed}a query") == ("a query", "")
         assert read_query(f"{opened}a query")[0] is None
+
+
+def test_only_what_is_in_the_answer_s_mark_is_read():
+    assert read_query("Why not:\n<answer>a query</answer>\nDone.") == ("a query", "")
+    assert read_query("<|START_RESPONSE|>a query<|END_RESPONSE|>") == ("a query", "")
 
 
 RECORDED = [
