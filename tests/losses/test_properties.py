@@ -25,6 +25,11 @@ class Case:
     grades: bool = False
     ties: bool = True
 
+    def __post_init__(self):
+        # One program a shape: uncompiled, each operation is a program of its own.
+        compiled = jax.jit(self.loss, static_argnames=("reduce_fn",))
+        object.__setattr__(self, "loss", compiled)
+
     def __repr__(self):
         return self.name
 
@@ -105,6 +110,11 @@ WITHIN_LIST = [case for case in CASES if not case.name.startswith("in_batch")]
 within_list = pytest.mark.parametrize("case", WITHIN_LIST, ids=repr)
 
 
+def gradient_of(loss):
+    """The loss and its gradient, by one program a shape."""
+    return jax.jit(jax.value_and_grad(loss))
+
+
 @pytest.fixture(autouse=True)
 def _strict_ranks():
     with jax.numpy_rank_promotion("raise"):
@@ -153,7 +163,7 @@ def test_the_order_of_queries_does_not_matter(case):
 @pytest.mark.parametrize("junk", [[np.nan, np.inf], [-np.inf, 7.5]], ids=str)
 def test_padding_changes_neither_loss_nor_gradient(case, junk):
     scores, labels = batch(case)
-    both = jax.value_and_grad(case.loss)
+    both = gradient_of(case.loss)
     if case.name.startswith("in_batch"):
         # Padding moves the numbering of this test's docs; hold it by masking.
         where = np.ones((B, N), bool)
@@ -183,7 +193,7 @@ def test_an_empty_list_counts_for_nothing(case):
     scores, labels = batch(case)
     empty = np.full((2, N), np.nan, np.float32)
     where = np.repeat([True, False], [B, 2])[:, None] & np.ones((1, N), bool)
-    found, gradient = jax.value_and_grad(case.loss)(
+    found, gradient = gradient_of(case.loss)(
         np.concatenate([scores, empty]),
         np.concatenate([labels, empty]),
         where=where,
@@ -201,10 +211,10 @@ def test_an_empty_query_in_a_batch(junk):
     spoilt[2], spoilt[:, 2] = junk, junk
     ids, labels = np.arange(6).reshape(3, 2), np.zeros((3, 2), np.float32)
     where = np.asarray([[True] * 2, [True] * 2, [False] * 2])
-    found, gradient = jax.value_and_grad(losses.in_batch_contrastive)(
+    found, gradient = gradient_of(losses.in_batch_contrastive)(
         spoilt, ids, labels, where=where, temperature=1.0
     )
-    expected, inside = jax.value_and_grad(losses.in_batch_contrastive)(
+    expected, inside = gradient_of(losses.in_batch_contrastive)(
         cross[:2, :2], ids[:2], labels[:2], temperature=1.0
     )
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -216,7 +226,7 @@ def test_an_empty_query_in_a_batch(junk):
 @every
 def test_a_batch_of_nothing_is_zero(case):
     scores = np.full((B, N), np.nan, np.float32)
-    found, gradient = jax.value_and_grad(case.loss)(
+    found, gradient = gradient_of(case.loss)(
         scores, scores, where=np.zeros((B, N), bool)
     )
     assert found == 0
@@ -237,7 +247,7 @@ def test_extreme_lists_have_finite_gradients(case):
         (wide, labels),
         (scores[:, :1], labels[:, :1]),
     ]:
-        found, gradient = jax.value_and_grad(case.loss)(scores_, labels_)
+        found, gradient = gradient_of(case.loss)(scores_, labels_)
         assert np.isfinite(found)
         assert np.isfinite(gradient).all()
 
@@ -248,7 +258,7 @@ def test_extreme_lists_have_finite_gradients(case):
 def test_teachers_may_say_minus_infinity(loss):
     scores = np.asarray([[1.0, 2.0, 0.5]], np.float32)
     for labels in ([[0.3, -np.inf, 0.1]], [[-np.inf] * 3]):
-        found, gradient = jax.value_and_grad(loss)(scores, np.asarray(labels))
+        found, gradient = gradient_of(loss)(scores, np.asarray(labels))
         assert np.isfinite(found)
         assert np.isfinite(gradient).all()
 
@@ -283,9 +293,9 @@ def test_tied_documents_are_treated_alike(case):
 @every
 def test_f32_is_within_1e_5_of_f64(case):
     scores, labels = batch(case)
-    single = jax.value_and_grad(case.loss)(jnp.asarray(scores), jnp.asarray(labels))
+    single = gradient_of(case.loss)(jnp.asarray(scores), jnp.asarray(labels))
     with jax.enable_x64(True):
-        double = jax.value_and_grad(case.loss)(
+        double = gradient_of(case.loss)(
             jnp.asarray(scores, jnp.float64), jnp.asarray(labels, jnp.float64)
         )
         assert double[1].dtype == jnp.float64
