@@ -23,7 +23,8 @@ def _strict_ranks():
 
 def value(loss, *arrays, gradient=False, **options):
     """The loss in f64, after checking that f32 agrees to 1e-5."""
-    function = jax.value_and_grad(loss) if gradient else loss
+    function = functools.partial(loss, **options)
+    function = jax.jit(jax.value_and_grad(function) if gradient else function)
     arrays = [np.asarray(array, np.float64) for array in arrays]
     if loss is losses.pairwise_kl:
         arrays[1:3] = [array.astype(np.int32) for array in arrays[1:3]]
@@ -33,11 +34,10 @@ def value(loss, *arrays, gradient=False, **options):
         *[
             jnp.asarray(a, jnp.float32 if a.dtype == np.float64 else a.dtype)
             for a in arrays
-        ],
-        **options,
+        ]
     )
     with jax.enable_x64(True):
-        double = function(*[jnp.asarray(array) for array in arrays], **options)
+        double = function(*[jnp.asarray(array) for array in arrays])
         double = jax.tree.map(np.asarray, double)
     for narrow, wide in zip(jax.tree.leaves(single), jax.tree.leaves(double)):
         assert narrow.dtype == jnp.float32
@@ -66,7 +66,9 @@ def by_order(order):
 
 
 def total(loss):
-    return lambda *arrays, **options: loss(*arrays, reduce_fn=masked.total, **options)
+    return lambda *arrays, **options: jax.jit(
+        functools.partial(loss, reduce_fn=masked.total, **options)
+    )(*arrays)
 
 
 # RankNet
@@ -463,7 +465,8 @@ def test_contrastive_over_the_batch(cases, block_size):
         assert sorted({names[i] for i in ids[row][blocked[row]]}) == contrast
 
     def of_docs(docs):
-        scores = jnp.einsum("qd,bnd->qbn", jnp.asarray(queries), docs)
+        # Of docs' type: a constant keeps the type that it was first compiled with.
+        scores = jnp.einsum("qd,bnd->qbn", jnp.asarray(queries, docs.dtype), docs)
         return losses.in_batch_contrastive(
             scores, ids, teacher, **(options | {"temperature": 0.05})
         )
