@@ -227,11 +227,22 @@ class _Names:
 
 
 def _file(statement: Any) -> Path:
-    return Path(statement.location.filename or "").resolve()
+    return _resolved_file(statement.location.filename or "")
+
+
+# The disk is asked once for a file, not once for each of its lines.
+@functools.cache
+def _resolved_file(name: str) -> Path:
+    return Path(name).resolve()
+
+
+@functools.cache
+def _is_of_package(path: Path) -> bool:
+    return path.is_relative_to(recipes.directory().resolve())
 
 
 def _is_shipped(statement: Any) -> bool:
-    return _file(statement).is_relative_to(recipes.directory().resolve())
+    return _is_of_package(_file(statement))
 
 
 def _name(statement: Any) -> str:

@@ -20,7 +20,7 @@ from gin import config_parser
 
 from distill_jax.cli import bindings, help, papers, recipes, trust
 from distill_jax.cli.flags import Flags
-from distill_jax.io.errors import UserError
+from distill_jax.io.errors import UserError, clip
 from distill_jax.io.paths import user_path
 
 # What gin raises at a name or a value that is wrong.
@@ -82,6 +82,11 @@ def _configured(flags: Flags) -> tuple[Any, Config, list[tuple[str, str, set[str
         config = Config(text=text, directory=_directory())
         found.make_functions()
         job = gin.get_configurable("distill_jax.jobs.run")()
+        if not hasattr(job, "build") and not (callable(job) and hasattr(job, "plan")):
+            raise UserError(
+                f"jobs.run.job is {clip(repr(job), 60)}, which is no job",
+                "a recipe binds one, as in jobs.run.job = @distill.Distill()",
+            )
         return job, config, list(found.unread())
 
 
@@ -180,7 +185,7 @@ def _named() -> dict[str, Any]:
         named[selector] = gin_config._REGISTRY[selector].wrapped
         for reference in _references(parameters):
             named[reference.selector] = reference.configurable.wrapped
-    own = (gin_config.macro, gin_config._retrieve_constant, gin_config.singleton)
+    own = (gin_config.macro, gin_config._retrieve_constant)
     return {k: v for k, v in named.items() if not any(v is part for part in own)}
 
 

@@ -79,6 +79,8 @@ class Table:
 
     def finish(self, best: Any, export: dict | None) -> None:
         """Writes every form of the report, and prints the table with its verdict."""
+        for _, trip in self.trips:
+            cached_step.check(trip.directory)
         directory = Path(self.job.directory)
         system = "after" if "after" in self.runs else list(self.runs)[-1]
         self.runs[system].write(directory / "run.trec")
@@ -162,7 +164,6 @@ class Table:
         folder = best.directory / "labels"
         if not list(folder.glob("*.parquet")):
             return None
-        cached_step.check(folder)
         labels = TeacherLabels.read(folder, collection=self.workspace.collection)
         train = self.workspace.train
         known = [q for q in labels.query_ids if train is not None and q in train.qrels]

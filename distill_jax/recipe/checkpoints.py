@@ -18,7 +18,7 @@ from distill_jax.io.errors import UserError, near
 from distill_jax.io.values import Check, ModelName, Name, Size
 from distill_jax.models.encoder_sizes import check_choice
 from distill_jax.models.linear import DTYPES
-from distill_jax.weights.students import KINDS
+from distill_jax.weights.students import KINDS, spec_fields
 
 
 def known_kind(kind: str) -> str:
@@ -42,6 +42,23 @@ def known_dtype(dtype: str) -> str | None:
     return None if dtype == "auto" else dtype
 
 
+def known_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a student's spec as they were given.
+
+    Raises:
+        UserError: a name that no kind of student has.
+    """
+    for name in options:
+        known = spec_fields()
+        if name not in known:
+            raise UserError(
+                f"{name!r} is no field of a student{near(str(name), known)}",
+                f"one of {', '.join(sorted(known))}",
+            )
+    return options
+
+
+Options: TypeAlias = Annotated[dict[str, Any], Check(known_options)]
 Kind: TypeAlias = Annotated[str, Check(known_kind)]
 Dtype: TypeAlias = Annotated[str, Check(known_dtype)]
 
@@ -82,7 +99,7 @@ class Checkpoint:
     query_prefix: str | None = None
     doc_prefix: str | None = None
     dtype: Dtype | None = None
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    options: Options = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         return str(self.path)

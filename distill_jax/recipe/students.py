@@ -88,7 +88,7 @@ class Student:
     dropout: Rate | None = None
     attention_dropout: Rate | None = None
     layers: tuple[Count, ...] | None = None
-    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    options: checkpoints.Options = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind is not None:

@@ -24,6 +24,7 @@ from distill_jax.io.values import (
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import query_side, updates
 from distill_jax.recipe.updates import OptimizerMaker, ScheduleMaker
+from distill_jax.runtime.loggers import check_loggers
 from distill_jax.training import optimizers, schedules
 from distill_jax.training.trainable import Trainable, trainables
 
@@ -52,9 +53,15 @@ def known_stream(name: str) -> str:
     return name
 
 
+def _known_logger(name: str) -> str:
+    check_loggers((name,))
+    return name
+
+
 Measure: TypeAlias = Annotated[str, Check(_known_measure)]
 TrainablePatterns: TypeAlias = Annotated[Any, Check(trainables)]
 Stream: TypeAlias = Annotated[str, Check(known_stream)]
+Logger: TypeAlias = Annotated[str, Check(_known_logger)]
 TRAINED = ("both", "query")
 STREAMS = ("arrays", "seqio")
 
@@ -129,7 +136,7 @@ class Training:
     keep: Size = free(1, recorded=True)
     log_period: Size = free(1, recorded=True)
     compile_cache: UserPath | None = free(None, recorded=True)
-    loggers: tuple[str, ...] | None = free(None, recorded=True)
+    loggers: tuple[Logger, ...] | None = free(None, recorded=True)
     stream: Stream = "arrays"
     query_length: Size | None = None
     doc_length: Size | None = None

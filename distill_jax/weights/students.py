@@ -75,6 +75,14 @@ def spec_class(kind: str) -> Any:
     return getattr(module, KINDS[kind])
 
 
+def spec_fields() -> set[str]:
+    """What can be set of a student of any kind, or of its backbone."""
+    own = {
+        field.name for kind in KINDS for field in dataclasses.fields(spec_class(kind))
+    }
+    return (own - {"backbone"}) | {*_BACKBONE_FIELDS, *_DEPTHS}
+
+
 def assemble(
     kind: str,
     base: Base,

@@ -96,14 +96,22 @@ def _is_done(directory: Path, wanted: dict, what: str, also: tuple[Path, ...]) -
 
 
 def check(directory: Path) -> None:
-    """Compares a finished part with its record, for a reader that does not make it.
+    """Compares finished parts with their records, for a reader that makes none.
+
+    A part that is already there does not visit those that it was made of.
+
+    Args:
+        directory: the folder of the part, or one that holds parts.
 
     Raises:
-        UserError: a file of it is damaged or gone.
+        UserError: a file of them is damaged or gone.
     """
-    record = record_of(directory)
-    if record is not None and record["complete"]:
-        _check(directory, record)
+    for path in sorted(directory.rglob(_RECORD)):
+        if any(part.endswith(".old") for part in path.relative_to(directory).parts):
+            continue
+        record = record_of(path.parent)
+        if record is not None and record["complete"]:
+            _check(path.parent, record)
 
 
 def reopen(directory: Path) -> None:

@@ -110,6 +110,10 @@ def wrong_numbers(value):
         ("COLLECTION=nowhere", "COLLECTION"),
         ("MODEL_DIR=", "MODEL_DIR"),
         ("MODEL_DIR=gs://bucket/x", "gs://"),
+        ("LOGGERS=tensorbord", 'did you mean "tensorboard"'),
+        ("STUDENT_OPTIONS={'heads': 'rankt5'}", 'did you mean "head"'),
+        ("STUDENT_OPTIONS={5: 'head'}", "STUDENT_OPTIONS"),
+        ("TEACHER_OPTIONS={'backbone': 5}", "TEACHER_OPTIONS"),
         ("STREAM=kafka", "STREAM"),
         ("OPTIMIZER=sgdd", "OPTIMIZER"),
         ("TRAIN_STEPS=1e30", "TRAIN_STEPS is '1e30'"),
@@ -124,7 +128,9 @@ def wrong_numbers(value):
     ],
 )
 def test_a_wrong_value_is_named_by_its_flag(flag, told):
-    recipe = "rank_distillm" if flag.startswith("LOSS") else "rankt5_teacher"
+    recipe = {"LOSS": "rank_distillm", "TEACHER_OPTIONS": "specialize"}.get(
+        flag.partition("=")[0], "rankt5_teacher"
+    )
     argv = [f"--gin_file={recipe}.gin", *given(recipe)]
     assert told in refused(*argv, f"--gin.{flag}")
 

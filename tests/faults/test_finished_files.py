@@ -19,6 +19,7 @@ from distill_jax.io.reading import read_json, read_record
 from distill_jax.teaching.cache import ScoreCache
 from distill_jax.text.token_store import TokenStore
 from distill_jax.training.runfiles import Lock
+from distill_jax.workspace import cached_step
 from distill_jax.workspace.cached_step import part
 
 DAMAGE = {
@@ -74,6 +75,25 @@ def test_a_part_within_a_part_is_not_the_outer_one_s(tmp_path):
     part(tmp_path / "x", {"n": 1}, make, what="outer")
     (tmp_path / "x/inner/a.txt").write_text("changed")
     assert part(tmp_path / "x", {"n": 1}, make, what="outer")["count"] == 2
+
+
+def test_parts_that_no_step_visits_are_checked_together(tmp_path):
+    folder = tmp_path / "round/labels/pairs"
+    for place in (folder, tmp_path / "round/lists.old"):
+        part(
+            place,
+            {"n": 1},
+            lambda at: at.joinpath("x").write_text("1") and {},
+            what="x",
+        )
+        (place / "x").write_text("2")
+    with pytest.raises(UserError, match="pairs/x: damaged"):
+        cached_step.check(tmp_path)
+    (folder / "x").write_text("1")
+    cached_step.check(tmp_path)
+    (tmp_path / "round/labels").rename(tmp_path / "round/labels.old")
+    (tmp_path / "round/labels.old/pairs/x").unlink()
+    cached_step.check(tmp_path)
 
 
 def test_a_sum_is_taken_once_in_a_process(tmp_path, monkeypatch):

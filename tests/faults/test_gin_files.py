@@ -36,6 +36,8 @@ def refused(capsys, *argv: str) -> str:
         ("from distill_jax.io import cache\nSEED = @cache.os.getenv\n", "os.getenv"),
         ("from distill_jax.jobs import labelling\n"
          "labelling.json.loads.s = '1'\n", "json.loads"),
+        ("from distill_jax.recipe import candidates\nSEED = @x/gin.singleton()\n"
+         "x/gin.singleton.constructor = @candidates.BM25\n", "gin.singleton"),
         ("import antigravity\n", "antigravity"),
         ("import distill_jax_of_a_stranger\n", "distill_jax_of_a_stranger"),
     ],
@@ -50,6 +52,17 @@ def test_foreign_names_are_refused_before_they_are_called(capsys, tmp_path, text
     assert "--allow_import=" in err
     assert not mark.exists()
     assert (tmp_path / "home").is_dir()
+
+
+@pytest.mark.parametrize("job", ["5", "None", "'x'", "@candidates.BM25()"])
+def test_what_is_no_job_is_refused(capsys, tmp_path, job):
+    mine = tmp_path / "mine.gin"
+    mine.write_text(
+        f"{HEADER}from distill_jax import jobs\n"
+        "from distill_jax.recipe import candidates\n"
+        f"jobs.run.job = {job}\n"
+    )
+    assert "which is no job" in refused(capsys, f"--gin_file={mine}", "--plan")
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../secret.gin", "link.gin"])
