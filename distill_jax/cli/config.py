@@ -84,7 +84,7 @@ def _configured(flags: Flags) -> tuple[Any, Config, list[tuple[str, str, set[str
         job = gin.get_configurable("distill_jax.jobs.run")()
         if not hasattr(job, "build") and not (callable(job) and hasattr(job, "plan")):
             raise UserError(
-                f"jobs.run.job is {clip(repr(job), 60)}, which is no job",
+                f"jobs.run.job is {clip(repr(job), 60)}, which is not a job",
                 "a recipe binds one, as in jobs.run.job = @distill.Distill()",
             )
         return job, config, list(found.unread())

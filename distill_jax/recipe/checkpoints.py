@@ -52,7 +52,7 @@ def known_options(options: dict[str, Any]) -> dict[str, Any]:
         known = spec_fields()
         if name not in known:
             raise UserError(
-                f"{name!r} is no field of a student{near(str(name), known)}",
+                f"{name!r} is not a field of a student{near(str(name), known)}",
                 f"one of {', '.join(sorted(known))}",
             )
     return options

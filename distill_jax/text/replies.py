@@ -27,7 +27,7 @@ _OPENED = (
 )
 _CLOSED = (
     rf"<\|?/\s?{_WORD}\s?\|?>|<\|?end_(?:of_)?{_WORD}\|?>|<unused95>"
-    # What is before the answer's own mark is no part of it.
+    # The answer starts at its own mark.
     r"|<answer>|<\|?start_response\|?>"
     r"|\[/THINK\]|◁/think▷|<channel\|>"
     r"|<\|?channel\|?>\s?final\b(?:\s?<\|message\|>)?|Here is my response:"

@@ -62,7 +62,7 @@ def test_what_is_no_job_is_refused(capsys, tmp_path, job):
         "from distill_jax.recipe import candidates\n"
         f"jobs.run.job = {job}\n"
     )
-    assert "which is no job" in refused(capsys, f"--gin_file={mine}", "--plan")
+    assert "which is not a job" in refused(capsys, f"--gin_file={mine}", "--plan")
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../secret.gin", "link.gin"])
