@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from distill_jax.models import encoder_sizes, t5_sizes
 from tests.teaching.fake_llm import FakeLLM
 
 
@@ -20,7 +22,19 @@ def programs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def compiles_fast(programs):
+def smallest():
+    """The sizes named "tiny" are smaller still: unoptimised programs are slow."""
+    t5 = dataclasses.replace(
+        t5_sizes.SIZES["tiny"], d_model=32, d_ff=64, heads=2, d_kv=16, encoder_layers=1
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(t5_sizes.SIZES, "tiny", t5)
+        patch.setitem(encoder_sizes._SIZES, "bert-tiny", (32, 64, 2, 1, 32))
+        yield
+
+
+@pytest.fixture(scope="module")
+def compiles_fast(programs, smallest):
     """Programs that differ in nothing are compiled once, and without much effort."""
     before = jax.config.jax_compilation_cache_dir
     least = jax.config.jax_persistent_cache_min_compile_time_secs
