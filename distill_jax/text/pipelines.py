@@ -109,6 +109,9 @@ _CLASS_OF_MODEL = {
 }
 
 
+_FURTHER = ("additional_special_tokens", "extra_special_tokens")
+
+
 def settings(folder: Path) -> dict:
     """The settings in the files beside a vocabulary, as one ``tokenizer_config``.
 
@@ -121,7 +124,7 @@ def settings(folder: Path) -> dict:
     """
     config = dict(_object(folder / "tokenizer_config.json"))
     for role, value in _object(folder / "special_tokens_map.json").items():
-        if role.endswith("_token") or role == "additional_special_tokens":
+        if role.endswith("_token") or role in _FURTHER:
             config.setdefault(role, value)
     if config.get("truncation_side", "right") != "right":
         raise UserError(
@@ -134,7 +137,12 @@ def settings(folder: Path) -> dict:
         if model in _CLASS_OF_MODEL:
             config["tokenizer_class"] = _CLASS_OF_MODEL[model]
     added = dict(config.get("added_tokens_decoder") or {})
-    for token, number in _object(folder / "added_tokens.json").items():
+    beside = _object(folder / "added_tokens.json")
+    if len(set(beside.values())) < len(beside):
+        raise UserError(
+            f"{folder}/added_tokens.json: an id is given twice", "fetch the file again"
+        )
+    for token, number in beside.items():
         added.setdefault(str(number), {"content": token, "normalized": True})
     if added:
         config["added_tokens_decoder"] = added
@@ -149,7 +157,7 @@ def _object(path: Path) -> dict:
 
 
 def with_added_tokens(backend: Any, config: dict, source: Path) -> Any:
-    """``backend`` with the tokens that ``added_tokens_decoder`` has beside it.
+    """``backend`` with the tokens that the files beside its vocabulary add to it.
 
     Raises:
         UserError: a token's id is not the one it would get, so that others would shift.
@@ -176,7 +184,31 @@ def with_added_tokens(backend: Any, config: dict, source: Path) -> Any:
                 f"in the files beside, {found} after the vocabulary",
                 "fetch all files of one version of the model",
             )
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    for name in _further_specials(config, source):
+        if name not in known:
+            backend.add_special_tokens([AddedToken(name, normalized=False)])
     return backend
+
+
+def _further_specials(config: dict, source: Path) -> list[str]:
+    """Special tokens that a folder names without their ids."""
+    names = []
+    for field in _FURTHER:
+        given = config.get(field) or ()
+        given = list(given.values()) if isinstance(given, dict) else given
+        given = [
+            token["content"] if isinstance(token, dict) else token for token in given
+        ]
+        if isinstance(config.get(field), str) or not all(
+            isinstance(n, str) for n in given
+        ):
+            raise UserError(
+                f"{source}: {field} beside it is not a list of texts",
+                "fetch tokenizer_config.json again",
+            )
+        names += given
+    return names
 
 
 def with_own_normalizer(backend: Any, config: dict) -> Any:
