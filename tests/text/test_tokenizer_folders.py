@@ -1,4 +1,4 @@
-"""Every file of a tokenizer's folder counts: ids equal transformers', or are refused."""
+"""All files of a tokenizer's folder count: ids equal transformers', or it fails."""
 
 from __future__ import annotations
 
