@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distill_jax.collections.builder import Item, clean, collection_of, queries_of
-from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.collection import Collection, Documents, Queries
 from distill_jax.collections.jsonl import checked_answers, with_answers
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.bad_lines import parsed_jsonl
 from distill_jax.io.errors import UserError, near
 
 
-def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
+def load(
+    where: str, split: str, documents: Documents
+) -> tuple[Collection, Queries, Qrels]:
     """Loads one split of a BEIR folder.
 
     The queries are those the split's qrels judge, in the order of ``queries.jsonl``,
@@ -38,7 +40,7 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
     unjudged = [query for query in every.ids if query not in named]
     if split not in splits and not unjudged:
         raise _no_split(folder, split, splits)
-    collection = docs(where)
+    collection = documents()
     qrels, lost = Qrels({}), 0
     if split in splits:
         judgements = Qrels.read(splits[split])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -234,6 +234,10 @@ class Queries(_Rows):
             self.name,
             None if self.answers is None else [self.answers[r] for r in at],
         )
+
+
+Documents: TypeAlias = Callable[[], Collection]
+"""Parses a source's documents when it is first called; the same ones ever after."""
 
 
 class _FullTexts(Sequence[str]):

@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from distill_jax.collections.builder import Item, clean, in_memory
-from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.collection import Collection, Documents, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.errors import UserError
 
@@ -23,7 +23,9 @@ _MARKDOWN, _HTML = (".md", ".markdown"), (".html", ".htm")
 SUFFIXES = (".txt", ".rst", *_MARKDOWN, *_HTML)
 
 
-def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
+def load(
+    where: str, split: str, documents: Documents
+) -> tuple[Collection, Queries, Qrels]:
     """Plain documents have no queries: every split is missing.
 
     Raises:

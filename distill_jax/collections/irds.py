@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.collections.builder import Item, clean, in_memory, queries_of
-from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.collection import Collection, Documents, Queries
 from distill_jax.collections.jsonl import with_answers
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.errors import UserError, near
 
 
-def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
+def load(
+    where: str, split: str, documents: Documents
+) -> tuple[Collection, Queries, Qrels]:
     """Loads ``NAME/SPLIT``, or ``NAME`` itself, which is one split.
 
     A name with none of the usual splits below it is ``train`` or ``dev`` if a part of
@@ -24,9 +26,13 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
         UserError: ir_datasets is not installed, an unknown name, no such split (those
             that exist are listed), or a failed download.
     """
-    dataset, name = _find(_library(), where, split)
+    ir_datasets = _library()
+    dataset, name = _find(ir_datasets, where, split)
     with _told(name):
-        collection = in_memory(*_docs(dataset, where), where)
+        if where.strip("/") in _names(ir_datasets):
+            collection = documents()
+        else:
+            collection = in_memory(*_docs(dataset, where), where)
         answers: dict[str, list[str]] = {}
         queries, notices = queries_of(*_queries(dataset, name, answers), name)
         judged: dict[str, dict[str, int]] = {}

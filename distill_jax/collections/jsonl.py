@@ -13,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.collections.builder import Item, clean, queries_of
-from distill_jax.collections.collection import NO_DOCUMENTS, Collection, Queries
+from distill_jax.collections.collection import (
+    NO_DOCUMENTS,
+    Collection,
+    Documents,
+    Queries,
+)
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.bad_lines import parsed_jsonl
 from distill_jax.io.errors import UserError, near
 
 
-def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
+def load(
+    where: str, split: str, documents: Documents
+) -> tuple[Collection, Queries, Qrels]:
     """Loads the questions of a file, which is itself the split.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distill_jax.collections.builder import Item, clean, collection_of, queries_of
-from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.collection import Collection, Documents, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.bad_lines import parsed
 from distill_jax.io.errors import UserError, near
@@ -15,7 +15,9 @@ from distill_jax.io.named_columns import Columns, Texts
 from distill_jax.io.reading import read_lines
 
 
-def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
+def load(
+    where: str, split: str, documents: Documents
+) -> tuple[Collection, Queries, Qrels]:
     """Loads one split of an MS MARCO folder.
 
     ``collection.tsv`` holds ``pid<tab>text`` or ``pid<tab>title<tab>text``, or what its
@@ -37,7 +39,7 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
             "(each queries.SPLIT.tsv and qrels.SPLIT.tsv)",
         )
     name = folder.resolve().name
-    collection = docs(where)
+    collection = documents()
     query_path, qrels_path = splits[chosen]
     queries, notices = queries_of(
         query_path, _items(query_path, titled=False), f"{name}/{chosen}"

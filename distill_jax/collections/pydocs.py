@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -22,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.collection import Collection, Documents, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.cache import cache_dir
 from distill_jax.io.errors import UserError, near
@@ -67,7 +68,9 @@ class Entry:
     body: str
 
 
-def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
+def load(
+    where: str, split: str, documents: Documents
+) -> tuple[Collection, Queries, Qrels]:
     """Loads the documentation of the standard library, or of the packages named.
 
     Documents carry no titles: an object's name gives its summary's words away. Splits
@@ -103,7 +106,7 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
         f"pydocs/{split}",
     )
     qrels = Qrels({_query_id(e): {e.name: 1} for e in chosen})
-    return _collection(entries, where), queries, qrels
+    return documents(), queries, qrels
 
 
 def docs(where: str) -> Collection:
@@ -157,15 +160,18 @@ def _split(entries: list[Entry]) -> dict[str, list[Entry]]:
 def _entries(names: tuple[str, ...]) -> list[Entry]:
     """The documented objects, from the cache when nothing changed."""
     roots = _roots(names)
-    files = [
-        (module, path) for root, where in roots for module, path in _files(root, where)
-    ]
+    files = tuple(file for root, where in roots for file in _files(root, where))
     stamp = [
         (module, status.st_size, status.st_mtime_ns)
         for module, path in files
         for status in (path.stat(),)
     ]
-    key = digest("pydocs", _FORMAT, sys.version, stamp)
+    return _parsed(digest("pydocs", _FORMAT, sys.version, stamp), files)
+
+
+@functools.lru_cache(maxsize=1)
+def _parsed(key: str, files: tuple[tuple[str, Path], ...]) -> list[Entry]:
+    """The documented objects of files in the state that ``key`` is a digest of."""
     try:
         cached = cache_dir() / "pydocs" / f"{key}.json"
         if cached.is_file():

@@ -11,7 +11,12 @@ from pathlib import Path
 
 from distill_jax.collections import jsonl
 from distill_jax.collections.builder import Item, clean, queries_of
-from distill_jax.collections.collection import NO_DOCUMENTS, Collection, Queries
+from distill_jax.collections.collection import (
+    NO_DOCUMENTS,
+    Collection,
+    Documents,
+    Queries,
+)
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.bad_lines import parsed
 from distill_jax.io.errors import UserError
@@ -20,7 +25,9 @@ from distill_jax.io.named_columns import Columns, Texts
 _JSON = (".jsonl", ".json", ".ndjson")
 
 
-def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
+def load(
+    where: str, split: str, documents: Documents
+) -> tuple[Collection, Queries, Qrels]:
     """Loads the queries of a file, which is itself the split.
 
     Raises:
@@ -28,7 +35,7 @@ def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
     """
     path = Path(where).expanduser()
     if path.name.removesuffix(".gz").endswith(_JSON):
-        return jsonl.load(where, split)
+        return jsonl.load(where, split, documents)
     if path.name.removesuffix(".gz").endswith((".csv", ".parquet")):
         raise UserError(f"{path}: queries in a table", f"write {_FORM}, or JSON lines")
     queries, notices = queries_of(path, _items(path), path.stem)

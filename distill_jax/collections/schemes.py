@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
@@ -20,15 +21,52 @@ QUESTIONS = ("tfds", "jsonl", "queries")
 """Schemes that hold questions, perhaps with answers, and no documents."""
 
 
+class Source:
+    """A collection by its name: documents are parsed once, whichever splits are read.
+
+    Raises:
+        UserError: an unknown scheme, or nothing after the colon.
+    """
+
+    def __init__(self, spec: str):
+        self.spec = spec
+        self.scheme, self.where = _parts(spec)
+        self._module = _module(self.scheme, self.where)
+
+    @functools.cached_property
+    def docs(self) -> Collection:
+        """The documents alone: they need no split, not even queries.
+
+        Raises:
+            UserError: as ``split``, and for schemes that hold none.
+        """
+        if not hasattr(self._module, "docs"):
+            raise UserError(
+                f"COLLECTION {clip(str(self.spec))}: {self.scheme}: holds questions, "
+                "no documents",
+                "give it as QUERIES, and documents as COLLECTION",
+            )
+        return _with_rejects(self._documents)
+
+    @functools.cached_property
+    def _documents(self) -> Collection:
+        return self._module.docs(self.where)
+
+    def split(self, name: str) -> tuple[Collection, Queries, Qrels]:
+        """As ``load_collection``."""
+        found, queries, qrels = self._module.load(
+            self.where, name, lambda: self._documents
+        )
+        return _with_rejects(found), queries, qrels
+
+
 def load(spec: str, split: str) -> tuple[Collection, Queries, Qrels]:
     """Loads ``scheme:where`` by the module of that scheme.
 
     Raises:
         UserError: an unknown scheme, or nothing after the colon.
     """
-    scheme, where = _parts(spec)
-    collection, queries, qrels = _module(scheme, where).load(where, split)
-    return _with_rejects(collection), queries, qrels
+    return Source(spec).split(split)
 
 
 def load_docs(spec: str) -> Collection:
@@ -37,14 +75,7 @@ def load_docs(spec: str) -> Collection:
     Raises:
         UserError: as ``load``, and for schemes that hold none.
     """
-    scheme, where = _parts(spec)
-    module = _module(scheme, where)
-    if not hasattr(module, "docs"):
-        raise UserError(
-            f"COLLECTION {clip(str(spec))}: {scheme}: holds questions, no documents",
-            "give it as QUERIES, and documents as COLLECTION",
-        )
-    return _with_rejects(module.docs(where))
+    return Source(spec).docs
 
 
 def name(spec: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.collections.builder import Item, clean, collection_of, in_memory
-from distill_jax.collections.collection import Collection, Queries
+from distill_jax.collections.collection import Collection, Documents, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.bad_lines import parsed_jsonl
 from distill_jax.io.errors import UserError, near, whole
@@ -37,7 +37,9 @@ def holds_documents(where: str) -> bool:
     return first is not None and "question" not in first[1]
 
 
-def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
+def load(
+    where: str, split: str, documents: Documents
+) -> tuple[Collection, Queries, Qrels]:
     """A table of documents has no queries: every split is missing.
 
     Raises:

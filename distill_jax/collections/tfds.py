@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.collections.builder import Item, clean, queries_of
-from distill_jax.collections.collection import NO_DOCUMENTS, Collection, Queries
+from distill_jax.collections.collection import (
+    NO_DOCUMENTS,
+    Collection,
+    Documents,
+    Queries,
+)
 from distill_jax.collections.jsonl import answers_of, with_answers
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.errors import UserError, near
@@ -21,7 +26,9 @@ from distill_jax.io.errors import UserError, near
 _SPLITS = {"dev": "validation"}
 
 
-def load(where: str, split: str) -> tuple[Collection, Queries, Qrels]:
+def load(
+    where: str, split: str, documents: Documents
+) -> tuple[Collection, Queries, Qrels]:
     """Loads the questions of one split of a set.
 
     Args:

@@ -259,7 +259,7 @@ def _compress(
 ) -> tuple[TokenVectors, dict[str, Any]]:
     """The docs as they are stored, and what was lost on a sample of tokens."""
     values = docs.values
-    if how is None:
+    if how is None or how == str(getattr(values, "dtype", "")):
         stored: Any = values
     elif how == "float16":
         stored = np.empty(values.shape, np.float16)

@@ -159,6 +159,8 @@ class Scann:
             docs: the vectors it was built from, for the exact answer.
             queries: query vectors; None as in ``build``.
         """
+        import jax
+
         if not 0 < recall <= 1:
             raise UserError(f"a recall of {recall}", "give one above 0, up to 1")
         if queries is None:
@@ -169,7 +171,9 @@ class Scann:
             queries = 0.5 * (some + np.roll(some, 1, axis=0))
         queries, _ = check_queries(queries, self.dimension, None)
         queries = queries[:: max(1, len(queries) // _SAMPLE)][: 2 * _SAMPLE]
-        exact = Exact.build(docs, self.doc_ids, similarity=self.similarity)
+        # Of this process: others may not be tuning.
+        mesh = jax.sharding.Mesh(jax.local_devices(), ("docs",))
+        exact = Exact.build(docs, self.doc_ids, similarity=self.similarity, mesh=mesh)
         truth = exact.search(queries, k)
         trials = []
         for width in self._widths(k):

@@ -64,6 +64,10 @@ class StoredForm(Protocol):
         """Bytes of a document on disk at most; 0 where no bound is of use."""
         ...
 
+    def kept(self, index: str) -> Any:
+        """The class of an index that is worth a file; None where columns serve."""
+        ...
+
     def build(
         self,
         docs: Any,
@@ -109,6 +113,9 @@ class _Dense:
     def doc_bytes(self, spec: Any) -> int:
         return 4 * spec.width
 
+    def kept(self, index: str) -> Any:
+        return Scann if index == "scann" else None
+
     def build(self, docs, doc_ids, spec, *, index, mesh, queries, k) -> Any:
         options: dict[str, Any] = {"doc_ids": doc_ids, "similarity": spec.similarity}
         if index == "scann":
@@ -139,6 +146,10 @@ class _PerToken:
 
     def doc_bytes(self, spec: Any) -> int:
         return 2 * spec.doc_length * spec.dim
+
+    def kept(self, index: str) -> Any:
+        del index
+        return LateInteraction
 
     def build(self, docs, doc_ids, spec, *, index, mesh, queries, k) -> Any:
         codes = {"compression": CODE_BITS, "index": "scann"}
@@ -175,6 +186,10 @@ class _Sparse:
     def doc_bytes(self, spec: Any) -> int:
         del spec
         return 0
+
+    def kept(self, index: str) -> Any:
+        del index
+        return None
 
     def build(self, docs, doc_ids, spec, *, index, mesh, queries, k) -> Any:
         return Sparse.build(docs, doc_ids=doc_ids)

@@ -153,13 +153,13 @@ def open_workspace(
     Raises:
         UserError: a split named in ``need`` is missing.
     """
-    from distill_jax.collections.schemes import load_collection, load_docs
+    from distill_jax.collections.schemes import Source
 
-    docs, splits = None, {}
+    docs, splits, source = None, {}, Source(collection)
     missing: UserError | None = None
     for name in ("train", "dev", test_split):
         try:
-            found, queries, qrels = load_collection(collection, split=name)
+            found, queries, qrels = source.split(name)
         except UserError as error:
             if name in need or (name == test_split and "test" in need):
                 raise
@@ -170,7 +170,7 @@ def open_workspace(
     if docs is None:
         if need:
             raise missing or UserError(f"{collection} has no split")
-        docs = load_docs(collection)
+        docs = source.docs
     if not titles and docs.titles is not None:
         docs = dataclasses.replace(docs, titles=None, known_digest=None)
     for notice in docs.notices:

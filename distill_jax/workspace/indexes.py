@@ -1,8 +1,15 @@
-"""BM25 of a job's collection: built once, kept in ``MODEL_DIR/indexes``."""
+"""Indexes of a job's collection: built once, kept in ``MODEL_DIR/indexes``.
+
+A folder is named by the digest of what the index depends on: the documents (BM25) or
+their vectors (ScaNN, late interaction), and its settings. Later searches, rounds and
+calls read it, memory-mapped where its form allows.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from distill_jax.io import sums
 from distill_jax.io.files import digest
@@ -17,25 +24,51 @@ _RECORD = "kept.json"
 
 
 def bm25(workspace: Workspace, k1: float, b: float) -> BM25:
-    """The index of all documents; one process writes, every later call reads.
+    """The index of all documents.
 
     Raises:
         UserError: a kept index is damaged.
     """
     from distill_jax.retrieval import BM25
 
-    key = digest("bm25", workspace.collection.digest, k1, b)[:16]
-    if key in workspace.indexes:
-        return workspace.indexes[key]
+    docs = workspace.collection
+    key = digest("bm25", docs.digest, k1, b)[:16]
+    return kept(
+        workspace,
+        key,
+        load=lambda folder: BM25.load(folder, docs),
+        build=lambda: BM25.build(docs, k1=k1, b=b),
+        slot=f"bm25 {key}",
+    )
+
+
+def kept(
+    workspace: Workspace,
+    key: str,
+    *,
+    load: Callable[[Path], Any],
+    build: Callable[[], Any],
+    slot: str,
+) -> Any:
+    """An index by its key; of several processes the first builds and writes it.
+
+    Args:
+        load: reads the folder that the index's ``save`` wrote.
+        build: makes the index; it has ``save(folder)``.
+        slot: of the indexes with the same slot, the last one stays open.
+
+    Raises:
+        UserError: a kept index is damaged.
+    """
+    if slot in workspace.indexes and workspace.indexes[slot][0] == key:
+        return workspace.indexes[slot][1]
     folder = workspace.directory / "indexes" / key
-    if (folder / _RECORD).is_file():
-        todo = f"delete {folder}: it is built again"
-        record = read_record(folder / _RECORD, todo, files=dict)
-        sums.check(folder, record["files"], todo)
-        index = BM25.load(folder, workspace.collection)
-    else:
-        index = BM25.build(workspace.collection, k1=k1, b=b)
+    if not processes.agreed((folder / _RECORD).is_file()):
         if processes.is_first():
-            index.save(folder)
+            build().save(folder)
             write_record(folder / _RECORD, {"files": sums.take(folder)})
-    return workspace.indexes.setdefault(key, index)
+        processes.meet("the index is written")
+    todo = f"delete {folder}: it is built again"
+    sums.check(folder, read_record(folder / _RECORD, todo, files=dict)["files"], todo)
+    workspace.indexes[slot] = key, load(folder)
+    return workspace.indexes[slot][1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -11,11 +13,15 @@ from distill_jax.collections.collection import Queries
 from distill_jax.inference.forward import encode_all, score_features
 from distill_jax.inference.vectors import form_of
 from distill_jax.io.errors import UserError, near
+from distill_jax.io.files import digest
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.retrieval.scann import Scann, Width
 from distill_jax.retrieval.stored_forms import stored_form
 from distill_jax.runs.run import Run
+from distill_jax.runtime import processes
 from distill_jax.runtime.placement import platform
 from distill_jax.teaching.scorers import rows_of_queries
+from distill_jax.workspace import indexes
 from distill_jax.workspace.console import Counter, say
 from distill_jax.workspace.context import Workspace
 
@@ -131,17 +137,30 @@ def search(
     encoded = encode_all(
         model, "query", query_features, query_rows, mesh=workspace.mesh
     )
-    docs = corpus_vectors(model, workspace, directory)
-    ids = workspace.collection.ids
-    retriever = stored_form(model.spec).build(
-        docs,
-        ids,
-        model.spec,
-        index=index,
-        mesh=workspace.mesh,
-        queries=encoded,
-        k=min(depth, len(ids)),
-    )
+    docs = functools.cache(lambda: corpus_vectors(model, workspace, directory))
+    k = min(depth, len(workspace.collection))
+
+    def build() -> Any:
+        return stored_form(model.spec).build(
+            docs(),
+            workspace.collection.ids,
+            model.spec,
+            index=index,
+            mesh=workspace.mesh,
+            queries=encoded,
+            k=k,
+        )
+
+    kind = stored_form(model.spec).kept(index)
+    if kind is None:
+        retriever = build()
+    else:
+        key = digest(kind.__name__, index, vectors_key(model, workspace))[:16]
+        retriever = indexes.kept(
+            workspace, key, load=kind.load, build=build, slot="vectors"
+        )
+        if isinstance(retriever, Scann) and retriever.report["k"] != k:
+            retriever = _at_depth(retriever, docs(), encoded, k)
     _say_shortfall(getattr(retriever, "report", None))
     return retriever.search(encoded, depth, query_ids=queries.ids)
 
@@ -167,6 +186,31 @@ def chosen_index(index: str, model: Pretrained, documents: int) -> str:
     many = "scann" in stored.indexes and documents >= SCANN_FROM
     by_scann = platform() == "cpu" or stored.scann_on_accelerators
     return "scann" if many and by_scann else "exact"
+
+
+def _at_depth(index: Scann, docs: Any, queries: Any, k: int) -> Scann:
+    """The index as wide as its recall at another ``k`` calls for, in all processes.
+
+    Widths are compared by time, so that the first process decides.
+    """
+    width = np.zeros(2, np.int32)
+    if processes.is_first():
+        wanted = index.report["wanted_recall"]
+        index = index.tuned(docs, queries, recall=wanted, k=k)
+        width[:] = index.default.leaves or 0, index.default.reorder or 0
+    leaves, reorder = (int(n) or None for n in processes.agreed_array(width))
+    return dataclasses.replace(index, default=Width(leaves=leaves, reorder=reorder))
+
+
+def vectors_key(model: Pretrained, workspace: Workspace) -> str:
+    """Digest of everything that ``corpus_vectors`` depends on."""
+    from distill_jax.retrieval import embeddings
+
+    dtype = stored_form(model.spec).dtype
+    features = workspace.doc_features(model)
+    return embeddings.embeddings_key(
+        model, features, dtype, workspace.collection.digest
+    )
 
 
 def _say_shortfall(report: dict[str, Any] | None) -> None:

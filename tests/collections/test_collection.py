@@ -13,8 +13,10 @@ from distill_jax.collections import builder, pydocs
 from distill_jax.collections.collection import Collection, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.collections.schemes import load_collection
+from distill_jax.io import bad_lines
 from distill_jax.io.errors import UserError
 from distill_jax.io.strings import StringTable
+from distill_jax.workspace.context import open_workspace
 
 DOCS = [
     {"_id": "007", "title": "Ä title", "text": "first text", "metadata": {"x": "leak"}},
@@ -413,3 +415,36 @@ def test_a_few_ids_of_millions_are_not_met_in_a_pass_over_all(monkeypatch):
     assert not passes
     docs.rows(ids * 4)
     assert passes == [12000]
+
+
+def _beir(folder):
+    for split in ("train", "dev"):
+        write(folder, qrels="q1\t007\t1\n" if split == "dev" else "q3\t4\t1\n")
+        (folder / "qrels/test.tsv").rename(folder / f"qrels/{split}.tsv")
+    return write(folder, qrels="q 2\tд-3\t2\n"), "corpus.jsonl"
+
+
+def _msmarco(folder):
+    folder.mkdir()
+    (folder / "collection.tsv").write_text("1\tone text\n2\tanother text\n")
+    for number, split in enumerate(("train", "dev", "test")):
+        (folder / f"queries.{split}.tsv").write_text(f"q{number}\ta {split} query\n")
+        (folder / f"qrels.{split}.tsv").write_text(f"q{number} 0 1 1\n")
+    return f"msmarco:{folder}", "collection.tsv"
+
+
+@pytest.mark.parametrize("made", [_beir, _msmarco])
+def test_a_job_parses_the_documents_once_for_all_splits(tmp_path, monkeypatch, made):
+    spec, corpus = made(tmp_path / "set")
+    read, raw_lines = [], bad_lines.raw_lines
+    monkeypatch.setattr(
+        bad_lines, "raw_lines", lambda path: read.append(path.name) or raw_lines(path)
+    )
+    workspace = open_workspace(tmp_path, spec)
+    assert read.count(corpus) == 1
+    splits = workspace.train, workspace.dev, workspace.test
+    for split, name in zip(splits, ("train", "dev", "test")):
+        docs, queries, qrels = load_collection(spec, name)
+        assert split.queries.ids == queries.ids
+        assert split.qrels.of(queries.ids[0]) == qrels.of(queries.ids[0])
+        assert docs.digest == workspace.collection.digest

@@ -21,13 +21,14 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize(("depth", "at"), [(50, 50), (1000, 300)])
 @pytest.mark.parametrize("met", [True, False])
 def test_recall_is_controlled_at_the_depth_of_the_search(
-    monkeypatch, capsys, depth, at, met
+    monkeypatch, capsys, tmp_path, depth, at, met
 ):
     from distill_jax.retrieval import Scann, scann
 
     docs = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
     monkeypatch.setattr(ranking, "encode_all", lambda *given, **more: docs[:4])
     monkeypatch.setattr(ranking, "corpus_vectors", lambda *given: docs)
+    monkeypatch.setattr(ranking, "vectors_key", lambda *given: "vectors")
     if not met:
         monkeypatch.setattr(scann, "recall_of", lambda run, truth: 0.75)
     seen = []
@@ -45,6 +46,8 @@ def test_recall_is_controlled_at_the_depth_of_the_search(
             query_features=lambda *given: None,
             collection=Collection([f"d{n}" for n in range(300)], ["a text"] * 300),
             mesh=None,
+            directory=tmp_path,
+            indexes={},
         ),
         depth=depth,
         directory=Path("nowhere"),
