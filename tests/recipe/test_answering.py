@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 from distill_jax.collections.schemes import load_collection
 from distill_jax.main import main
 from distill_jax.runs.run import Run
+from distill_jax.teaching import sessions
+from distill_jax.teaching.limits import Backoff
 from tests.teaching.fake_llm import FakeLLM
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -131,8 +134,11 @@ def test_a_reader_is_planned_stopped_and_measured(folder, tmp_path, capsys):
 
 
 def test_questions_without_a_reply_count_nothing_and_the_status_tells(
-    folder, tmp_path, capsys
+    folder, tmp_path, capsys, monkeypatch
 ):
+    quick = functools.partial(Backoff, first=0.01)
+    monkeypatch.setattr(sessions, "Backoff", quick)
+
     def behave(number, body):
         return "no_choices" if "iliad" in str(body) else "good"
 
