@@ -53,6 +53,21 @@ def test_negatives_are_of_the_window_and_never_judged_relevant():
         assert len(set(negatives)) == 3
 
 
+@pytest.mark.parametrize("start", [0, 4])
+def test_chances_of_log_random_negatives_are_of_ranks_in_the_run(start):
+    drawn = [
+        judged(
+            ("q1",), size=2, window=(start, 8), sampling="log_random", seed=seed
+        ).doc_rows[0, 1]
+        for seed in range(400)
+    ]
+    # Of the run d0, d1, ...; d1 is the positive.
+    rows = [row for row in range(start, 8) if row != 1]
+    chances = 1 / (start + 1 + np.arange(len(rows)))
+    expected = (chances / chances.sum() * rows).sum()
+    assert abs(np.mean(drawn) - expected) < 0.25
+
+
 def test_a_judged_irrelevant_document_keeps_its_grade_of_zero():
     lists = judged(size=7)
     row = lists.doc_rows[0].tolist()
