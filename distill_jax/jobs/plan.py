@@ -65,9 +65,12 @@ def plan(job: Any, known: dict[str, plan_step.Step] | None = None) -> int:
 def stage_lines(stage: Any, workspace: Workspace) -> tuple[int, int, int]:
     """Prints what a stage learns from; its lists, their documents and their pairs."""
     if hasattr(stage, "texts_of"):
-        count = len(stage.texts_of(workspace))
-        print(f"  texts      {count:,}, each encoded once by the teacher")
-        return count, 1, 0
+        texts = stage.texts_of(workspace)
+        print(f"  texts      {len(texts):,}, each encoded once by the teacher")
+        if hasattr(stage.teacher, "estimate"):
+            context = dataclasses.replace(_context(workspace), queries=texts)
+            print(f"  teacher    {stage.teacher.estimate(context)}")
+        return len(texts), 1, 0
     queries, judged = planned_queries(stage.queries, workspace)
     lists, size, pairs = lists_of(stage.examples, queries, judged)
     bound = "" if exact(stage.queries, stage.examples) else "at most "

@@ -257,8 +257,8 @@ except RuntimeError as error:
         _OTHER_RELEASE + _SCANN + "import tensorflow",
         _SCANN + _OTHER_RELEASE + _SCANN,
         "import sys; sys.modules['tensorflow'] = None" + _SCANN,
-        _SCANN + _WHOLE,
-        _WHOLE + _SCANN + _WHOLE,
+        pytest.param(_SCANN + _WHOLE, marks=pytest.mark.slow),
+        pytest.param(_WHOLE + _SCANN + _WHOLE, marks=pytest.mark.slow),
     ],
     ids=[
         "alone",
