@@ -349,6 +349,10 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "What layers compute again backward, to save memory.",
             "none, matmuls, full, None",
         ),
+        "ZERO": Name(
+            "Divides the optimizer's moments over the data axis (ZeRO-1).",
+            "True, False",
+        ),
         "LEARNING_RATE": Name("Peak learning rate.", "a number above 0"),
         "RANKER_LEARNING_RATE": Name("The same of the first stage.", "above 0"),
         "SCHEDULE": Name(

@@ -85,6 +85,8 @@ class Training:
         remat: "none", or what layers compute again in the backward pass to save
             memory: "matmuls" keeps the matrix products, "full" nothing. None starts
             with "none" and goes on to what fits.
+        zero: the optimizer's moments are divided over the devices of the ``data`` axis
+            (ZeRO stage 1); the same result in less memory.
         measure: what chooses the best checkpoint: "loss" on held-out lists, a ranking
             measure on dev judgements ("nDCG@10"), or None for the last.
         eval_period: in steps, or "epoch"; None evaluates four times.
@@ -126,6 +128,7 @@ class Training:
     chunk: Size | None = free(None, recorded=True)
     micro_batch: Size | None = free(None, recorded=True)
     remat: Name | None = free(None, recorded=True)
+    zero: bool = free(False, recorded=True)
     measure: Measure | None = None
     eval_period: Size | Literal["epoch"] | None = None
     measure_first: bool = False
@@ -176,7 +179,8 @@ class Training:
         made = updates.optimizer(
             self.optimizer, rate, weight_decay=self.weight_decay, clip=self.clip
         )
-        return dataclasses.replace(made, trainable=Trainable.of(self.trainable))
+        trainable = Trainable.of(self.trainable)
+        return dataclasses.replace(made, trainable=trainable, zero=self.zero)
 
     def check(self, student: Pretrained) -> None:
         """Refuses a student that cannot be trained this way, before any work is done.

@@ -194,6 +194,22 @@ def param_shardings(params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, params)
 
 
+def spread(place: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    """The same sharding with ``data`` on the first dimension that it divides as well.
+
+    Where none does, or ``data`` is 1, the sharding is unchanged.
+    """
+    mesh = place.mesh
+    parts = [*place.spec, *(None,) * (len(shape) - len(place.spec))]
+    for axis, (size, part) in enumerate(zip(shape, parts)):
+        names = (part,) if isinstance(part, str) else tuple(part or ())
+        ways = math.prod(mesh.shape[name] for name in (*names, "data"))
+        if size % ways == 0:
+            parts[axis] = (*names, "data")
+            return NamedSharding(mesh, PartitionSpec(*parts))
+    return place
+
+
 def shard_params(params: Any, mesh: Mesh) -> Any:
     """The parameters on the mesh, each placed by the partition table."""
     return jax.device_put(params, param_shardings(params, mesh))

@@ -24,11 +24,14 @@ class Optimizer:
 
     Attributes:
         trainable: the parameters that it changes; it has moments of these alone.
+        zero: moments are divided over the ``data`` axis too (ZeRO stage 1, Rajbhandari
+            et al. 2020): each device updates its share of a parameter.
     """
 
     transform: optax.GradientTransformation
     schedule: Schedule
     trainable: Trainable = ALL
+    zero: bool = False
 
     def init(self, params: dict) -> Any:
         """The moments before the first step, of a student's parameters."""

@@ -64,6 +64,7 @@ def shardings(state: TrainState, optimizer: Optimizer, mesh: Mesh) -> TrainState
     """A ``NamedSharding`` for each leaf: moments are placed like their parameters."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     places = sharding.param_shardings(state.params, mesh)
+    trained = moments_like(state.params, optimizer, mesh)
 
     def place(leaf: Any, param: Any, where: NamedSharding) -> NamedSharding:
         # Adafactor's row and column moments have other shapes; they are small.
@@ -77,10 +78,22 @@ def shardings(state: TrainState, optimizer: Optimizer, mesh: Mesh) -> TrainState
             place,
             state.opt_state,
             optimizer.trainable.parted(state.params)[0],
-            optimizer.trainable.parted(places)[0],
+            trained,
             transform_non_params=lambda _: everywhere,
         ),
         key=everywhere,
+    )
+
+
+def moments_like(params: Any, optimizer: Optimizer, mesh: Mesh) -> Any:
+    """Where a moment of each trained parameter lives; with ZeRO, its gradient too."""
+    places = sharding.param_shardings(params, mesh)
+    trained = optimizer.trainable.parted(places)[0]
+    if not optimizer.zero:
+        return trained
+    leaves = optimizer.trainable.parted(params)[0]
+    return jax.tree.map(
+        lambda leaf, place: sharding.spread(place, leaf.shape), leaves, trained
     )
 
 

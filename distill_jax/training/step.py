@@ -23,7 +23,7 @@ from distill_jax.training.gradcache import (
     student_of,
 )
 from distill_jax.training.optimizers import Optimizer
-from distill_jax.training.state import TrainState, shardings
+from distill_jax.training.state import TrainState, moments_like, shardings
 from distill_jax.training.trainable import joined
 
 Numbers = dict[str, Any]
@@ -36,8 +36,12 @@ def train_step(
     gradient: Gradient,
     optimizer: Optimizer,
     dropout: bool,
+    place: Callable[[Any], Any] = lambda tree: tree,
 ) -> tuple[TrainState, Numbers]:
     """One update, or none when the loss or its gradient is not finite.
+
+    Args:
+        place: lays a tree of gradients, or of their parameters, out as the moments are.
 
     Returns:
         The next state, and the numbers of this step: ``loss``, its parts by name,
@@ -48,6 +52,7 @@ def train_step(
     keys = row_keys(state, batch_size(batch)) if dropout else None
     before, rest = optimizer.trainable.parted(state.params)
     (loss, (parts, spread)), grads = gradient(before, batch, keys, rest)
+    grads, before = place(grads), place(before)
     norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.transform.update(grads, state.opt_state, before)
     params = optax.apply_updates(before, updates)
@@ -107,7 +112,15 @@ def lower_step(
                 gradient=gradient,
                 optimizer=optimizer,
                 dropout=dropout,
+                place=place,
             )
+
+    moments = moments_like(state.params, optimizer, mesh)
+
+    def place(tree: Any) -> Any:
+        if not optimizer.zero:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, moments)
 
     places = shardings(state, optimizer, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())

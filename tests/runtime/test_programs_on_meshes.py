@@ -6,6 +6,7 @@ the compiled programs: rows of the products, sizes of what travels, temporaries.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import re
@@ -85,10 +86,10 @@ def batch_of(kind: str):
     )
 
 
-def step(spec, mesh, **pieces):
+def step(spec, mesh, zero=False, **pieces):
     """The compiled step of a student on a mesh."""
     objective = Mixture((Term("list", losses.kl_divergence),))
-    optimizer = optimizers.adamw(learning_rate=1e-3)
+    optimizer = dataclasses.replace(optimizers.adamw(learning_rate=1e-3), zero=zero)
     state = states.abstract(abstract_params(spec), optimizer, mesh)
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
@@ -188,3 +189,43 @@ def test_without_constraints_the_batch_is_copied_to_every_device(monkeypatch):
     monkeypatch.setattr(placement, "current", lambda: None)
     text = step(STUDENTS["reranker-t5"], sharding.make_mesh("fsdp=8")).as_text()
     assert max(sides_of_products(text)) >= TOKENS
+
+
+@pytest.mark.parametrize("mesh", ["data=8", "data=4,fsdp=2"])
+def test_zero_divides_the_moments_over_data_and_gives_the_same_numbers(mesh):
+    made, spec = sharding.make_mesh(mesh), STUDENTS["dual"]
+    random = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: random.normal(0, 0.1, leaf.shape).astype(np.float32),
+        abstract_params(spec),
+    )
+    batch = jax.tree.map(
+        lambda leaf: (
+            random.random(leaf.shape).astype(leaf.dtype)
+            if leaf.dtype == np.float32
+            else random.integers(1, VOCAB, leaf.shape).astype(leaf.dtype)
+        ),
+        batch_of("dual"),
+    )
+    ends, held, moved = {}, {}, {}
+    for zero in (False, True):
+        optimizer = dataclasses.replace(optimizers.adamw(learning_rate=1e-3), zero=zero)
+        state = states.create(params, optimizer, made, 0)
+        held[zero] = sum(
+            leaf.addressable_shards[0].data.nbytes
+            for leaf in jax.tree.leaves(state.opt_state)
+        )
+        program = step(spec, made, zero)
+        moved[zero] = compiled.Program(program.as_text()).traffic()
+        for _ in range(3):
+            state, numbers = program(state, sharding.shard_batch(batch, made))
+        assert numbers["finite"]
+        ends[zero] = jax.tree.map(np.asarray, state.params)
+        placed = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+        assert placed == sharding.param_shardings(params, made)
+    for plain, divided in zip(*map(jax.tree.leaves, ends.values())):
+        np.testing.assert_allclose(divided, plain, rtol=1e-4, atol=1e-6)
+    assert held[True] <= 1.1 * held[False] / made.shape["data"]
+    # What each device updated of a parameter is gathered from all.
+    gathered = [traffic.get("all-gather", 0) for traffic in moved.values()]
+    assert gathered[1] > gathered[0]
