@@ -75,7 +75,7 @@ def _theirs(dtype: str) -> Any:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from distill_jax.weights.folders import locate
+    from distill_jax.weights.places import locate
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = SentenceTransformer(

@@ -102,7 +102,10 @@ def _sentence_vectors(folder: Path, spec: Any) -> Scorer:
             (query_model, [t[0] for t in tuples], "query"),
             (doc_model, [t[1] for t in tuples], "document"),
         ):
-            found: Any = model.encode(texts, prompt_name=prompt, convert_to_tensor=True)
+            how: dict[str, Any] = {"prompt_name": prompt, "convert_to_tensor": True}
+            if getattr(spec, "inference_free", False):
+                how["task"] = prompt  # the route
+            found: Any = model.encode(texts, **how)
             found = found.to_dense() if found.is_sparse else found
             vectors.append(found.cpu().double())
         if getattr(spec, "similarity", "dot") == "cosine":

@@ -61,6 +61,11 @@ def _refuse_encoder(spec: Any) -> None:
         raise UserError(
             "transformers has no class for a ColBERT", 'export with format="pylate"'
         )
+    if getattr(spec, "inference_free", False):
+        raise UserError(
+            "transformers has no class for an inference-free SPLADE",
+            'export with format="sentence_transformers"',
+        )
     if getattr(spec, "projection", None) is not None or not spec.tied:
         raise UserError(
             "transformers has no class for a dual encoder with a projection or with "

@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distill_jax.export import hugging_face
 from distill_jax.export.folders import as_numpy, note_of, write_model, write_tensors
 from distill_jax.io.errors import UserError
@@ -52,6 +54,7 @@ def towers(pretrained: Pretrained) -> dict[str, Pretrained]:
     spec = pretrained.spec
     sides = (
         spec.vectors is VectorForm.SPARSE
+        and not spec.inference_free
         and spec.query_activation != spec.doc_activation
     )
     if spec.tied and not sides:
@@ -138,27 +141,64 @@ def _static(pretrained: Pretrained, folder: Path, words: Any) -> None:
     write_json(folder / "tokenizer.json", record)
 
 
+def _inference_free(pretrained: Pretrained, folder: Path) -> None:
+    """A Router: a table of weights for queries, the encoder for documents."""
+    spec = pretrained.spec
+    prefix = "sentence_transformers.sparse_encoder.models."
+    query, doc = "query_0_SparseStaticEmbedding", "document_{}_{}"
+    modules = ("MLMTransformer", "SpladePooling")
+    docs = [doc.format(i, name) for i, name in enumerate(modules)]
+    root = _made(folder / query)
+    table = np.asarray(pretrained.params["query_weights"])
+    write_tensors(root / "model.safetensors", {"weight": table})
+    write_json(root / "config.json", {"frozen": False})
+    pretrained.tokenizer.save(root, max_length=spec.query_length)
+    tied = dataclasses.replace(spec, query_length=spec.doc_length)
+    _masked_lm(pretrained.replace(spec=tied), folder / docs[0])
+    _splade_pooling(spec, folder / docs[1])
+    names = [query, *docs]
+    types = [f"{prefix}{name.split('_')[-1]}" for name in names]
+    record = {
+        "types": dict(zip(names, types)),
+        "structure": {"query": names[:1], "document": docs},
+        "parameters": {"default_route": "document", "allow_empty_key": True},
+    }
+    write_json(folder / "router_config.json", record)
+    write_modules(folder, ["sentence_transformers.models.Router"])
+    _top(pretrained, folder, "SparseEncoder", "dot")
+
+
 def _splade(pretrained: Pretrained, folder: Path) -> None:
+    if pretrained.spec.inference_free:
+        return _inference_free(pretrained, folder)
+    _masked_lm(pretrained, folder)
+    _splade_pooling(pretrained.spec, folder / "1_SpladePooling")
+    prefix = "sentence_transformers.sparse_encoder.models."
+    write_modules(folder, [f"{prefix}MLMTransformer", f"{prefix}SpladePooling"])
+    _top(pretrained, folder, "SparseEncoder", "dot")
+
+
+def _masked_lm(pretrained: Pretrained, folder: Path) -> None:
     spec, tower = pretrained.spec, as_numpy(pretrained.params["tower"])
+    tree = {"encoder": tower["encoder"], "head": tower["mlm"]}
+    config, tensors = encoders.write(spec.backbone, tree, head="mlm")
+    _transformer(pretrained, folder, config, tensors)
+
+
+def _splade_pooling(spec: Any, folder: Path) -> None:
     if spec.doc_activation not in _SPLADE:
         raise UserError(
             f"sentence-transformers has no SPLADE with {spec.doc_activation!r}",
             f"it has {', '.join(_SPLADE)}",
         )
-    tree = {"encoder": tower["encoder"], "head": tower["mlm"]}
-    config, tensors = encoders.write(spec.backbone, tree, head="mlm")
-    _transformer(pretrained, folder, config, tensors)
     write_json(
-        _made(folder / "1_SpladePooling") / "config.json",
+        _made(folder) / "config.json",
         {
             "pooling_strategy": spec.pooling,
             "activation_function": _SPLADE[spec.doc_activation],
             "word_embedding_dimension": spec.backbone.vocab_size,
         },
     )
-    prefix = "sentence_transformers.sparse_encoder.models."
-    write_modules(folder, [f"{prefix}MLMTransformer", f"{prefix}SpladePooling"])
-    _top(pretrained, folder, "SparseEncoder", "dot")
 
 
 def _cross_encoder(pretrained: Pretrained, folder: Path) -> None:

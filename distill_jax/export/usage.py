@@ -87,7 +87,10 @@ def _cross_encoder(head: str) -> str:
 def _vectors(spec: Any, head: str) -> str:
     sparse = spec.vectors is VectorForm.SPARSE
     name = "SparseEncoder" if sparse else "SentenceTransformer"
-    two = not spec.tied or (sparse and spec.query_activation != spec.doc_activation)
+    free = getattr(spec, "inference_free", False)
+    two = not spec.tied or (
+        sparse and not free and spec.query_activation != spec.doc_activation
+    )
     lines = [f"from sentence_transformers import {name}", "", head]
     if two:
         lines += [
@@ -96,9 +99,13 @@ def _vectors(spec: Any, head: str) -> str:
         ]
     else:
         lines += [f"queries = documents = {name}(folder)"]
+    if free:
+        lines += ["q = queries.encode_query([query])"]
+        lines += ["d = documents.encode_document(docs)"]
+    else:
+        lines += ['q = queries.encode([query], prompt_name="query")']
+        lines += ['d = documents.encode(docs, prompt_name="document")']
     lines += [
-        'q = queries.encode([query], prompt_name="query")',
-        'd = documents.encode(docs, prompt_name="document")',
         "print(documents.similarity(q, d))",
     ]
     return "\n".join(lines) + "\n"

@@ -38,7 +38,7 @@ from distill_jax.training.memory import (
     sums_over_queries,
 )
 from distill_jax.training.programs import padded_tokens
-from distill_jax.weights.folders import locate
+from distill_jax.weights.places import locate
 
 LITERALS = 12  # tokens of a template around its fields, at most
 LARGEST = 4 << 30  # bytes of a checkpoint that is read to plan with it

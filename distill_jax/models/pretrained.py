@@ -64,12 +64,15 @@ class Pretrained:
         known = {field.name for field in dataclasses.fields(self.spec)}
         # One length for all, which has room for any marker.
         unread = {"tied": True, "query_prefix": "", "query_length": 32}
+        unread |= {"inference_free": False, "query_activation": "relu"}
         spec = dataclasses.replace(
             self.spec, **{name: v for name, v in unread.items() if name in known}
         )
         params = self.params
         if "doc_tower" in params:
             params = {"tower": params["doc_tower"]}
+        if "query_weights" in params:
+            params = {"tower": params["tower"]}
         return self.replace(spec=spec, params=params).digest
 
     def graphdef(self) -> Any:

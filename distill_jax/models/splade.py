@@ -40,6 +40,8 @@ class SpladeSpec(EncoderSpec):
         pooling: "max" or "sum" over the tokens.
         query_activation, doc_activation: "log1p_relu", "relu", "log1p_log1p_relu".
         head_activation: of the masked language model's head.
+        inference_free: a query's vector is a weight for each of its words, read from a
+            table float32[V]; only documents pass the encoder, which has to be ``tied``.
     """
 
     kind: ClassVar[str] = "splade"
@@ -51,6 +53,7 @@ class SpladeSpec(EncoderSpec):
     query_activation: str = "log1p_relu"
     doc_activation: str = "log1p_relu"
     head_activation: str = "gelu"
+    inference_free: bool = False
 
     def __post_init__(self):
         if not isinstance(self.backbone, BertSizes):
@@ -61,6 +64,10 @@ class SpladeSpec(EncoderSpec):
         check_choice("SpladeSpec.pooling", self.pooling, POOLINGS)
         for name in ("query_activation", "doc_activation"):
             check_choice(f"SpladeSpec.{name}", getattr(self, name), tuple(ACTIVATIONS))
+        if self.inference_free and not self.tied:
+            raise UserError(
+                "an inference_free SPLADE has no query encoder", "leave out tied=False"
+            )
 
     @property
     def width(self) -> int:
@@ -109,6 +116,11 @@ class SpladeTower(nnx.Module):
 class Splade(TwoTowers):
     """Sparse vectors; the score is their inner product."""
 
+    def __init__(self, spec: SpladeSpec, *, rngs: nnx.Rngs):
+        super().__init__(spec, rngs=rngs)
+        if spec.inference_free:
+            self.query_weights = nnx.Param(jnp.ones(spec.width))
+
     def build_tower(self, spec: SpladeSpec, rngs: nnx.Rngs) -> SpladeTower:
         return SpladeTower(spec, rngs=rngs)
 
@@ -116,6 +128,11 @@ class Splade(TwoTowers):
         self, tokens: Int[Array, "M L"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "M V"]:
         """Term weights of queries."""
+        if self.spec.inference_free:
+            counted = token_mask(tokens, self.tower.pad_id).astype(jnp.float32)
+            rows = jnp.arange(len(tokens))[:, None]
+            there = jnp.zeros((len(tokens), self.spec.width)).at[rows, tokens]
+            return there.max(counted) * self.query_weights[...]
         tower = self.tower if self.spec.tied else self.query_tower
         return tower(tokens, activation=self.spec.query_activation, rngs=rngs)
 

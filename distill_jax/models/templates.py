@@ -30,7 +30,10 @@ def side_template(spec: Any, side: str, tokenizer: Tokenizer) -> Template:
     else:
         prefix = getattr(spec, f"{side}_prefix", "")
         joined = f"{prefix.strip()} {{text}}" if prefix.strip() else "{text}"
-        static = getattr(spec.backbone, "is_static", False)
+        # A table of words has no rows for special tokens.
+        static = getattr(spec.backbone, "is_static", False) or (
+            side == "query" and getattr(spec, "inference_free", False)
+        )
         text = joined if static else f"{{cls}} {joined} {{sep}}"
     literals = Template(text).compile(tokenizer)
     room = length - sum(map(len, literals))

@@ -37,7 +37,7 @@ class Models:
             "student": describe(self.job.student),
             "seed": self.job.seed,
             "collection": self.workspace.collection.digest
-            if not self.job.student.checkpoint
+            if self.job.student.reads_texts
             else None,
             "weights": of_path(checkpoints.path_of(self.job.student.checkpoint)),
         }

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeAlias
 
+import numpy as np
+
 from distill_jax.io.errors import UserError
 from distill_jax.io.values import Check, Count, ModelName, Range, Rate, Size
 from distill_jax.models import encoder_sizes
@@ -15,7 +17,7 @@ from distill_jax.recipe.checkpoints import Kind, Model
 from distill_jax.recipe.layers import with_layers
 from distill_jax.runtime.placement import default_dtype
 from distill_jax.text.tokenizer import Tokenizer
-from distill_jax.weights.folders import locate
+from distill_jax.weights.places import locate
 from distill_jax.weights.students import spec_class
 
 
@@ -111,6 +113,11 @@ class Student:
             trained_dtype(model.spec.backbone.dtype)
         else:
             model = self._from_scratch(texts, seed)
+        free = getattr(model.spec, "inference_free", False)
+        if free and (not self.checkpoint or "query_weights" in model.fresh):
+            rows = model.spec.width
+            table = document_frequency_weights(model.tokenizer, texts(), rows)
+            model = model.replace(params={**model.params, "query_weights": table})
         if self.layers is not None:
             model = with_layers(model, self.layers)
         attention = self.attention_dropout
@@ -120,6 +127,11 @@ class Student:
         rates = {k: v for k, v in rates.items() if v is not None and k in known}
         backbone = dataclasses.replace(model.spec.backbone, **rates)
         return model.replace(spec=dataclasses.replace(model.spec, backbone=backbone))
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the model that it makes may depend on the collection."""
+        return not self.checkpoint or bool(self.options.get("inference_free"))
 
     @property
     def _fields(self) -> dict[str, Any]:
@@ -169,6 +181,22 @@ class Student:
             tokenizer=tokenizer,
             source=f"random weights ({self.backbone}, seed {seed})",
         )
+
+
+def document_frequency_weights(
+    tokenizer: Tokenizer, texts: Sequence[str], rows: int
+) -> np.ndarray:
+    """float32[rows]: BM25's inverse document frequency of each token.
+
+    What an inference-free SPLADE weighs its queries by before it is trained (Geng et
+    al. 2024, arXiv 2411.04403).
+    """
+    counts = np.zeros(rows, np.int64)
+    for start in range(0, len(texts), 8192):
+        for ids in tokenizer.encode_batch(list(texts[start : start + 8192])):
+            counts[np.unique(np.asarray(ids, np.int64))] += 1
+    missing = len(texts) - counts
+    return np.log1p((missing + 0.5) / (counts + 0.5)).astype(np.float32)
 
 
 def load_model(model: Any, workspace: Any, **overrides: Any) -> Pretrained:

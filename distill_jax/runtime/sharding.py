@@ -38,7 +38,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     # Feed-forward: the wide side over the model axis. T5's names, then BERT's.
     (r".*\.(ffn\.(wi|wi_0|wi_1)|up|gate)\.kernel", P("fsdp", "model")),
     (r".*\.(up|gate)\.bias", P("model")),
-    (r"(.*\.)?mlm\.bias", P("model")),  # one for each word
+    (r"(.*\.)?mlm\.bias|query_weights", P("model")),  # one for each word
     (r".*\.(ffn\.wo|down)\.kernel", P("model", "fsdp")),
     # Small things are copied.
     (r".*(attention\.out|\.down)\.bias", P()),

@@ -18,11 +18,13 @@ from distill_jax.weights import (
     hugging_face,
     late_folders,
     own,
+    router,
     sentence_folders,
     static,
     t5x_folders,
 )
-from distill_jax.weights.folders import TOWERS, Folder, locate, recognise
+from distill_jax.weights.folders import TOWERS, Folder, recognise
+from distill_jax.weights.places import locate
 from distill_jax.weights.students import adapted, check_vocabulary, spec_class
 
 
@@ -93,6 +95,16 @@ def _read(
                 for name in TOWERS
             ]
         )
+        return adapted(found, kind, seed, fields)
+    if folder.form == "router":
+        queries, docs = router.routes(folder)
+        found = _read(docs, None, tokenizer, seed, {})
+        if queries.form == "query_weights":
+            tokenizer = tokenizer or _tokenizer(queries)
+            found = router.inference_free(queries, tokenizer, found)
+        else:
+            towers = [_read(queries, None, tokenizer, seed, {}), found]
+            found = sentence_folders.joined(towers)
         return adapted(found, kind, seed, fields)
     tokenizer = tokenizer or _tokenizer(folder)
     if words := answer_heads.answers(folder, kind, fields):

@@ -1,15 +1,12 @@
 """What a folder holds, recognised from its files alone.
 
-``locate`` turns what a user types into a folder on disk; ``recognise`` says which of
-the formats below it is. Nothing is imported, executed or unpickled on the way.
+Nothing is imported, executed or unpickled on the way.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.machinery
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ LOOKED_FOR = {
     "static": "modules.json with StaticEmbedding (sentence-transformers, model2vec)",
     "two_towers": "query_encoder/ and doc_encoder/ with a modules.json each",
     "splade": "modules.json with SpladePooling",
+    "router": "modules.json with Router, and router_config.json",
     "pylate": "modules.json with a PyLate Dense or a MultiVectorMask",
     "cross_encoder": "config.json of a ...ForSequenceClassification or of "
     "lightning-ir's mono",
@@ -32,16 +30,6 @@ LOOKED_FOR = {
     "t5x": "checkpoint (T5X), or target/ or state/ with Orbax metadata (T5X)",
 }
 TOWERS = ("query_encoder", "doc_encoder")
-_HUB_PATTERNS = [
-    "*.json",
-    "*.safetensors",
-    "*.model",
-    "vocab.txt",
-    "merges.txt",
-    "artifact.metadata",
-]
-# Copies of the same weights for other run times, and a Trainer's steps.
-_HUB_IGNORED = ["onnx/*", "openvino/*", "checkpoint-*/*", "*/onnx/*", "*/openvino/*"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,104 +123,6 @@ def read_json(path: Path, default: Any = None) -> Any:
         raise UserError(f"{path}: not JSON: {error}", "download it again") from error
 
 
-def locate(name: str | Path) -> Path:
-    """The folder of ``PATH``, ``hf:NAME[@REVISION]`` or ``package:MODULE/PATH``.
-
-    Raises:
-        UserError: the folder, the package or the hub client is missing.
-    """
-    text = str(name)
-    if text.startswith("hf:"):
-        return _from_hub(text[3:])
-    if text.startswith("package:"):
-        return _from_package(text[8:])
-    path = Path(text).expanduser()
-    if not path.exists() and not _is_step(path):
-        hint = (
-            f"if it is a name on the Hugging Face hub, write hf:{text}"
-            if text.count("/") <= 1 and not text.startswith((".", "/", "~"))
-            else "give the folder of a model"
-        )
-        raise UserError(f"{text}: no such folder", hint)
-    return path
-
-
-def _from_hub(name: str) -> Path:
-    """A snapshot of ``NAME`` or ``NAME@REVISION`` (a branch, tag, commit, refs/pr/N).
-
-    PyTorch's ``.bin`` files are fetched only where a part of the model has no
-    safetensors.
-    """
-    name, _, revision = name.partition("@")
-    path = _snapshot(name, revision, _HUB_PATTERNS)
-    lacking = [part for part in _parts(path) if not _has_safetensors(path / part)]
-    if lacking:
-        bins = [f"{part}/pytorch_model*.bin".lstrip("./") for part in lacking]
-        path = _snapshot(name, revision, [*_HUB_PATTERNS, *bins])
-    return path
-
-
-def _snapshot(name: str, revision: str, patterns: list[str]) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise UserError(
-            f"hf:{name} needs huggingface_hub", "pip install 'distill_jax[hub]'"
-        ) from error
-    more: dict[str, Any] = {"revision": revision} if revision else {}
-    try:
-        found = snapshot_download(
-            name, allow_patterns=patterns, ignore_patterns=_HUB_IGNORED, **more
-        )
-        return Path(found)
-    except Exception as error:  # the hub client raises many unrelated types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise UserError(
-            f"hf:{name}: {type(error).__name__}: {reason[:200]}",
-            "download it elsewhere and give its folder",
-        ) from error
-
-
-def _parts(path: Path) -> list[str]:
-    """The folders of a snapshot that hold weights: the root, and modules with some."""
-    records = read_json(path / "modules.json", [])
-    inner = [
-        str(record.get("path", ""))
-        for record in records
-        if isinstance(record, dict)
-        and str(record.get("type", "")).endswith(("Transformer", "Dense"))
-    ]
-    return inner or ["."]
-
-
-def _has_safetensors(folder: Path) -> bool:
-    return any(folder.glob("model*.safetensors"))
-
-
-def _from_package(name: str) -> Path:
-    """A folder inside an installed package, found without importing the package."""
-    module, _, inside = name.partition("/")
-    # Submodules of a.b would import a: PathFinder on the parent's path does not.
-    path: list[str] | None = list(sys.path)
-    spec = None
-    for part in module.split("."):
-        spec = importlib.machinery.PathFinder.find_spec(part, path)
-        if spec is None:
-            raise UserError(
-                f"package:{name}: no installed package {module!r}",
-                f"pip install {module.replace('_', '-')}",
-            )
-        path = list(spec.submodule_search_locations or [])
-    for root in path or []:
-        folder = (Path(root) / inside).resolve()
-        if folder.is_relative_to(Path(root).resolve()) and folder.exists():
-            return folder
-    raise UserError(
-        f"package:{name}: the package {module!r} has no folder {inside!r}",
-        "the form is package:MODULE/PATH",
-    )
-
-
 def recognise(path: str | Path) -> Folder:
     """The form of a folder.
 
@@ -267,14 +157,14 @@ def _own(path: Path) -> Folder | None:
         return Folder(path=path, form="student")
     if (path / "student" / "student.json").is_file():
         return Folder(path=path, form="model_dir")
-    if _is_step(path):
+    if is_step(path):
         return Folder(path=path, form="step")
     if (path / "checkpoints").is_dir():
         return Folder(path=path, form="model_dir")
     return None
 
 
-def _is_step(path: Path) -> bool:
+def is_step(path: Path) -> bool:
     """The folder of an Orbax step, which may be missing: its reader lists the steps."""
     run = path.parent
     return path.name.isdigit() and run.name == "checkpoints" and run.is_dir()
@@ -284,7 +174,7 @@ def _modular(path: Path, config: dict) -> Folder:
     records = read_json(path / "modules.json", [])
     try:
         modules = tuple(
-            (record["type"].rsplit(".", 1)[-1], _inside(path, record["path"]))
+            (record["type"].rsplit(".", 1)[-1], inside(path, record["path"]))
             for record in sorted(records, key=lambda record: record["idx"])
         )
         classes = [record["type"] for record in records]
@@ -292,6 +182,25 @@ def _modular(path: Path, config: dict) -> Folder:
         raise UserError(
             f"{path}/modules.json: not a list of modules: {error!r}"
         ) from error
+    if modules and modules[0][0] in ("Router", "Asym"):
+        return Folder(path=path, form="router", modules=modules)
+    return modular(path, modules, classes, config)
+
+
+def modular(
+    path: Path, modules: tuple[tuple[str, Path], ...], classes: list[str], config: dict
+) -> Folder:
+    """The form of a chain of sentence-transformers' modules.
+
+    Args:
+        path: of the whole model.
+        modules: short class names and folders.
+        classes: whole class names.
+        config: of the model at the root.
+
+    Raises:
+        UserError: a module that is not read.
+    """
     names = {name for name, _ in modules}
     top = read_json(path / "config_sentence_transformers.json", {})
     known = {"Transformer", "MLMTransformer", "Pooling", "SpladePooling", "Dense"}
@@ -321,7 +230,12 @@ def _modular(path: Path, config: dict) -> Folder:
     return Folder(path=path, form=form, config=config, modules=modules)
 
 
-def _inside(path: Path, name: str) -> Path:
+def inside(path: Path, name: str) -> Path:
+    """The folder of a module.
+
+    Raises:
+        UserError: it lies outside of the model's.
+    """
     folder = (path / name).resolve()
     if not folder.is_relative_to(path.resolve()):
         raise UserError(

@@ -163,6 +163,9 @@ SPECS = {
     ),
     "splade": lambda: SpladeSpec(backbone=bert_sizes(), **_SIDES),
     "splade_electra": lambda: SpladeSpec(backbone=electra_sizes(), **_SIDES),
+    "splade_inference_free": lambda: SpladeSpec(
+        backbone=bert_sizes(), inference_free=True, query_prefix="query: ", **_SIDES
+    ),
     "generator": lambda: GeneratorSpec(
         backbone=t5_sizes(encoder_layers=2, decoder_layers=2), **_SIDES
     ),

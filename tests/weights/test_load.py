@@ -13,7 +13,8 @@ from distill_jax import weights
 from distill_jax.inference.texts import encode_texts, score_tuples
 from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import flatten
-from distill_jax.weights.folders import LOOKED_FOR, locate, recognise
+from distill_jax.weights.folders import LOOKED_FOR, recognise
+from distill_jax.weights.places import locate
 from tests.export.forms import bert_tokenizer, student, t5_tokenizer
 
 TEXTS = ["vaccines protect against infection", "", "7 bus lanes in tokyo"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from distill_jax.io.errors import UserError
-from distill_jax.weights import folders
+from distill_jax.weights import places
 from distill_jax.weights.pickles import read_pickle
 from distill_jax.weights.safe import open_folder
 
@@ -223,7 +223,7 @@ def test_the_hub_gives_bins_only_where_there_is_nothing_better(
     module = types.ModuleType("huggingface_hub")
     module.snapshot_download = hub.snapshot_download  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
-    path = folders.locate("hf:someone/model@refs/pr/3")
+    path = places.locate("hf:someone/model@refs/pr/3")
     found = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
     assert found == set(fetched)
     assert set(hub.calls) == {("someone/model", "refs/pr/3")}
