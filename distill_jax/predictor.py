@@ -39,6 +39,11 @@ def load(path: str | Path, kind: str | None = None, **options: Any) -> Predictor
     """
     from distill_jax import weights
 
+    if kind == "llm":
+        raise UserError(
+            f"{path}: a language model is a teacher of recipes",
+            "--gin.LLM_BASE_URL=local --gin.LLM_MODEL=PATH",
+        )
     return Predictor(weights.load(path, kind=kind, **options))
 
 

@@ -263,10 +263,11 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "PROMPT": Name("Prompt file of the LLM.", "a shipped name or a path"),
         "LLM_BASE_URL": Name(
             "OpenAI-compatible endpoint; the key is read from OPENAI_API_KEY.",
-            "a URL; local for a T5",
+            "a URL; local for a model of files",
         ),
         "LLM_MODEL": Name(
-            "Model that the endpoint serves; of local, a T5.", f"its name; {_MODEL}"
+            "Model that the endpoint serves; of local, a ...ForCausalLM or a T5.",
+            f"its name; {_MODEL}",
         ),
         "LLM_BUDGET_CALLS": Name("Maximum number of calls, over all runs.", _COUNT),
         "LLM_BUDGET_MONEY": Name(

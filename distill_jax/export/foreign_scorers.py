@@ -168,10 +168,10 @@ def _t5(folder: Path, pretrained: Pretrained) -> Scorer:
         inputs = {k: inputs[k] for k in ("input_ids", "attention_mask")}
         with torch.inference_mode():
             if not spec.backbone.decoder_layers:
-                cls = transformers.T5ForTokenClassification
+                cls = _t5_class(spec, "ForTokenClassification")
                 model = cls.from_pretrained(folder, dtype="float32").eval()
                 return model(**inputs).logits[:, 0, 0].double().numpy()
-            cls = transformers.T5ForConditionalGeneration
+            cls = _t5_class(spec, "ForConditionalGeneration")
             model = cls.from_pretrained(folder, dtype="float32").eval()
             start = torch.zeros((len(texts), 1), dtype=torch.long)
             logits = model(**inputs, decoder_input_ids=start).logits[:, 0].double()
@@ -186,6 +186,13 @@ def _t5(folder: Path, pretrained: Pretrained) -> Scorer:
     return score
 
 
+def _t5_class(spec: Any, name: str) -> Any:
+    import transformers
+
+    stem = "UMT5" if spec.backbone.layer_bias else "T5"
+    return getattr(transformers, f"{stem}{name}")
+
+
 def _likelihood(folder: Path, pretrained: Pretrained) -> Scorer:
     """Mean log-probability of the query's tokens, teacher-forced over all words."""
     spec = pretrained.spec
@@ -195,7 +202,7 @@ def _likelihood(folder: Path, pretrained: Pretrained) -> Scorer:
         import transformers
 
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        cls = transformers.T5ForConditionalGeneration
+        cls = _t5_class(spec, "ForConditionalGeneration")
         model = cls.from_pretrained(folder, dtype="float32").eval()
         sides = []
         for i, side in enumerate(("query", "doc")):
@@ -253,7 +260,7 @@ def _bare_encoder(folder: Path, pretrained: Pretrained) -> Scorer:
 
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         t5 = isinstance(spec.backbone, T5Sizes)
-        cls: Any = transformers.T5EncoderModel if t5 else transformers.AutoModel
+        cls: Any = _t5_class(spec, "EncoderModel") if t5 else transformers.AutoModel
         sparse = spec.vectors is VectorForm.SPARSE
         cls = transformers.AutoModelForMaskedLM if sparse else cls
         model = cls.from_pretrained(folder, dtype="float32").eval()

@@ -39,7 +39,7 @@ def write(pretrained: Pretrained, folder: Path) -> None:
     else:
         config, tensors, changes = _bert(spec, tower)
     write_model(folder, config, tensors, note_of(spec, longest(pretrained), **changes))
-    if config["architectures"] == ["T5ForConditionalGeneration"]:
+    if config["architectures"][0].endswith("T5ForConditionalGeneration"):
         ids = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
         if spec.kind == "generator":
             # Without it, generate() stops after 20 tokens.
@@ -85,7 +85,8 @@ def _t5(spec: Any, params: dict) -> tuple[dict, dict[str, np.ndarray]]:
     tensors = {f"transformer.{name}": array for name, array in tensors.items()}
     tensors["classifier.weight"] = params["head"]["kernel"].T
     tensors["classifier.bias"] = params["head"]["bias"]
-    config["architectures"] = ["T5ForTokenClassification"]
+    stem = "UMT5" if sizes.layer_bias else "T5"
+    config["architectures"] = [f"{stem}ForTokenClassification"]
     config["id2label"], config["label2id"] = {"0": "LABEL_0"}, {"LABEL_0": 0}
     return config, tensors
 
@@ -97,6 +98,11 @@ def _bert(spec: Any, params: dict) -> tuple[dict, dict[str, np.ndarray], dict]:
     if spec.vectors is VectorForm.ONE:
         return *bare(spec.backbone, params["encoder"]), {}
     sizes, head = spec.backbone, spec.head
+    if getattr(spec, "answer_cap", None) is not None:
+        raise UserError(
+            "transformers has no classifier whose logits are capped",
+            "export a student of this model; as a teacher it needs no export",
+        )
     tree = {"encoder": params["backbone"], "head": params["head"]}
     if head == "linear" and sizes.family in ("bert", "electra"):
         sizes, tree = without_pooler(sizes, tree)

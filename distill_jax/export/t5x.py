@@ -35,6 +35,10 @@ def write(pretrained: Pretrained, folder: Path) -> None:
             "T5X holds T5 models, this is a BERT or an ELECTRA",
             "leave format out: it is chosen from the model",
         )
+    if spec.backbone.layer_bias:
+        raise UserError(
+            "T5X's layers have one relative bias", 'use format="transformers"'
+        )
     if spec.vectors is None:
         if "head" in params:
             raise UserError(
@@ -59,7 +63,7 @@ def write(pretrained: Pretrained, folder: Path) -> None:
     pretrained.tokenizer.save(folder / "tokenizer")
     note = note_of(spec)
     kept = dataclasses.asdict(spec.backbone)
-    shapes = ("relative_max_distance", "eps", "dropout", "scale_logits")
+    shapes = ("relative_max_distance", "eps", "dropout", "scale_logits", "activation")
     write_json(folder / NOTE, {**note, "backbone": {k: kept[k] for k in shapes}})
 
 

@@ -54,12 +54,13 @@ def _generator(pretrained: Pretrained, format: str) -> str:
     spec = pretrained.spec
     template = side_template(spec, "doc", pretrained.tokenizer).text
     text = template.removesuffix("</s>").replace("{text}", "{doc}")
+    stem = _stem(spec)
     lines = [
-        "from transformers import AutoTokenizer, T5ForConditionalGeneration",
+        f"from transformers import AutoTokenizer, {stem}ForConditionalGeneration",
         "",
         head,
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        "model = T5ForConditionalGeneration.from_pretrained(folder).eval()",
+        f"model = {stem}ForConditionalGeneration.from_pretrained(folder).eval()",
         f'texts = [f"{text}" for doc in docs]',
         'inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True)',
         "written = model.generate(",
@@ -151,10 +152,15 @@ def _join(template: Template, ending: str) -> tuple[str, str]:
     return text.replace('"', '\\"'), loop
 
 
+def _stem(spec: Any) -> str:
+    return "UMT5" if spec.backbone.layer_bias else "T5"
+
+
 def _t5(spec: Any, template: Template, head: str) -> str:
     text, loop = _join(template, "</s>")
     decoder = spec.backbone.decoder_layers > 0
-    cls = "T5ForConditionalGeneration" if decoder else "T5ForTokenClassification"
+    cls = "ForConditionalGeneration" if decoder else "ForTokenClassification"
+    cls = f"{_stem(spec)}{cls}"
     lines = [
         "import torch",
         f"from transformers import AutoTokenizer, {cls}",
@@ -227,7 +233,8 @@ def _classifier(spec: Any, template: Template, head: str) -> str:
 
 def _bare(pretrained: Pretrained, head: str) -> str:
     spec = pretrained.spec
-    cls = "T5EncoderModel" if isinstance(spec.backbone, T5Sizes) else "AutoModel"
+    is_t5 = isinstance(spec.backbone, T5Sizes)
+    cls = f"{_stem(spec)}EncoderModel" if is_t5 else "AutoModel"
     cls = "AutoModelForMaskedLM" if spec.vectors is VectorForm.SPARSE else cls
     texts = [
         side_template(spec, side, pretrained.tokenizer).text.replace("{text}", "{t}")

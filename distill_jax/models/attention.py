@@ -79,6 +79,7 @@ def attend(
     mask: Bool[Array, "B Lk"] | Bool[Array, "B 1 Lq Lk"] | None = None,
     rate: float = 0.0,
     dropout_key: Array | None = None,
+    cap: float | None = None,
 ) -> Float[Array, "B Lq H D"]:
     """softmax(scale * query key + bias) value over the keys where ``mask`` is True.
 
@@ -87,6 +88,8 @@ def attend(
         mask: [B, Lk] hides padded keys, which come last; [B, 1, Lq, Lk] is general
             (causal).
         rate, dropout_key: dropout of the probabilities, one mask for all queries.
+        cap: scaled logits become ``cap * tanh(logit / cap)`` before the bias (Gemma 2);
+            no device's kernel does that.
 
     Returns:
         the context in the dtype of ``value``. A row without any valid key gets the
@@ -95,11 +98,12 @@ def attend(
     # One mask for all queries of a head: dropping a probability is dropping the value
     # it multiplies, and of those there are L times fewer.
     value = dropout(value, rate, dropout_key, broadcast=(-1,))
-    if platform() == "gpu":
+    if platform() == "gpu" and cap is None:
         return gpu_attention.attend(
             query, key, value, scale=scale, bias=bias, mask=mask
         )
-    if platform() == "tpu" and tpu_attention.fits(
+    tpu = platform() == "tpu" and cap is None
+    if tpu and tpu_attention.fits(
         query.shape,
         key.shape,
         bias=None if bias is None else bias.shape,
@@ -115,6 +119,8 @@ def attend(
     # Both products as [m, k] @ [k, n] with operands stored so: XLA for CPUs has no
     # other fast form, and transposing [L, D] costs next to nothing beside [L, L].
     logits = _product(query.transpose(0, 2, 1, 3), key.transpose(0, 2, 3, 1))
+    if cap is not None:
+        logits = cap * jnp.tanh(logits / cap)
     if bias is not None:
         logits = logits + bias.astype(jnp.float32)
     if mask is not None:
@@ -154,6 +160,7 @@ class MultiHeadAttention(nnx.Module):
         kv_heads: int | None = None,
         out_bias: bool | None = None,
         norm: Callable[[int], nnx.Module] | None = None,
+        cap: float | None = None,
         rngs: nnx.Rngs,
     ):
         """Builds the four projections.
@@ -163,13 +170,14 @@ class MultiHeadAttention(nnx.Module):
             kv_heads: heads of keys and values, each shared by several query heads.
             out_bias: of the last projection; None is as ``use_bias``.
             norm: makes the normalisation of each head's query and key; None has none.
+            cap: of the logits, see ``attend``.
         """
         inner = heads * head_dim
         shared = (kv_heads or heads) * head_dim
         if stddevs is None:
             stddevs = (features**-0.5,) * 3 + (inner**-0.5,)
         self.heads, self.head_dim = heads, head_dim
-        self.scale, self.rate = scale, rate
+        self.scale, self.rate, self.cap = scale, rate, cap
 
         def linear(size_in, size_out, stddev, use_bias=use_bias):
             return Linear(
@@ -231,6 +239,7 @@ class MultiHeadAttention(nnx.Module):
             mask=mask,
             rate=self.rate,
             dropout_key=key,
+            cap=self.cap,
         )
         return self.out(mixed.reshape(*mixed.shape[:2], -1))
 

@@ -133,6 +133,7 @@ class EncoderLayer(nnx.Module):
             kv_heads=sizes.kv_heads,
             out_bias=sizes.out_bias,
             norm=(lambda width: norm_of(sizes, width)) if sizes.head_norm else None,
+            cap=sizes.logit_cap,
             rngs=rngs,
         )
         with_norm = sizes.first_norm or not first

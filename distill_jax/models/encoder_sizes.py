@@ -66,6 +66,7 @@ class BertSizes:
         head_size: of one head; None is ``d_model / heads``.
         kv_heads: heads of keys and values; None is as ``heads``.
         query_scale: of the attention's logits; None is ``head_size ** -0.5``.
+        logit_cap: logits of attention are ``cap * tanh(logit / cap)``; None has none.
         head_norm: whether each head's query and key are normalised.
         attention_bias, out_bias, up_bias, down_bias: of the projections of attention
             and feed-forward.
@@ -106,6 +107,7 @@ class BertSizes:
     head_size: int | None = None
     kv_heads: int | None = None
     query_scale: float | None = None
+    logit_cap: float | None = None
     head_norm: bool = False
     attention_bias: bool = True
     out_bias: bool = True

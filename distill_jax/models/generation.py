@@ -1,4 +1,6 @@
-"""T5 decoding with a key-value cache: greedy, sampling, beam search.
+"""Decoding with a key-value cache: greedy, sampling, beam search.
+
+One loop for T5, whose start and step are here, and for ``models.causal``.
 
 Shapes are static under ``jit``: the cache has ``max_tokens`` places from the start, and
 one ``while_loop`` runs until every row has ended. A row's random numbers come from its
@@ -18,7 +20,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from distill_jax.io.errors import UserError
+from distill_jax.models import causal
 from distill_jax.models.attention import MASKED, MultiHeadAttention, attend
+from distill_jax.models.causal import CausalModel, CausalSpec
 from distill_jax.models.pretrained import graphdef_of
 from distill_jax.models.t5 import PAD_ID, START_ID, T5, T5Sizes
 from distill_jax.ops.masked import token_mask
@@ -66,7 +70,7 @@ class Decoding:
 
 
 def generate(
-    sizes: T5Sizes,
+    sizes: T5Sizes | CausalSpec,
     params: dict,
     tokens: Int[np.ndarray, "B L"] | Array,
     decoding: Decoding | None = None,
@@ -74,11 +78,11 @@ def generate(
     seeds: Int[np.ndarray, "B"] | Array | None = None,
     mesh: Any = None,
 ) -> tuple[Int[Array, "B T"], Float[Array, "B"]]:
-    """Generates from a T5 with a decoder.
+    """Generates from a T5 with a decoder, or from a language model.
 
     Args:
-        sizes, params: of ``models.t5.T5``.
-        tokens: sources, padded with 0.
+        sizes, params: of ``models.t5.T5`` or ``models.causal.CausalModel``.
+        tokens: sources, padded at the end.
         decoding: how; greedy by default.
         seeds: one per row, for sampling; row numbers by default.
         mesh: the mesh of the parameters and the rows; None for one device.
@@ -88,13 +92,37 @@ def generate(
         the sum of their log-probabilities (of the best beam: divided by its length
         penalty).
     """
-    if not sizes.decoder_layers:
+    if isinstance(sizes, T5Sizes) and not sizes.decoder_layers:
         raise UserError("this T5 has no decoder, it cannot generate")
     decoding = decoding or Decoding()
     if seeds is None:
         seeds = np.arange(tokens.shape[0])
     seeds = jnp.asarray(seeds, jnp.uint32)
     return _generate(sizes, decoding, mesh, params, jnp.asarray(tokens), seeds)
+
+
+def first_logprobs(
+    sizes: T5Sizes | CausalSpec,
+    params: dict,
+    tokens: Int[np.ndarray, "B L"] | Array,
+    *,
+    mesh: Any = None,
+) -> Float[Array, "B V"]:
+    """Log-probabilities of the first token that would be generated, float32.
+
+    Args:
+        sizes, params, tokens, mesh: as of ``generate``.
+    """
+    return _first(sizes, mesh, params, jnp.asarray(tokens))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _first(sizes, mesh, params, tokens):
+    model = nnx.merge(graphdef_of(sizes), nnx.State(params))
+    with computing_on(mesh):
+        fixed, cache, last = start(model, tokens, 1)
+        logits, _ = step(model, fixed, cache, last, jnp.asarray(0), 1)
+        return jax.nn.log_softmax(logits, axis=-1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -107,14 +135,17 @@ def _generate(sizes, decoding, mesh, params, tokens, seeds):
 
 
 def start(
-    model: T5, tokens: Int[Array, "B L"], places: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Encodes the source: what every step reads, and the empty cache.
+    model: T5 | CausalModel, tokens: Int[Array, "B L"], places: int
+) -> tuple[dict[str, Any], dict[str, Any], Int[Array, "B"]]:
+    """Encodes the source: what every step reads, and the cache.
 
     Returns:
-        fixed: the mask, and keys and values of the source per decoder layer.
-        cache: keys and values of the target, [layers, B, places, H, D], zeros.
+        fixed: of a T5 the mask, and keys and values of the source per decoder layer.
+        cache: keys and values, [layers, B, places, H, D]; of a T5 zeros.
+        what the first step reads.
     """
+    if isinstance(model, CausalModel):
+        return causal.start(model, tokens, places)
     mask = token_mask(tokens, PAD_ID)
     encoded = model.encoder(tokens, mask=mask)
     keys, values = [], []
@@ -126,20 +157,22 @@ def start(
     shape = (spec.decoder_layers, tokens.shape[0], places, spec.heads, spec.d_kv)
     empty = jnp.zeros(shape, encoded.dtype)
     fixed = {"mask": mask, "keys": tuple(keys), "values": tuple(values)}
-    return fixed, {"keys": empty, "values": empty}
+    first = jnp.full(tokens.shape[:1], START_ID, jnp.int32)
+    return fixed, {"keys": empty, "values": empty}, first
 
 
 def step(
-    model: T5,
+    model: T5 | CausalModel,
     fixed: dict[str, Any],
     cache: dict[str, Any],
     last: Int[Array, "B"],
     position: Int[Array, ""],
+    places: int,
 ) -> tuple[Float[Array, "B V"], dict[str, Any]]:
     """Logits of the token at ``position`` after ``last``, and the grown cache."""
+    if isinstance(model, CausalModel):
+        return causal.step(model, fixed, cache, last, position, places)
     decoder = model.decoder
-    places = cache["keys"].shape[2]
-    bias = decoder.relative_bias.at(position, places)
     visible = (jnp.arange(places) <= position)[None, None, None, :]
     x = model.encoder.embed(last)[:, None]
     keys, values = cache["keys"], cache["values"]
@@ -148,6 +181,8 @@ def step(
         normal = layer.self_attention_norm(x)
         key = attention.split(attention.key(normal))[None]
         value = attention.split(attention.value(normal))[None]
+        own = decoder.relative_bias if layer.relative_bias is None else None
+        bias = (own or layer.relative_bias).at(position, places)
         at = (i, 0, position, 0, 0)
         keys = jax.lax.dynamic_update_slice(keys, key, at)
         values = jax.lax.dynamic_update_slice(values, value, at)
@@ -198,9 +233,9 @@ def filtered(
     return logits
 
 
-def _sample(model: T5, tokens: Array, how: Decoding, seeds: Array):
+def _sample(model: T5 | CausalModel, tokens: Array, how: Decoding, seeds: Array):
     rows = tokens.shape[0]
-    fixed, cache = start(model, tokens, how.max_tokens)
+    fixed, cache, first = start(model, tokens, how.max_tokens)
     keys = jax.vmap(jax.random.key)(seeds)
 
     def choose(logits, position):
@@ -215,7 +250,9 @@ def _sample(model: T5, tokens: Array, how: Decoding, seeds: Array):
 
     def advance(state):
         position, ended = state["position"], state["ended"]
-        logits, grown = step(model, fixed, state["cache"], state["last"], position)
+        logits, grown = step(
+            model, fixed, state["cache"], state["last"], position, how.max_tokens
+        )
         chosen = jnp.where(ended, PAD_ID, choose(logits, position))
         logp = jax.nn.log_softmax(logits, axis=-1)
         gain = jnp.take_along_axis(logp, chosen[:, None], axis=-1)[:, 0]
@@ -231,7 +268,7 @@ def _sample(model: T5, tokens: Array, how: Decoding, seeds: Array):
 
     state = {
         "position": jnp.asarray(0),
-        "last": jnp.full((rows,), START_ID, jnp.int32),
+        "last": first,
         "out": jnp.full((rows, how.max_tokens), PAD_ID, jnp.int32),
         "score": jnp.zeros((rows,), jnp.float32),
         "ended": jnp.zeros((rows,), bool),
@@ -241,7 +278,7 @@ def _sample(model: T5, tokens: Array, how: Decoding, seeds: Array):
     return state["out"], state["score"]
 
 
-def _beam(model: T5, tokens: Array, how: Decoding):
+def _beam(model: T5 | CausalModel, tokens: Array, how: Decoding):
     """Beam search: ``beams`` running and ``beams`` finished hypotheses per row.
 
     A step extends the running ones by their 2 x beams best tokens; those that end
@@ -249,8 +286,10 @@ def _beam(model: T5, tokens: Array, how: Decoding):
     no running one can overtake the worst finished one of its row any more.
     """
     rows, beams = tokens.shape[0], how.beams
-    fixed, cache = start(model, jnp.repeat(tokens, beams, axis=0), how.max_tokens)
-    size = model.spec.vocab_size
+    places = how.max_tokens
+    fixed, cache, begin = start(model, jnp.repeat(tokens, beams, axis=0), places)
+    sizes = getattr(model.spec, "backbone", model.spec)
+    size = sizes.vocab_size
     first = jnp.where(jnp.arange(beams) == 0, 0.0, MASKED)
 
     def penalised(score, length):
@@ -266,7 +305,7 @@ def _beam(model: T5, tokens: Array, how: Decoding):
     def advance(state):
         position = state["position"]
         logits, grown = step(
-            model, fixed, state["cache"], state["last"].reshape(-1), position
+            model, fixed, state["cache"], state["last"].reshape(-1), position, places
         )
         logp = jax.nn.log_softmax(logits, axis=-1).reshape(rows, beams, size)
         total = (state["score"][..., None] + logp).reshape(rows, beams * size)
@@ -302,7 +341,7 @@ def _beam(model: T5, tokens: Array, how: Decoding):
     blank = jnp.full((rows, beams, how.max_tokens), PAD_ID, jnp.int32)
     state = {
         "position": jnp.asarray(0),
-        "last": jnp.full((rows, beams), START_ID, jnp.int32),
+        "last": begin.reshape(rows, beams),
         "out": blank,
         "score": jnp.broadcast_to(first, (rows, beams)),
         "done": blank,

@@ -183,6 +183,9 @@ class RerankerSpec:
             inference only, training reads the first.
         pooling: what a classifier on an encoder reads: "cls" the first position,
             "last" the last token, "mean" all of them.
+        answer_cap: of a decoder that answers by words (Gemma 2): their logits become
+            ``cap * tanh(logit / cap)``, and the score is the first, or the difference.
+        answers: how many words, with a cap.
     """
 
     kind: ClassVar[str] = "reranker"
@@ -201,10 +204,14 @@ class RerankerSpec:
     token_types: bool = True
     pooling: str = "cls"
     passages: int = 1
+    answer_cap: float | None = None
+    answers: int = 1
 
     def __post_init__(self):
         if self.passages < 1:
             raise UserError(f"passages={self.passages}", "give 1 or more")
+        if self.answer_cap is not None and self.head != "linear":
+            raise UserError("answer_cap is of head='linear'", "leave it out")
         check_choice("RerankerSpec.pooling", self.pooling, ("cls", *POOLS))
         settle(self, PROMPTS, DECODER_HEADS, RANKT5, CROSS_ENCODER)
 
@@ -243,7 +250,10 @@ class Reranker(nnx.Module):
                 rngs=rngs,
             )
         elif spec.head in ENCODER_HEADS:
-            head = bert_heads.CLASSIFIERS[spec.head](spec.backbone, rngs=rngs)
+            outputs = getattr(spec, "answers", 1)
+            head = bert_heads.CLASSIFIERS[spec.head](
+                spec.backbone, rngs=rngs, num_labels=outputs
+            )
         # Assigned once: an attribute that was None cannot become a module.
         self.head = head
 
@@ -270,7 +280,12 @@ class Reranker(nnx.Module):
             first = self.backbone.encoder(tokens, positions=1, rngs=rngs)[:, 0]
             return self.head(first.astype(jnp.float32))[:, 0]
         first = self.pooled(tokens, rngs)
-        return self.head(first, rngs=rngs).astype(jnp.float32)[:, 0]
+        logits = self.head(first, rngs=rngs).astype(jnp.float32)
+        cap = getattr(spec, "answer_cap", None)
+        if cap is None:
+            return logits[:, 0]
+        logits = cap * jnp.tanh(logits / cap)
+        return logits[:, 0] if spec.answers == 1 else logits[:, 0] - logits[:, 1]
 
     def pooled(
         self, tokens: Int[Array, "M L"], rngs: nnx.Rngs | None

@@ -18,6 +18,7 @@ _MODULES = {
     "ColbertSpec": "colbert",
     "SpladeSpec": "splade",
     "GeneratorSpec": "generator",
+    "CausalSpec": "causal",
 }
 
 

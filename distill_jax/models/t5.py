@@ -43,7 +43,8 @@ class T5Encoder(nnx.Module):
         self.spec = spec
         init = nnx.initializers.normal(1.0)
         self.embedding = nnx.Param(init(rngs.params(), (spec.vocab_size, spec.d_model)))
-        self.relative_bias = relative_bias_of(spec, True, rngs)
+        common = None if spec.layer_bias else relative_bias_of(spec, True, rngs)
+        self.relative_bias = common
         self.layers = nnx.List(
             [EncoderLayer(spec, rngs=rngs) for _ in range(spec.encoder_layers)]
         )
@@ -73,7 +74,8 @@ class T5Encoder(nnx.Module):
         rate = self.spec.dropout
         x = rows(self.embed(tokens))
         x = dropout(x, rate, keys[-1], broadcast=TOKENS)
-        bias = self.relative_bias(tokens.shape[1])
+        common = self.relative_bias
+        bias = None if common is None else common(tokens.shape[1])
 
         def whole(layer, x, key):
             return layer(x, bias, mask, key)
@@ -104,7 +106,8 @@ class T5Decoder(nnx.Module):
 
     def __init__(self, spec: T5Sizes, *, rngs: nnx.Rngs):
         self.spec = spec
-        self.relative_bias = relative_bias_of(spec, False, rngs)
+        common = None if spec.layer_bias else relative_bias_of(spec, False, rngs)
+        self.relative_bias = common
         self.layers = nnx.List(
             [DecoderLayer(spec, rngs=rngs) for _ in range(spec.decoder_layers)]
         )
@@ -122,7 +125,7 @@ class T5Decoder(nnx.Module):
         keys = split_key(dropout_key(rngs), len(self.layers) + 2)
         x = dropout(x, self.spec.dropout, keys[-1], broadcast=TOKENS)
         length = x.shape[1]
-        bias = self.relative_bias(length)
+        bias = None if self.relative_bias is None else self.relative_bias(length)
         causal = jnp.tril(jnp.ones((length, length), bool))[None, None]
 
         def call(layer, x, key):

@@ -6,6 +6,8 @@ first position alone, which is all that a reranker reads and costs far less.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -18,6 +20,7 @@ from distill_jax.models.attention import (
     dropout,
     split_key,
 )
+from distill_jax.models.encoder_sizes import ACTIVATIONS
 from distill_jax.models.linear import Linear
 from distill_jax.models.t5_sizes import T5Sizes
 
@@ -39,7 +42,7 @@ class RMSNorm(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """ReLU(x wi) wo, or (GELU(x wi_0) * x wi_1) wo with the tanh form of GELU."""
+    """act(x wi) wo, or (act(x wi_0) * x wi_1) wo."""
 
     def __init__(self, spec: T5Sizes, *, rngs: nnx.Rngs):
         def linear(size_in, size_out):
@@ -53,6 +56,7 @@ class FeedForward(nnx.Module):
             )
 
         self.gated, self.rate = spec.gated, spec.dropout
+        self.activation = spec.feed_forward_activation
         if spec.gated:
             self.wi_0 = linear(spec.d_model, spec.d_ff)
             self.wi_1 = linear(spec.d_model, spec.d_ff)
@@ -63,10 +67,11 @@ class FeedForward(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L E"], key: Array | None = None
     ) -> Float[Array, "B L E"]:
+        activate = ACTIVATIONS[self.activation]
         if self.gated:
-            hidden = jax.nn.gelu(self.wi_0(x), approximate=True) * self.wi_1(x)
+            hidden = activate(self.wi_0(x)) * self.wi_1(x)
         else:
-            hidden = jax.nn.relu(self.wi(x))
+            hidden = activate(self.wi(x))
         return self.wo(dropout(hidden, self.rate, key, broadcast=TOKENS))
 
 
@@ -104,17 +109,21 @@ def relative_bias_of(
 class EncoderLayer(nnx.Module):
     """Self-attention and feed-forward, each after a norm, with residuals."""
 
+    relative_bias: Any  # only where it is not common to all layers
+
     def __init__(self, spec: T5Sizes, *, rngs: nnx.Rngs):
         self.rate = spec.dropout
         self.attention_norm = norm_of(spec)
         self.attention = attention_of(spec, rngs)
         self.ffn_norm = norm_of(spec)
         self.ffn = FeedForward(spec, rngs=rngs)
+        own = relative_bias_of(spec, True, rngs) if spec.layer_bias else None
+        self.relative_bias = own
 
     def __call__(
         self,
         x: Float[Array, "B L E"],
-        bias: Float[Array, "1 H Lq L"],
+        bias: Float[Array, "1 H Lq L"] | None,
         mask: Bool[Array, "B L"],
         key: Array | None = None,
         *,
@@ -123,6 +132,7 @@ class EncoderLayer(nnx.Module):
         """``positions``: how many of the first positions are computed and returned."""
         keys = split_key(key, 4)
         normal = self.attention_norm(x)
+        bias = self.relative_bias(x.shape[1]) if bias is None else bias
         if positions is None:
             mixed = self.attention(normal, bias=bias, mask=mask, key=keys[0])
         else:
@@ -142,6 +152,8 @@ class EncoderLayer(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Causal self-attention, cross-attention and feed-forward."""
 
+    relative_bias: Any  # only where it is not common to all layers
+
     def __init__(self, spec: T5Sizes, *, rngs: nnx.Rngs):
         self.rate = spec.dropout
         self.self_attention_norm = norm_of(spec)
@@ -150,12 +162,14 @@ class DecoderLayer(nnx.Module):
         self.cross_attention = attention_of(spec, rngs)
         self.ffn_norm = norm_of(spec)
         self.ffn = FeedForward(spec, rngs=rngs)
+        own = relative_bias_of(spec, False, rngs) if spec.layer_bias else None
+        self.relative_bias = own
 
     def __call__(
         self,
         x: Float[Array, "B T E"],
         encoded: Float[Array, "B L E"],
-        bias: Float[Array, "1 H T T"],
+        bias: Float[Array, "1 H T T"] | None,
         causal: Bool[Array, "1 1 T T"],
         mask: Bool[Array, "B L"],
         key: Array | None = None,
@@ -166,6 +180,7 @@ class DecoderLayer(nnx.Module):
         def drop(y, i):
             return dropout(y, self.rate, keys[i], broadcast=TOKENS)
 
+        bias = self.relative_bias(x.shape[1]) if bias is None else bias
         mixed = self.self_attention(
             self.self_attention_norm(x), bias=bias, mask=causal, key=keys[0]
         )

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from distill_jax.io.errors import UserError, near
+from distill_jax.models.encoder_sizes import ACTIVATIONS
 from distill_jax.models.linear import DTYPES, activation_dtype
 
 _POLICIES = {
@@ -29,6 +30,9 @@ class T5Sizes:
         scale_logits: whether the decoder's output is scaled by ``d_model ** -0.5``
             before the head. None means as ``tied`` says, which holds for every
             published T5.
+        activation: of the feed-forward, see ``encoder_sizes.ACTIVATIONS``; None is
+            "gelu_tanh" where it is gated, else "relu".
+        layer_bias: each layer has a relative bias of its own (UMT5).
         dropout: rate in training; inference has none.
         dtype: of the matrix products: "float32", "bfloat16", or for inference "int8",
             with float32 between the layers' products. float16 is refused.
@@ -46,6 +50,8 @@ class T5Sizes:
     gated: bool = False
     tied: bool = True
     scale_logits: bool | None = None
+    activation: str | None = None
+    layer_bias: bool = False
     relative_buckets: int = 32
     relative_max_distance: int = 128
     dropout: float = 0.1
@@ -59,11 +65,21 @@ class T5Sizes:
                 f"T5 cannot compute in {self.dtype}: it overflows",
                 'set dtype to "bfloat16" or "float32"',
             )
+        if self.activation not in (None, *ACTIVATIONS):
+            raise UserError(
+                f"T5Sizes.activation = {self.activation!r} is not known",
+                f"choose one of {', '.join(ACTIVATIONS)}",
+            )
         if self.remat not in _POLICIES:
             raise UserError(
                 f"remat={self.remat!r} is not known{near(self.remat, _POLICIES)}",
                 f"set it to one of {', '.join(_POLICIES)}",
             )
+
+    @property
+    def feed_forward_activation(self) -> str:
+        """A name of ``encoder_sizes.ACTIVATIONS``."""
+        return self.activation or ("gelu_tanh" if self.gated else "relu")
 
     @property
     def activation_dtype(self) -> str:

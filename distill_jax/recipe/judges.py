@@ -27,7 +27,7 @@ class Pointwise:
     """An LLM judges each candidate by itself: one call a document.
 
     Attributes:
-        client: ``teaching.clients.Client``; a ``LocalModel`` with ``logprobs=False``.
+        client: ``teaching.clients.Client`` or ``LocalModel``.
         scale: "yes_no" or "graded".
         most: the best grade; a single digit with log-probabilities.
         logprobs: Yes against No, or the expected grade, from the log-probabilities of
@@ -62,7 +62,6 @@ class Pointwise:
         return _estimate(self, self._method(context), context, run)
 
     def _method(self, context: Context) -> judges.Pointwise:
-        _refuse_local(self)
         names = ("scale", "most", *_CHAT)
         fields = {name: getattr(self, name) for name in names}
         return judges.Pointwise(**fields, seed=context.workspace.seed)
@@ -96,6 +95,11 @@ class Reranker:
         return _estimate(self, self._method(), context, run)
 
     def _method(self) -> judges.Scoring:
+        if hasattr(self.client, "checkpoint"):
+            raise UserError(
+                f"{self.client.checkpoint}: a local model has no /rerank endpoint",
+                "use it as a reranker: TEACHER_LABELS=@teachers.Model()",
+            )
         names = ("at_once", "words", "documents_field")
         return judges.Scoring(**{name: getattr(self, name) for name in names})
 
@@ -164,7 +168,6 @@ class Pairwise:
         return {**{name: getattr(self, name) for name in names}, "seed": seed}
 
     def _method(self, context: Context) -> judges.Pairwise:
-        _refuse_local(self)
         fields = {name: getattr(self, name) for name in _CHAT}
         return judges.Pairwise(**fields, seed=context.workspace.seed)
 
@@ -236,12 +239,3 @@ def _calls(teacher: Any, how: Any, context: Context, calls: int, documents: int)
 
 def _count(context: Context) -> int:
     return 0 if context.queries is None else len(context.queries)
-
-
-def _refuse_local(teacher: Any) -> None:
-    if teacher.logprobs and hasattr(teacher.client, "checkpoint"):
-        raise UserError(
-            f"{teacher.client.checkpoint}: a local model gives replies, and no "
-            "log-probabilities of them",
-            "set logprobs=False, or use it as a reranker: teachers.Model",
-        )

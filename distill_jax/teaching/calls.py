@@ -26,7 +26,7 @@ from distill_jax.text.replies import Reply
 # As many as OpenAI gives; vLLM's default limit too.
 _TOP = 20
 # A probability below this one is treated as equal to it.
-_LEAST = math.log(1e-9)
+LEAST = math.log(1e-9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,19 +253,20 @@ def choice_logprobs(
         end += len(token)
         if end > start:
             after.append((token, top))
-    at = next((top for token, top in after if _word(token) in choices), after[0][1])
+    at = next((top for token, top in after if word(token) in choices), after[0][1])
     sums: dict[str, float] = {}
     for token, logprob in at.items():
-        if (word := _word(token)) in choices:
-            sums[word] = float(np.logaddexp(sums.get(word, -math.inf), logprob))
+        if (said := word(token)) in choices:
+            sums[said] = float(np.logaddexp(sums.get(said, -math.inf), logprob))
     if not sums:
         return None, "no choice among the log-probabilities"
     rest = 1.0 - sum(math.exp(min(logprob, 0.0)) for logprob in at.values())
-    least = min(*at.values(), math.log(max(rest, 1e-9))) if at else _LEAST
-    return {word: max(sums.get(word, least), _LEAST) for word in choices}, ""
+    least = min(*at.values(), math.log(max(rest, 1e-9))) if at else LEAST
+    return {each: max(sums.get(each, least), LEAST) for each in choices}, ""
 
 
-def _word(token: str) -> str:
+def word(token: str) -> str:
+    """A token without blanks and marks around it, in lower case."""
     return token.strip(" \t\n▁Ġ\"'`*_[](){}<>.,:;!?#").casefold()
 
 

@@ -1,4 +1,4 @@
-"""LLMs that complete chats: behind HTTP with a budget, or a T5 of our own.
+"""LLMs that complete chats: behind HTTP with a budget, or in this process.
 
 Both are configured once (``Client``, ``LocalModel``) and opened for a folder with
 ``at(folder)``; what that gives has ``complete_all(requests)``, ``counts(job)`` and
@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
-
-import numpy as np
 
 from distill_jax.io.errors import UserError
 from distill_jax.io.fingerprint import free
@@ -29,10 +26,9 @@ from distill_jax.io.values import (
     UserPath,
 )
 from distill_jax.runtime import processes
-from distill_jax.teaching.ledger import Ledger, Limit
+from distill_jax.runtime.placement import default_dtype
+from distill_jax.teaching.ledger import Limit
 from distill_jax.teaching.sessions import Session
-from distill_jax.text.buckets import buckets_up_to, plan
-from distill_jax.text.replies import Reply
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +185,10 @@ class Client:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LocalModel:
-    """A T5 with a language-model head as the LLM.
+    """A language model that runs in this process: a ...ForCausalLM, or a T5.
+
+    A ...ForCausalLM reads a chat by its own template, or without one as the turns
+    joined by empty lines, which is how a T5 reads all of them.
 
     Attributes:
         checkpoint: what ``weights.load`` takes.
@@ -210,16 +209,23 @@ class LocalModel:
         *,
         load: Callable[[str], Any] | None = None,
         decode: Callable[..., Any] | None = None,
-    ) -> LocalSession:
+    ) -> Completer:
         """Loads the model; the folder gets a ledger of requests."""
+        from distill_jax.teaching.local_session import LocalSession
+        from distill_jax.weights.causal import is_language_model
+
         if load is None:
             from distill_jax.weights import load as load
-        pretrained = load(self.checkpoint)
+        how: dict[str, Any] = {}
+        if is_language_model(self.checkpoint):
+            how = {"kind": "llm", "dtype": default_dtype()}
+        pretrained = load(self.checkpoint, **how)
         backbone = getattr(pretrained.spec, "backbone", None)
-        if decode is None and not getattr(backbone, "decoder_layers", 0):
+        generates = how or getattr(backbone, "decoder_layers", 0)
+        if decode is None and not generates:
             raise UserError(
                 f"{self.checkpoint}: a {pretrained.spec.kind} that cannot generate",
-                "give a T5 with its decoder",
+                "give a ...ForCausalLM, or a T5 with its decoder",
             )
         return LocalSession(self, pretrained, folder, decode)
 
@@ -231,105 +237,8 @@ class LocalModel:
 def chat(
     base_url: str, endpoint: Callable[[], Client], local: Callable[[], LocalModel]
 ) -> Client | LocalModel:
-    """The LLM that a recipe names: ``local`` is a T5 of files, all else an address."""
+    """The LLM that a recipe names: ``local`` is one of files, all else an address."""
     return local() if base_url == "local" else endpoint()
-
-
-class LocalSession:
-    """A loaded T5 that completes chats: their turns joined by empty lines."""
-
-    def __init__(
-        self,
-        config: LocalModel,
-        pretrained: Any,
-        folder: str | Path,
-        decode: Any = None,
-    ):
-        self.config, self.pretrained = config, pretrained
-        # Apart from what is paid for: budgets count the other one.
-        self.ledger = Ledger(Path(folder) / "local_ledger.sqlite")
-        self.model = f"local:{pretrained.digest}"
-        self._decode = decode
-
-    def complete_all(self, requests: Sequence[Any]) -> list[str | None]:
-        began = time.monotonic()
-        tokenizer = self.pretrained.tokenizer
-        texts = [
-            "\n\n".join(turn["content"] for turn in request.messages)
-            for request in requests
-        ]
-        ids = [[*found, tokenizer.eos_id] for found in tokenizer.encode_batch(texts)]
-        replies: list[str | None] = [None] * len(requests)
-        groups: dict[tuple, list[int]] = {}
-        for place, request in enumerate(requests):
-            if len(ids[place]) <= self.config.longest:
-                how = (float(request.temperature), int(request.max_tokens))
-                groups.setdefault(how, []).append(place)
-        for (temperature, max_tokens), places in groups.items():
-            lengths = np.asarray([len(ids[place]) for place in places])
-            longest = -(-int(lengths.max()) // 8) * 8
-            buckets = buckets_up_to(longest)
-            for batch in plan(lengths, self.config.tokens_per_batch, buckets):
-                mine = [places[row] if row >= 0 else None for row in batch.rows]
-                tokens = np.full((len(mine), batch.length), tokenizer.pad_id, np.int32)
-                seeds = np.zeros(len(mine), np.uint32)
-                for line, place in enumerate(mine):
-                    if place is not None:
-                        tokens[line, : len(ids[place])] = ids[place]
-                        seeds[line] = requests[place].seed % 2**32
-                found = self._generate(
-                    tokens,
-                    seeds,
-                    max_tokens=max_tokens,
-                    temperature=temperature,
-                    top_k=self.config.top_k if temperature else None,
-                    top_p=self.config.top_p if temperature else None,
-                )
-                for place, line in zip(mine, np.asarray(found)):
-                    if place is not None:
-                        replies[place] = self._text(line.tolist())
-        self._record(requests, replies, ids, time.monotonic() - began)
-        return replies
-
-    def counts(self, job: str | None = None) -> dict[str, Any]:
-        """Sums of the ledger; see ``Ledger.counts``."""
-        return self.ledger.counts(job)
-
-    def close(self) -> None:
-        self.ledger.close()
-
-    def _generate(self, tokens: np.ndarray, seeds: np.ndarray, **how: Any) -> Any:
-        if self._decode is not None:
-            return self._decode(self.pretrained, tokens, seeds=seeds, **how)
-        from distill_jax.models.generation import Decoding, generate
-
-        # A T5 is loaded as the reranker it would make; its head is still there.
-        spec, params = self.pretrained.spec, self.pretrained.params
-        decoding = Decoding(**how, eos_id=self.pretrained.tokenizer.eos_id)
-        return generate(
-            spec.backbone, params["backbone"], tokens, decoding, seeds=seeds
-        )[0]
-
-    def _text(self, ids: list[int]) -> Reply:
-        tokenizer = self.pretrained.tokenizer
-        ended = tokenizer.eos_id in ids
-        if ended:
-            ids = ids[: ids.index(tokenizer.eos_id)]
-        text = tokenizer.decode([i for i in ids if i != tokenizer.pad_id])
-        return Reply(text, cut=not ended)
-
-    def _record(
-        self, requests: Any, replies: list[str | None], ids: Any, seconds: float
-    ) -> None:
-        encode = self.pretrained.tokenizer.encode_batch
-        calls = []
-        for request, reply, prompt in zip(requests, replies, ids):
-            if reply is None:
-                calls.append((request.id, "failed", "prompt too long", (0, 0)))
-            else:
-                tokens = (len(prompt), len(encode([reply])[0]))
-                calls.append((request.id, "succeeded", "", tokens))
-        self.ledger.record(calls, seconds)
 
 
 def _without_user(url: str) -> str:

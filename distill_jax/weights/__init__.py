@@ -15,6 +15,7 @@ from distill_jax.models.pretrained import Pretrained
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights import (
     answer_heads,
+    causal,
     hugging_face,
     late_folders,
     own,
@@ -43,7 +44,8 @@ def load(
             Orbax step of one, a student saved by us, or a Hugging Face,
             sentence-transformers, PyLate, Stanford ColBERT or T5X folder.
         kind: which student to make of it ("reranker", "duo", "dual_encoder",
-            "colbert", "splade", "generator"); None takes the folder's own kind.
+            "colbert", "splade", "generator"); None takes the folder's own kind. "llm"
+            is a whole ...ForCausalLM, which generates as a teacher and is not trained.
         tokenizer: a tokenizer's folder or file, where the folder has none (T5X).
         seed: of the parameters that the source does not have; they are named in
             ``Pretrained.fresh``.
@@ -54,7 +56,7 @@ def load(
         UserError: no such folder, an unknown form, names or shapes that do not fit, a
             pickle, or a vocabulary larger than the embedding table.
     """
-    if kind is not None:
+    if kind not in (None, "llm"):
         spec_class(kind)
     fields = {key: value for key, value in fields.items() if value is not None}
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
@@ -107,6 +109,8 @@ def _read(
             found = sentence_folders.joined(towers)
         return adapted(found, kind, seed, fields)
     tokenizer = tokenizer or _tokenizer(folder)
+    if kind == "llm":
+        return causal.read(folder, tokenizer, **fields)
     if words := answer_heads.answers(folder, kind, fields):
         return answer_heads.read(folder, tokenizer, words, seed, fields)
     if folder.form == "hugging_face":

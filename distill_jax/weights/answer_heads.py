@@ -4,7 +4,8 @@ Such a model scores a pair by the logits that its vocabulary head gives two word
 last token. Their difference is linear in the last hidden state, so one column, the row
 of "yes" minus the row of "no", is the whole head: the student is a classifier by
 ``head="linear", pooling="last"``, trained and exported as such. The probability that
-the model cards print is the sigmoid of the score.
+the model cards print is the sigmoid of the score. Gemma 2 caps the logits: there the
+head has a column for each word, and the score is the difference of the capped ones.
 """
 
 from __future__ import annotations
@@ -72,7 +73,11 @@ def with_ids(
         )
     base = backbone(folder, tokenizer, root=root)
     rows = _vocabulary_head(safe.open_folder(root), config, ids)
-    score = rows[0] - rows[1] if len(ids) == 2 else rows[0]
+    cap = config.get("final_logit_softcapping")
+    if cap:
+        score = rows.T
+    else:
+        score = (rows[0] - rows[1] if len(ids) == 2 else rows[0])[:, None]
     most = longest(root, base.sizes)
     found: dict[str, Any] = {
         "head": "linear",
@@ -81,13 +86,15 @@ def with_ids(
         "query_length": most,
         "doc_length": most,
     }
+    if cap:
+        found |= {"answer_cap": float(cap), "answers": len(ids)}
     fields = {**found, **{k: v for k, v in fields.items() if k != "words"}}
     if (fields["head"], fields["pooling"]) != ("linear", "last"):
         raise UserError(
             f"{folder.path}: answers are read with head 'linear' and pooling 'last'",
             "leave both out",
         )
-    given = {"head.linear.kernel": np.ascontiguousarray(score[:, None])}
+    given = {"head.linear.kernel": np.ascontiguousarray(score)}
     return assemble("reranker", base, given, seed=seed, **fields)
 
 

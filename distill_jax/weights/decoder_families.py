@@ -173,6 +173,49 @@ def _first_gemma_config(sizes: BertSizes) -> dict:
     return found | {"hidden_act": "gelu_pytorch_tanh"}
 
 
+def _second_gemma_sizes(config: Config) -> dict:
+    if config.get("use_bidirectional_attention"):
+        raise UserError(
+            "config.json: use_bidirectional_attention of a Gemma 2 is true",
+            "it is read of Gemma 3",
+        )
+    types = config.get("layer_types")
+    layers = int(config["num_hidden_layers"])
+    cap = config.get("attn_logit_softcapping", 50.0)
+    return {
+        **_decoder_sizes(config),
+        "activation": activation(config, "hidden_activation", "gelu_pytorch_tanh"),
+        "place": "both",
+        "head_size": int(config.get("head_dim", 256)),
+        "query_scale": float(config.get("query_pre_attn_scalar", 256)) ** -0.5,
+        "logit_cap": float(cap) if cap else None,
+        "embedding_scale": float(config["hidden_size"]) ** 0.5,
+        "window": int(config.get("sliding_window") or 4096) - 1,
+        "windowed": tuple(
+            types[i] == "sliding_attention" if types else i % 2 == 0
+            for i in range(layers)
+        ),
+    }
+
+
+def _second_gemma_config(sizes: BertSizes) -> dict:
+    return {
+        **_decoder_config(sizes),
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": round((sizes.query_scale or 1.0) ** -2),
+        "attn_logit_softcapping": sizes.logit_cap,
+        # Of the vocabulary head, which is not written.
+        "final_logit_softcapping": None,
+        "layer_types": _layer_types(sizes),
+    }
+
+
+def _layer_types(sizes: BertSizes) -> list[str]:
+    return [
+        "sliding_attention" if marked else "full_attention" for marked in sizes.windowed
+    ]
+
+
 def _gemma_sizes(config: Config) -> dict:
     found = _decoder_sizes(config)
     if config.get("attn_logit_softcapping"):
@@ -206,15 +249,12 @@ def _gemma_sizes(config: Config) -> dict:
 
 
 def _gemma_config(sizes: BertSizes) -> dict:
-    types = [
-        "sliding_attention" if marked else "full_attention" for marked in sizes.windowed
-    ]
     local, window = sizes.local_theta or sizes.theta, sizes.window or 0
     return {
         **_decoder_config(sizes),
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": round((sizes.query_scale or 1.0) ** -2),
-        "layer_types": types,
+        "layer_types": _layer_types(sizes),
         "sliding_window": window + 1 if sizes.causal else 2 * window,
         "use_bidirectional_attention": not sizes.causal,
         "rope_local_base_freq": local,
@@ -225,15 +265,12 @@ def _gemma_config(sizes: BertSizes) -> dict:
     }
 
 
-_GEMMA_RULES = _decoder_rules(
-    {
-        "attention_norm": "input_layernorm",
-        "attention_post_norm": "post_attention_layernorm",
-        "output_norm": "pre_feedforward_layernorm",
-        "output_post_norm": "post_feedforward_layernorm",
-        **_HEAD_NORMS,
-    }
-)
+_BOTH = {
+    "attention_norm": "input_layernorm",
+    "attention_post_norm": "post_attention_layernorm",
+    "output_norm": "pre_feedforward_layernorm",
+    "output_post_norm": "post_feedforward_layernorm",
+}
 
 
 def _plus_one(rules: Table) -> Table:
@@ -247,10 +284,16 @@ def _plus_one(rules: Table) -> Table:
 
 GEMMA3 = dataclasses.replace(
     _decoder("gemma3_text", "Gemma3Text", {}),
-    encoder=_plus_one(_GEMMA_RULES),
+    encoder=_plus_one(_decoder_rules({**_BOTH, **_HEAD_NORMS})),
     architectures=classes("Gemma3Text", "linear"),
     sizes_of=_gemma_sizes,
     config_of=_gemma_config,
+)
+GEMMA2 = dataclasses.replace(
+    _decoder("gemma2", "Gemma2", {}),
+    encoder=_plus_one(_decoder_rules(_BOTH)),
+    sizes_of=_second_gemma_sizes,
+    config_of=_second_gemma_config,
 )
 GEMMA = dataclasses.replace(
     _decoder("gemma", "Gemma", {}),

@@ -82,7 +82,7 @@ def family_of(config: Mapping[str, Any], where: str = "config.json") -> Family:
         kind = "electra"
     found = FAMILIES.get(kind)
     if found is None:
-        known = ("t5", "mt5", *FAMILIES)
+        known = ("t5", "mt5", "umt5", *FAMILIES)
         raise UserError(
             f"{where}: model_type {kind or 'absent'!r}{near(kind, known)}",
             f"these are read: {', '.join(known)}",

@@ -16,7 +16,7 @@ from distill_jax.weights import encoders, safe, t5
 from distill_jax.weights.folders import Folder, is_mono, read_json, stated, top
 from distill_jax.weights.students import Base, assemble
 
-_T5 = ("t5", "mt5")
+_T5 = ("t5", "mt5", "umt5")
 # Our path of the matrix whose columns are a head's outputs.
 _LAST = r"head\.(classifier|out_proj|linear)\.kernel"
 

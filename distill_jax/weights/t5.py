@@ -1,7 +1,7 @@
 """T5 between Hugging Face folders and our parameters, in both directions.
 
 The names are those of ``transformers``' T5ForConditionalGeneration and T5EncoderModel
-(mT5 and Flan have the same). Two traps are handled here and nowhere else:
+(mT5, Flan and UMT5 have the same). Two traps are handled here and nowhere else:
 
 - Whether the output head is tied and whether it is scaled are two questions.
   transformers 5 writes ``tie_word_embeddings: true`` for every T5 and keeps the old
@@ -21,6 +21,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import abstract_params, flatten, unflatten
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.weights import tables
+from distill_jax.weights.families import ACTIVATIONS, written
 from distill_jax.weights.tables import TRANSPOSED, Rule
 
 _PROJECTIONS = (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out"))
@@ -33,13 +34,13 @@ def _attention(theirs: str, ours: str) -> list[Rule]:
     ]
 
 
+_BIAS = "layer.0.SelfAttention.relative_attention_bias.weight"
+
+
 def _stack(side: str, kinds: tuple[tuple[str, str], ...]) -> list[Rule]:
     rules = [
         Rule(f"{side}.final_layer_norm.weight", f"{side}.final_norm.scale"),
-        Rule(
-            f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-            f"{side}.relative_bias.embedding",
-        ),
+        Rule(f"{side}.block.0.{_BIAS}", f"{side}.relative_bias.embedding"),
     ]
     block = f"{side}.block.{{i}}.layer"
     layer = f"{side}.layers.{{i}}"
@@ -75,6 +76,21 @@ TABLE: tuple[Rule, ...] = (
 )
 
 
+def _table(sizes: T5Sizes) -> tuple[Rule, ...]:
+    """The table of a T5, or of UMT5: every layer has a bias of its own."""
+    if not sizes.layer_bias:
+        return TABLE
+    common = [rule for rule in TABLE if not rule.theirs.endswith(_BIAS)]
+    own = [
+        Rule(
+            f"{side}.block.{{i}}.{_BIAS}",
+            f"{side}.layers.{{i}}.relative_bias.embedding",
+        )
+        for side in ("encoder", "decoder")
+    ]
+    return (*common, *own)
+
+
 # Written by transformers before version 4, unused since.
 IGNORED = (
     r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
@@ -89,20 +105,7 @@ def sizes_of(
     Raises:
         UserError: a variant of T5 that is not supported.
     """
-    activation = config.get("feed_forward_proj", "relu")
-    if activation not in ("relu", "gated-gelu"):
-        raise UserError(
-            f"config.json: feed_forward_proj {activation!r} is not a form of T5 1.0 "
-            "(relu) or 1.1 (gated-gelu)",
-            "convert the model to one of these",
-        )
-    function = config.get("dense_act_fn")
-    if function not in (None, {"relu": "relu", "gated-gelu": "gelu_new"}[activation]):
-        raise UserError(
-            f"config.json: dense_act_fn {function!r} with feed_forward_proj "
-            f"{activation!r}",
-            "T5 1.0 has relu, 1.1 has gelu_new",
-        )
+    gated, activation = _feed_forward(config)
     decoder = any(name.startswith("decoder.block.") for name in tensors)
     layers = int(config["num_layers"])
     tied = not _own_head(tensors)
@@ -127,7 +130,9 @@ def sizes_of(
         "decoder_layers": int(config.get("num_decoder_layers") or layers)
         if decoder
         else 0,
-        "gated": activation == "gated-gelu",
+        "gated": gated,
+        "activation": activation,
+        "layer_bias": config.get("model_type") == "umt5",
         "tied": tied,
         "scale_logits": None if scaled == tied else scaled,
         "relative_buckets": int(config.get("relative_attention_num_buckets", 32)),
@@ -138,6 +143,34 @@ def sizes_of(
         "eps": float(config.get("layer_norm_epsilon", 1e-6)),
     }
     return T5Sizes(**{**values, **overrides})
+
+
+def _feed_forward(config: Mapping[str, Any]) -> tuple[bool, str | None]:
+    """Whether it is gated, and the activation where it is not the usual one."""
+    said = str(config.get("feed_forward_proj") or "relu")
+    gated, name = said.startswith("gated-"), said.removeprefix("gated-")
+    # "gated-gelu" has always meant the approximation.
+    name = "gelu_new" if said == "gated-gelu" else name
+    stated = config.get("dense_act_fn")
+    if name not in ACTIVATIONS or stated not in (None, name):
+        raise UserError(
+            f"config.json: feed_forward_proj {said!r} and dense_act_fn {stated!r}",
+            f"plain or gated- {', '.join(ACTIVATIONS)} are read, both names alike",
+        )
+    usual = "gelu_new" if gated else "relu"
+    return gated, None if name == usual else ACTIVATIONS[name]
+
+
+def _feed_forward_name(sizes: T5Sizes) -> str:
+    """The inverse, as ``feed_forward_proj``."""
+    found = sizes.feed_forward_activation
+    name = "gelu" if sizes.gated and found == "gelu_tanh" else written(found)
+    if sizes.gated and found == "gelu":
+        raise UserError(
+            "transformers' T5 has no gated feed-forward with the exact gelu",
+            'use activation="gelu_tanh"',
+        )
+    return f"gated-{name}" if sizes.gated else name
 
 
 def _scaled(config: Mapping[str, Any]) -> bool:
@@ -193,7 +226,7 @@ def read(
         ignore = ignore[1:] if sizes.decoder_layers else ignore
     params, _ = tables.read(
         tensors,
-        TABLE,
+        _table(sizes),
         flatten(abstract_params(sizes)),
         ignore=ignore,
         source=source,
@@ -207,14 +240,16 @@ def write(sizes: T5Sizes, params: dict) -> tuple[dict, dict[str, np.ndarray]]:
     Old readers take the scaling of a head from ``tie_word_embeddings``, new ones from
     ``scale_decoder_outputs``: both are written, and an untied head always is.
     """
-    tensors = tables.write(flatten(params), TABLE)
+    tensors = tables.write(flatten(params), _table(sizes))
+    stem = "UMT5" if sizes.layer_bias else "T5"
+    activation = sizes.feed_forward_activation
     scaled = sizes.tied if sizes.scale_logits is None else sizes.scale_logits
     decoder = sizes.decoder_layers > 0
     config = {
         "architectures": [
-            "T5ForConditionalGeneration" if decoder else "T5EncoderModel"
+            f"{stem}ForConditionalGeneration" if decoder else f"{stem}EncoderModel"
         ],
-        "model_type": "t5",
+        "model_type": stem.lower(),
         "vocab_size": sizes.vocab_size,
         "d_model": sizes.d_model,
         "d_ff": sizes.d_ff,
@@ -222,9 +257,9 @@ def write(sizes: T5Sizes, params: dict) -> tuple[dict, dict[str, np.ndarray]]:
         "num_heads": sizes.heads,
         "num_layers": sizes.encoder_layers,
         "num_decoder_layers": sizes.decoder_layers or sizes.encoder_layers,
-        "feed_forward_proj": "gated-gelu" if sizes.gated else "relu",
+        "feed_forward_proj": _feed_forward_name(sizes),
         "is_gated_act": sizes.gated,
-        "dense_act_fn": "gelu_new" if sizes.gated else "relu",
+        "dense_act_fn": written(activation),
         "tie_word_embeddings": sizes.tied,
         "scale_decoder_outputs": scaled,
         "relative_attention_num_buckets": sizes.relative_buckets,

@@ -36,6 +36,8 @@ FORMS = {
         "tie_word_embeddings": False,
     },
     "tied gated": {"feed_forward_proj": "gated-gelu"},
+    "tied gated silu": {"feed_forward_proj": "gated-silu"},
+    "umt5": {"feed_forward_proj": "gated-gelu"},
 }
 IDS = (7, 11, 3)
 
@@ -69,16 +71,17 @@ def folder(request, tmp_path_factory):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     path = tmp_path_factory.mktemp("t5")
-    config = transformers.T5Config(**TINY, **FORMS[request.param])
-    model = spread(transformers.T5ForConditionalGeneration(config), torch)
+    stem = "UMT5" if request.param == "umt5" else "T5"
+    config = getattr(transformers, f"{stem}Config")(**TINY, **FORMS[request.param])
+    cls = getattr(transformers, f"{stem}ForConditionalGeneration")
+    model = spread(cls(config), torch)
     if "untied" in request.param:
         # A fresh model is tied whatever its config says; a checkpoint is not.
         model.lm_head.weight = torch.nn.Parameter(
             0.3 * torch.randn(TINY["vocab_size"], TINY["d_model"])
         )
     model.save_pretrained(path)
-    again = transformers.T5ForConditionalGeneration.from_pretrained(path).eval()
-    return path, again
+    return path, cls.from_pretrained(path).eval()
 
 
 def load(path, **overrides):
@@ -151,11 +154,13 @@ def test_what_we_write_transformers_reads(folder, tmp_path):
     config, tensors = hf.write(sizes, params)
     save_file(tensors, str(tmp_path / "model.safetensors"), {"format": "pt"})
     (tmp_path / "config.json").write_text(json.dumps(config))
-    again = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    again = type(model).from_pretrained(tmp_path).eval()
     tokens, targets = tokens_of(4), np.ones((5, 3), int)
     want = theirs(model, tokens, targets)
     np.testing.assert_allclose(theirs(again, tokens, targets), want, atol=1e-5)
-    encoder = transformers.T5EncoderModel.from_pretrained(tmp_path).eval()
+    stem = "UMT5" if sizes.layer_bias else "T5"
+    cls = getattr(transformers, f"{stem}EncoderModel")
+    encoder = cls.from_pretrained(tmp_path).eval()
     ids = torch.tensor(tokens).long()
     with torch.no_grad():
         out = encoder(input_ids=ids, attention_mask=(ids != 0).long())

@@ -88,7 +88,8 @@ def saved(stem: str, folder: Path, prompts: tuple[str, ...] = (), **more):
         }
     )
     torch.manual_seed(3)
-    model = getattr(transformers, f"{stem}ForCausalLM")(config).eval()
+    cls = f"{stem.removesuffix('Text')}ForCausalLM"
+    model = getattr(transformers, cls)(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)

@@ -99,11 +99,20 @@ def test_a_document_is_cut_as_the_card_cuts_it(qwen3):
     np.testing.assert_allclose(found, expected[:, 1] - expected[:, 0], atol=1e-5)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_difference_of_logits_by_mxbais_prompt(tied, tmp_path):
-    model, tokenizer = decoders.saved(
-        "Qwen2", tmp_path / "m", (MXBAI_RERANK,), tie_word_embeddings=tied
-    )
+# Caps that change every logit.
+CAPS = {"final_logit_softcapping": 0.5, "attn_logit_softcapping": 0.5, "head_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("stem", "config"),
+    [
+        ("Qwen2", {"tie_word_embeddings": True}),
+        ("Qwen2", {"tie_word_embeddings": False}),
+        ("Gemma2", CAPS),
+    ],
+)
+def test_a_difference_of_logits_by_mxbais_prompt(stem, config, tmp_path):
+    model, tokenizer = decoders.saved(stem, tmp_path / "m", (MXBAI_RERANK,), **config)
     ours = weights.load(tmp_path / "m", "reranker", prompt="mxbai_rerank")
     one, zero = (tokenizer.convert_tokens_to_ids(word) for word in "10")
     expected = []

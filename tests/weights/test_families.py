@@ -45,6 +45,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+# Low, so that both are felt.
+CAPS = {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 0.5}
 DISTANCES = {
     **{"relative_attention": True, "share_att_key": True, "type_vocab_size": 0},
     **{"norm_rel_ebd": "layer_norm", "position_biased_input": False},
@@ -92,6 +94,11 @@ FORMS: dict[str, tuple[str, dict]] = {
     "qwen2": ("Qwen2", GROUPED),
     "qwen3": ("Qwen3", {**GROUPED, "head_dim": 8}),
     "gemma": ("Gemma", {**GROUPED, "head_dim": 8}),
+    "gemma2": ("Gemma2", {**GROUPED, "head_dim": 8, "sliding_window": 6, **CAPS}),
+    "gemma2-uncapped": (
+        "Gemma2",
+        {**GROUPED, "head_dim": 8, "attn_logit_softcapping": None},
+    ),
     "gemma3": (
         "Gemma3Text",
         {**GROUPED, "head_dim": 8, "sliding_window": 6, **WINDOWS},
