@@ -28,6 +28,7 @@ from distill_jax.io.values import (
 from distill_jax.runtime import processes
 from distill_jax.runtime.placement import default_dtype
 from distill_jax.teaching.ledger import Limit
+from distill_jax.teaching.local_session import LocalSession
 from distill_jax.teaching.sessions import Session
 
 
@@ -211,7 +212,6 @@ class LocalModel:
         decode: Callable[..., Any] | None = None,
     ) -> Completer:
         """Loads the model; the folder gets a ledger of requests."""
-        from distill_jax.teaching.local_session import LocalSession
         from distill_jax.weights.causal import is_language_model
 
         if load is None:

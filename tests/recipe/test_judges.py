@@ -93,15 +93,31 @@ def test_pairs_become_strengths(folder, tmp_path, capsys):
             ) or (abs(difference) < 1e-3)
 
 
-def test_a_local_model_is_refused_where_log_probabilities_are_wanted(folder, tmp_path):
+def test_a_local_model_judges_by_its_probabilities_and_has_no_rerank(folder, tmp_path):
+    pytest.importorskip("transformers")
     from distill_jax.io.errors import UserError
     from distill_jax.jobs.labelling import DataJob, Label
+    from distill_jax.labels.labels import TeacherLabels
     from distill_jax.recipe.candidates import BM25
+    from distill_jax.recipe.judges import Reranker
+    from tests.weights import decoders
 
-    desk = DataJob(directory=str(tmp_path), collection=f"beir:{folder}")
-    teacher = Pointwise(client=LocalModel(checkpoint="stage:x"))
-    with pytest.raises(UserError, match="log-probabilities"):
-        Label(desk=desk, candidates=BM25(depth=4), teacher=teacher)()
+    decoders.saved("Qwen3", tmp_path / "m", head_dim=8)
+    desk = DataJob(
+        directory=str(tmp_path / "job"), collection=f"beir:{folder}", max_queries=2
+    )
+    local = LocalModel(checkpoint=str(tmp_path / "m"))
+
+    def label(teacher):
+        Label(desk=desk, candidates=BM25(depth=3), teacher=teacher)()
+
+    with pytest.raises(UserError, match="no /rerank"):
+        label(Reranker(client=local))
+    label(Pointwise(client=local))
+    (kept,) = (tmp_path / "job").rglob("labels/complete.json")
+    labels = TeacherLabels.read(kept.parent)
+    assert not labels.failed.any()
+    assert np.isfinite(labels.scores[labels.rows >= 0]).all()
 
 
 @pytest.mark.usefixtures("compiles_fast")
