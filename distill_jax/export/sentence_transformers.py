@@ -143,6 +143,7 @@ def _static(pretrained: Pretrained, folder: Path, words: Any) -> None:
 
 def _inference_free(pretrained: Pretrained, folder: Path) -> None:
     """A Router: a table of weights for queries, the encoder for documents."""
+    pretrained = _without_spare_rows(pretrained)
     spec = pretrained.spec
     prefix = "sentence_transformers.sparse_encoder.models."
     query, doc = "query_0_SparseStaticEmbedding", "document_{}_{}"
@@ -166,6 +167,27 @@ def _inference_free(pretrained: Pretrained, folder: Path) -> None:
     write_json(folder / "router_config.json", record)
     write_modules(folder, ["sentence_transformers.models.Router"])
     _top(pretrained, folder, "SparseEncoder", "dot")
+
+
+def _without_spare_rows(pretrained: Pretrained) -> Pretrained:
+    """The table of words as long as the vocabulary, which the library's queries are."""
+    rows, params = pretrained.tokenizer.vocab_size, as_numpy(pretrained.params)
+    tower = params["tower"]
+    embeddings = tower["encoder"]["embeddings"]
+    encoder = {
+        **tower["encoder"],
+        "embeddings": {**embeddings, "word": embeddings["word"][:rows]},
+    }
+    mlm = {**tower["mlm"], "bias": tower["mlm"]["bias"][:rows]}
+    spec = pretrained.spec
+    backbone = dataclasses.replace(spec.backbone, vocab_size=rows)
+    return pretrained.replace(
+        spec=dataclasses.replace(spec, backbone=backbone),
+        params={
+            "tower": {**tower, "encoder": encoder, "mlm": mlm},
+            "query_weights": params["query_weights"][:rows],
+        },
+    )
 
 
 def _splade(pretrained: Pretrained, folder: Path) -> None:
