@@ -16,7 +16,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import atomic_write
@@ -40,11 +40,13 @@ class Tolerance:
 
     rejects: Path
     most: float
-    files: dict[str, tuple[int, dict[int, dict]]] = dataclasses.field(
+    files: dict[str, tuple[int, dict[int, dict[str, Any]]]] = dataclasses.field(
         default_factory=dict
     )
 
-    def keep(self, path: str | Path, lines: int, rejected: dict[int, dict]) -> None:
+    def keep(
+        self, path: str | Path, lines: int, rejected: dict[int, dict[str, Any]]
+    ) -> None:
         """Notes a file that was read to its end; reading it again changes nothing.
 
         Raises:
@@ -137,7 +139,9 @@ def parsed(path: str | Path, parse: Callable[[int, str], T | None]) -> Iterator[
         tolerance.keep(path, lines, bad)
 
 
-def parsed_jsonl(path: str | Path, parse: Callable[[int, dict], T]) -> Iterator[T]:
+def parsed_jsonl(
+    path: str | Path, parse: Callable[[int, dict[str, Any]], T]
+) -> Iterator[T]:
     """As ``parsed``, for the objects of JSON lines; blank lines are nothing."""
 
     def parse_line(number: int, line: str) -> T | None:

@@ -35,7 +35,7 @@ def free(default: Any = dataclasses.MISSING, *, recorded: bool = False) -> Any:
     return dataclasses.field(default=default, metadata={"fingerprint": rule})
 
 
-def is_left_out(field: dataclasses.Field) -> bool:
+def is_left_out(field: dataclasses.Field[Any]) -> bool:
     """Whether records know nothing of the field."""
     return field.metadata.get("fingerprint") == "left out"
 

@@ -124,7 +124,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
         yield number, decoded(path, number, raw)
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields ``(line number, object)`` of a JSON-lines file; blank lines are skipped.
 
     Raises:
@@ -137,7 +137,7 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
             yield number, record
 
 
-def json_object(path: str | Path, number: int, line: str) -> dict | None:
+def json_object(path: str | Path, number: int, line: str) -> dict[str, Any] | None:
     """The object that a line holds, None for a blank line.
 
     Raises:

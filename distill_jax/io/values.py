@@ -199,7 +199,7 @@ class _Reader:
         needed = [*needed[1:], "None"] if needed[0] == "None" else needed
         raise Mismatch(" or ".join(needed))
 
-    def _tuple(self, value: Any, kinds: Sequence[Any]) -> tuple:
+    def _tuple(self, value: Any, kinds: Sequence[Any]) -> tuple[Any, ...]:
         several = not kinds or kinds[-1] is Ellipsis
         if isinstance(value, Text):
             found = untyped(value.text)
@@ -319,8 +319,9 @@ def is_plain(kind: Any) -> bool:
 
 def _object(value: Any, kind: Any) -> Any:
     """Something that only code can make: a part, a function."""
-    plain = str | int | float | bool | tuple | list | dict | Text | None
-    if isinstance(value, plain):
+    if value is None or isinstance(
+        value, str | int | float | bool | tuple | list | dict | Text
+    ):
         name = getattr(kind, "__name__", "object").lower()
         raise Mismatch(f"a {name}, as in @room.Name()")
     return value

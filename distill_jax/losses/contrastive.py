@@ -186,10 +186,10 @@ def _of_other_lists(
     As many turns as the most frequent query has other lists: none in most batches.
     """
 
-    def unfinished(state):
+    def unfinished(state: tuple[jax.Array, jax.Array]) -> jax.Array:
         return jnp.any(state[0] != query)
 
-    def turn(state):
+    def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         place, found = state
         there = blocked[place] & (place != query)[:, None]
         # A finished cycle stays where it is while longer cycles go on.

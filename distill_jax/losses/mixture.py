@@ -147,14 +147,18 @@ class Mixture:
         self._refuse_splitting()
         return self._of_all_widths(student, rep, batch, counts)
 
-    def _of_all_widths(self, student, rep, batch, counts):
+    def _of_all_widths(
+        self, student: Any, rep: Any, batch: Batch, counts: Mapping[str, Any] | None
+    ) -> tuple[Float[Array, ""], Parts]:
         loss, parts = self._sum(student, rep, batch, counts)
         for width in sorted(set(self.dims), reverse=True):
             part, _ = self._sum(student, _cut(student, rep, width), batch, counts)
             loss, parts = loss + part, {**parts, f"at {width}": part}
         return loss, parts
 
-    def _sum(self, student, rep, batch, counts):
+    def _sum(
+        self, student: Any, rep: Any, batch: Batch, counts: Mapping[str, Any] | None
+    ) -> tuple[Float[Array, ""], Parts]:
         scores = cross = own = None
         parts: Parts = {}
         for term in self.terms:

@@ -36,14 +36,14 @@ def map_rows(
     blocks = -(-number // block_size)
     missing = blocks * block_size - number
 
-    def split(x):
+    def split(x: jax.Array) -> jax.Array:
         if missing:
             x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
         if spread:
             return x.reshape((block_size, blocks) + x.shape[1:]).swapaxes(0, 1)
         return x.reshape((blocks, block_size) + x.shape[1:])
 
-    def join(x):
+    def join(x: jax.Array) -> jax.Array:
         x = x.swapaxes(0, 1) if spread else x
         return x.reshape((blocks * block_size,) + x.shape[2:])[:number]
 

@@ -44,7 +44,9 @@ def maxsim_lists(
     doc_where = _ones(docs) if doc_where is None else doc_where
     query_where = _ones(query) if query_where is None else query_where
 
-    def block(query, docs, doc_where, query_where):
+    def block(
+        query: jax.Array, docs: jax.Array, doc_where: jax.Array, query_where: jax.Array
+    ) -> jax.Array:
         scores = jnp.einsum(
             "bqd,bnkd->bnqk",
             _clear(query, query_where),
@@ -77,7 +79,7 @@ def maxsim_cross(
     block_size = max(1, min(docs.shape[0], elements // max(per_doc, 1)))
     query = _clear(query, query_where)
 
-    def block(docs, doc_where):
+    def block(docs: jax.Array, doc_where: jax.Array) -> jax.Array:
         scores = jnp.einsum(
             "bqd,mkd->mbqk",
             query,
@@ -89,7 +91,9 @@ def maxsim_cross(
     return chunked.map_rows(block, docs, doc_where, block_size=block_size).T
 
 
-def _reduce(scores, doc_where, query_where):
+def _reduce(
+    scores: jax.Array, doc_where: jax.Array | None, query_where: jax.Array | None
+) -> jax.Array:
     """[..., Lq, Ld] to [...]: the best document token, summed over query tokens."""
     if doc_where is not None:
         scores = masked.fill(scores, jnp.expand_dims(doc_where, -2), NO_TOKEN)
@@ -99,14 +103,14 @@ def _reduce(scores, doc_where, query_where):
     return jnp.sum(best, -1)
 
 
-def _clear(x, where):
+def _clear(x: jax.Array, where: jax.Array | None) -> jax.Array:
     # A nan at a masked token would reach the gradients of the others as 0 * nan.
     return x if where is None else masked.fill(x, where[..., None])
 
 
-def _ones(x):
+def _ones(x: jax.Array) -> jax.Array:
     return jnp.ones(x.shape[:-1], bool)
 
 
-def _wide(x):
+def _wide(x: jax.Array) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)

@@ -37,7 +37,7 @@ def top_k(
     return _two_stages(scores, k, block)
 
 
-def _two_stages(scores, k, block):
+def _two_stages(scores: jax.Array, k: int, block: int) -> tuple[jax.Array, jax.Array]:
     rows, number = scores.shape
     blocks = -(-number // block)
     missing = blocks * block - number

@@ -98,13 +98,19 @@ def ordered(
     return rows, scores
 
 
-def _check(query_ids, start, rows, scores, doc_ids) -> None:
+def _check(
+    query_ids: Sequence[str],
+    start: int,
+    rows: np.ndarray,
+    scores: np.ndarray,
+    doc_ids: Sequence[str],
+) -> None:
     where = rows >= 0
     nan = where & np.isnan(scores)
     if nan.any():
         i, j = np.argwhere(nan)[0]
         raise UserError(
-            f"query {clip(query_ids[start + i])}, document "
+            f"query {clip(query_ids[start + int(i)])}, document "
             f"{clip(doc_ids[int(rows[i, j])])}: the score is NaN",
             "check the model or index that produced it",
         )
@@ -115,13 +121,15 @@ def _check(query_ids, start, rows, scores, doc_ids) -> None:
     if same.any():
         i, j = np.argwhere(same)[0]
         raise UserError(
-            f"query {clip(query_ids[start + i])} has document "
+            f"query {clip(query_ids[start + int(i)])} has document "
             f"{clip(doc_ids[int(ordered[i, j])])} twice in its list",
             "keep one of the two; a file that was appended to is a common cause",
         )
 
 
-def _order_part(rows, scores, doc_ids) -> tuple[np.ndarray, np.ndarray]:
+def _order_part(
+    rows: np.ndarray, scores: np.ndarray, doc_ids: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
     where = rows >= 0
     if not where.all() and not (scores[~where] == -np.inf).all():
         scores = np.where(where, scores, np.float32(-np.inf))
@@ -142,7 +150,9 @@ def _order_part(rows, scores, doc_ids) -> tuple[np.ndarray, np.ndarray]:
     return rows, scores
 
 
-def _id_places(rows, tied, doc_ids) -> np.ndarray:
+def _id_places(
+    rows: np.ndarray, tied: np.ndarray, doc_ids: Sequence[str]
+) -> np.ndarray:
     """int64 like rows: places in the order of ids, right among tied documents."""
     member = np.zeros(rows.shape, bool)
     member[:, 1:] |= tied

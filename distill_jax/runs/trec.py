@@ -82,7 +82,7 @@ def _text(value: str) -> Any:
 
 
 def _escape(item_id: str) -> str:
-    def replace(match: re.Match) -> str:
+    def replace(match: re.Match[str]) -> str:
         return "".join(f"%{byte:02X}" for byte in match.group().encode())
 
     return _UNSAFE.sub(replace, item_id)

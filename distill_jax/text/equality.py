@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 
-class _Blanks(dict):
+class _Blanks(dict[int, int]):
     """Code points of punctuation and symbols to blanks, the others to themselves."""
 
     def __missing__(self, code: int) -> int:

@@ -95,7 +95,7 @@ def parted(tokenizer: Any, literals: Sequence[str]) -> Joins | None:
     )
 
 
-def _pattern(tokens: Sequence[str]) -> re.Pattern:
+def _pattern(tokens: Sequence[str]) -> re.Pattern[str]:
     longest_first = sorted(filter(None, tokens), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
@@ -105,7 +105,7 @@ def _places(literal: str) -> list[int]:
     return [found.start() + 1 for found in re.finditer(r"\S(?= )", literal)]
 
 
-def _head(literal: str, specials: re.Pattern) -> int:
+def _head(literal: str, specials: re.Pattern[str]) -> int:
     """Characters at a literal's beginning that the text before may merge with."""
     if re.match(r" \S", literal):
         return 0
@@ -114,7 +114,7 @@ def _head(literal: str, specials: re.Pattern) -> int:
     return min(ends, default=len(literal))
 
 
-def _tail(literal: str, specials: re.Pattern) -> int:
+def _tail(literal: str, specials: re.Pattern[str]) -> int:
     """Where a literal's end begins that the text behind may merge with."""
     found = [match.end() for match in specials.finditer(literal)]
     return max([*_places(literal)[-1:], *found[-1:]], default=0)

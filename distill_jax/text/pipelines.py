@@ -90,7 +90,7 @@ def t5_backend(model: SentencePieceModel, extra_ids: int) -> Any:
     return backend
 
 
-def bert_normalizer(config: dict) -> Any:
+def bert_normalizer(config: dict[str, Any]) -> Any:
     """What BERT's tokenizer classes do to a text before they split it."""
     from tokenizers import normalizers
 
@@ -112,7 +112,7 @@ _CLASS_OF_MODEL = {
 _FURTHER = ("additional_special_tokens", "extra_special_tokens")
 
 
-def settings(folder: Path) -> dict:
+def settings(folder: Path) -> dict[str, Any]:
     """The settings in the files beside a vocabulary, as one ``tokenizer_config``.
 
     ``added_tokens.json`` becomes entries of ``added_tokens_decoder``,
@@ -149,14 +149,14 @@ def settings(folder: Path) -> dict:
     return config
 
 
-def _object(path: Path) -> dict:
+def _object(path: Path) -> dict[str, Any]:
     found = read_json(path) if path.is_file() else {}
     if not isinstance(found, dict):
         raise UserError(f"{path} is not a JSON object", "fetch the file again")
     return found
 
 
-def with_added_tokens(backend: Any, config: dict, source: Path) -> Any:
+def with_added_tokens(backend: Any, config: dict[str, Any], source: Path) -> Any:
     """``backend`` with the tokens that the files beside its vocabulary add to it.
 
     Raises:
@@ -191,7 +191,7 @@ def with_added_tokens(backend: Any, config: dict, source: Path) -> Any:
     return backend
 
 
-def _further_specials(config: dict, source: Path) -> list[str]:
+def _further_specials(config: dict[str, Any], source: Path) -> list[str]:
     """Special tokens that a folder names without their ids."""
     names = []
     for field in _FURTHER:
@@ -211,7 +211,7 @@ def _further_specials(config: dict, source: Path) -> list[str]:
     return names
 
 
-def with_own_normalizer(backend: Any, config: dict) -> Any:
+def with_own_normalizer(backend: Any, config: dict[str, Any]) -> Any:
     """A backend read from ``tokenizer.json``, as its class in transformers has it.
 
     BERT's and ELECTRA's classes normalise as ``tokenizer_config.json`` says, whatever
@@ -224,7 +224,7 @@ def with_own_normalizer(backend: Any, config: dict) -> Any:
     return backend
 
 
-def bert_backend(path: Path, config: dict) -> Any:
+def bert_backend(path: Path, config: dict[str, Any]) -> Any:
     """BERT's pipeline as transformers 5 builds it from a ``vocab.txt``."""
     from tokenizers import AddedToken, decoders, pre_tokenizers, processors
     from tokenizers import Tokenizer as Backend
@@ -260,7 +260,7 @@ def bert_backend(path: Path, config: dict) -> Any:
     return backend
 
 
-def deberta_backend(model: SentencePieceModel, config: dict) -> Any:
+def deberta_backend(model: SentencePieceModel, config: dict[str, Any]) -> Any:
     """DeBERTa-v2's and v3's pipeline from an ``spm.model``, as transformers 5 has it.
 
     ``config`` gets the names of the special tokens that it lacks.
@@ -314,7 +314,7 @@ def deberta_backend(model: SentencePieceModel, config: dict) -> Any:
     return backend
 
 
-def byte_level_backend(path: Path, config: dict) -> Any:
+def byte_level_backend(path: Path, config: dict[str, Any]) -> Any:
     """RoBERTa's pipeline from ``vocab.json`` and the ``merges.txt`` beside it.
 
     Raises:
@@ -356,7 +356,7 @@ def byte_level_backend(path: Path, config: dict) -> Any:
 
 
 def pair_frame(
-    backend: Any, config: dict, cls_id: int | None, sep_id: int | None
+    backend: Any, config: dict[str, Any], cls_id: int | None, sep_id: int | None
 ) -> dict[str, tuple[int, ...]]:
     """The special tokens that a post-processor puts around and between texts.
 
@@ -392,13 +392,13 @@ def pair_frame(
     return {"cls": (cls_id,), "pair": (sep_id,), "sep": (sep_id,)}
 
 
-def _plain_class(config: dict) -> bool:
+def _plain_class(config: dict[str, Any]) -> bool:
     """Classes that put their own template together ignore the two settings."""
     name = str(config.get("tokenizer_class") or "")
     return not name.startswith(("Bert", "Roberta", "XLMRoberta", "MPNet", "T5"))
 
 
-def _template_frame(part: dict) -> dict[str, tuple[int, ...]]:
+def _template_frame(part: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     runs: list[list[int]] = [[]]
     for piece in part["pair"]:
         if "Sequence" in piece:

@@ -91,7 +91,7 @@ class Template:
         """The same template with the tokenizer's own special tokens in their roles."""
         frame = tokenizer.frame
 
-        def spell(match: re.Match) -> str:
+        def spell(match: re.Match[str]) -> str:
             return "".join(tokenizer.token(i) or "" for i in frame[match.group(1)])
 
         return Template(_ROLE.sub(spell, self.text), self.lengths, self.total)
@@ -149,7 +149,7 @@ class Template:
         most += sum(self.lengths.values())
         return most if self.total is None else min(most, self.total)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         record = {"text": self.text, "lengths": dict(self.lengths)}
         return record if self.total is None else {**record, "total": self.total}
 
@@ -158,7 +158,7 @@ class Template:
         return cls(record["text"], record.get("lengths", {}), record.get("total"))
 
 
-class _Lengths(Mapping):
+class _Lengths(Mapping[str, int]):
     """A mapping that hashes: a sorted tuple of pairs."""
 
     def __init__(self, items: tuple[tuple[str, int], ...]):
@@ -315,7 +315,13 @@ class Features:
         return out
 
     @staticmethod
-    def _put_literal(flat, start, ends, literal, exists) -> np.ndarray:
+    def _put_literal(
+        flat: np.ndarray,
+        start: np.ndarray,
+        ends: np.ndarray,
+        literal: np.ndarray,
+        exists: np.ndarray,
+    ) -> np.ndarray:
         if not len(literal):
             return start
         begin = start[exists]

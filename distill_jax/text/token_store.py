@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +91,14 @@ class TokenStore:
         return dataclasses.replace(made, tokenizer=tokenizer.digest)
 
     @classmethod
-    def _build_in_memory(cls, texts, tokenizer, limit, key, progress) -> TokenStore:
+    def _build_in_memory(
+        cls,
+        texts: Sequence[str],
+        tokenizer: Tokenizer | InContext,
+        limit: int | None,
+        key: str,
+        progress: Callable[[int, int], None] | None,
+    ) -> TokenStore:
         parts, lengths, truncated = [], [], 0
         for ids, counts, cut in _chunks(texts, tokenizer, limit, progress):
             parts.append(ids)
@@ -101,7 +108,15 @@ class TokenStore:
         return cls(flat, _offsets(lengths), key, truncated)
 
     @classmethod
-    def _build_on_disk(cls, folder, texts, tokenizer, limit, key, progress) -> None:
+    def _build_on_disk(
+        cls,
+        folder: Path,
+        texts: Sequence[str],
+        tokenizer: Tokenizer | InContext,
+        limit: int | None,
+        key: str,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
         aside = staging(folder.parent, folder.name)
         try:
             lengths, truncated = [], 0
@@ -191,7 +206,7 @@ def _range(ids: np.ndarray) -> int:
     return (1 << 32) if int(ids.min(initial=0)) < 0 else int(ids.max(initial=0))
 
 
-def _dtype(tokenizer: Tokenizer) -> type:
+def _dtype(tokenizer: Tokenizer | InContext) -> type:
     return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
 
 
@@ -200,7 +215,12 @@ def _offsets(lengths: list[np.ndarray]) -> np.ndarray:
     return np.cumsum(counts, dtype=np.int64)
 
 
-def _chunks(texts, tokenizer, limit, progress):
+def _chunks(
+    texts: Sequence[str],
+    tokenizer: Tokenizer | InContext,
+    limit: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Yields (flat ids, lengths, texts cut) of ``_CHUNK_TEXTS`` texts at a time."""
     dtype = _dtype(tokenizer)
     for start in range(0, len(texts), _CHUNK_TEXTS):

@@ -57,7 +57,10 @@ class Tokenizer:
     """
 
     def __init__(
-        self, backend: Any, config: dict | None = None, spiece: bytes | None = None
+        self,
+        backend: Any,
+        config: dict[str, Any] | None = None,
+        spiece: bytes | None = None,
     ):
         backend.no_padding()
         backend.no_truncation()
@@ -374,7 +377,7 @@ class Tokenizer:
         return f"Tokenizer({self.kind}, {self.vocab_size} tokens, {self.digest[:8]})"
 
 
-def _from_state(state: str, config: dict, spiece: bytes | None) -> Tokenizer:
+def _from_state(state: str, config: dict[str, Any], spiece: bytes | None) -> Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     return Tokenizer(Backend.from_str(state), config, spiece)
