@@ -44,6 +44,13 @@ def test_known_positives_and_own_documents_go():
     assert filtered.funnel["queries with a negative"] == 2
 
 
+def test_a_positive_of_one_query_stays_with_the_others():
+    run = run_of({"q1": [("c", 1.0)], "q2": [("b", 2.0), ("a", 1.0)]})
+    # The collection's last document is judged, for the first query only.
+    filtered = filter_negatives(run, qrels=Qrels({"q1": {"q1": 1}}))
+    assert kept(filtered) == {"q1": ["c"], "q2": ["b", "a"]}
+
+
 def test_copies_of_positives_queries_and_better_candidates_go():
     filtered = filter_negatives(
         RUN, qrels=Qrels({"q1": {"a": 1}}), collection=DOCS, queries=QUERIES

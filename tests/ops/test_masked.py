@@ -19,7 +19,8 @@ def test_token_mask_keeps_a_pad_id_inside_the_text():
         [False] * 5,
         [True] * 5,
     ]
-    assert masked.token_mask(jnp.asarray([[[4, 9, 9]]]), 9).shape == (1, 1, 3)
+    lists = jnp.asarray([[[4, 9, 9], [4, 9, 5]], [[9, 9, 9], [4, 5, 9]]])
+    assert masked.token_mask(lists, 9).sum(-1).tolist() == [[1, 3], [0, 2]]
 
 
 @pytest.mark.parametrize("junk", [np.inf, -np.inf, np.nan], ids=str)

@@ -222,6 +222,10 @@ def test_weighted_sums_of_scores():
     joined = dict(Run.combine([first, second], None, "zscore").lists()["q"])
     z = 5 / np.sqrt(50 / 3)
     assert joined == pytest.approx({"a": z - 1, "b": -1.0, "c": -z - 1, "d": 1 - z})
+    short = of({"p": {"a": 9.0, "b": 5.0}, "q": {"a": 1.0, "b": 2.0, "c": 5.0}})
+    joined = Run.combine([short], None, "minmax").lists()
+    assert dict(joined["p"]) == {"a": 1.0, "b": 0.0}
+    assert dict(joined["q"]) == {"a": 0.0, "b": 0.25, "c": 1.0}
     flat = of({"q": {"a": 4.0, "b": 4.0}})
     assert dict(Run.combine([flat]).lists()["q"]) == {"a": 0.0, "b": 0.0}
     with pytest.raises(UserError, match="unknown normalisation"):
