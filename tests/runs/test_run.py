@@ -228,6 +228,10 @@ def test_weighted_sums_of_scores():
     assert dict(joined["q"]) == {"a": 0.0, "b": 0.25, "c": 1.0}
     flat = of({"q": {"a": 4.0, "b": 4.0}})
     assert dict(Run.combine([flat]).lists()["q"]) == {"a": 0.0, "b": 0.0}
+    scores = np.asarray([[1.0, 0.5], [np.inf, 0.0]], np.float32)
+    endless = Run(("p", "q"), np.asarray([[0, 1], [0, 1]], np.int32), scores, ["a", "b"])
+    with pytest.raises(UserError, match="query 'q': a score is infinite"):
+        Run.combine([flat, endless], None, "minmax")
     with pytest.raises(UserError, match="unknown normalisation"):
         Run.combine([flat], None, "softmax")
     with pytest.raises(UserError, match="2 weights for 1 runs"):
