@@ -397,8 +397,9 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "'layers\\.(10|11)\\.|head', lora, 'lora:rank=16,alpha=32', several, None",
         ),
         "TRAINED": Name(
-            "Which towers are trained; documents then keep their vectors.",
-            "both, query",
+            "What is trained: both towers, or with frozen document vectors the query "
+            "tower or a linear layer on its vector.",
+            "both, query, adapter",
         ),
         "AVERAGES": Name(
             "Shares of the trained weights in a mean with the start's; dev chooses.",

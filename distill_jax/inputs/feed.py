@@ -51,7 +51,7 @@ class Featurizer:
         """
         if self.documents == 2:
             return self._duo(rows, mine)
-        targets = _targets(rows, mine)
+        targets = targets_of(rows, mine)
         docs = rows["doc_rows"]
         if self.documents == 1:
             assert self.pair is not None
@@ -72,7 +72,7 @@ class Featurizer:
         """The queries' tokens [B, Lq] and the targets, without a document's token."""
         assert self.query is not None
         at = rows["query_rows"]
-        return self._join(self.query, at >= 0, mine, text=at), _targets(rows, mine)
+        return self._join(self.query, at >= 0, mine, text=at), targets_of(rows, mine)
 
     def _duo(self, rows: dict[str, Any], mine: slice) -> DuoBatch:
         assert self.pair is not None
@@ -112,7 +112,8 @@ class Featurizer:
         return tokens.reshape(*there.shape, length)
 
 
-def _targets(rows: dict[str, Any], mine: slice) -> Targets:
+def targets_of(rows: dict[str, Any], mine: slice) -> Targets:
+    """The targets of the lists ``mine`` of a batch."""
     rows = {name: value[mine] for name, value in rows.items()}
     has_pairs = rows["first"].shape[1] > 0
     pair_where: Any = (rows["first"] >= 0) & (rows["second"] >= 0)

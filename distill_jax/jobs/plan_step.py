@@ -155,7 +155,7 @@ def _from_scratch(student: Student) -> Any:
 
 def shape_of(spec: Any, training: Training, size: int, pairs: int) -> Shape:
     """The shapes that training can meet; lengths are upper bounds from the spec."""
-    vectors = spec.width if training.trained == "query" else 0
+    vectors = 0 if training.trained == "both" else spec.width
     query = min(spec.query_length, training.query_length or spec.query_length)
     doc = min(spec.doc_length, training.doc_length or spec.doc_length)
     if spec.documents:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -102,6 +103,40 @@ class DualEncoderSpec(EncoderSpec):
         return DualEncoder(self, rngs=rngs)
 
 
+def without_last(spec: DualEncoderSpec, tower: dict) -> tuple[Any, dict, dict]:
+    """A spec and a tower's parameters without the last linear layer, and that layer.
+
+    Args:
+        spec: with a projection.
+    """
+    tower = dict(tower)
+    if not spec.more_projections:
+        layer = tower.pop("projection")
+        none = {"projection_bias": False, "projection_activation": "identity"}
+        return dataclasses.replace(spec, projection=None, **none), tower, layer
+    more = spec.more_projections[:-1]
+    layers = dict(tower.pop("project"))
+    layer = layers.pop(f"dense_{len(more)}")
+    if more:
+        tower["project"] = layers
+    return dataclasses.replace(spec, more_projections=more), tower, layer
+
+
+def without_identity(spec: DualEncoderSpec, tower: dict) -> tuple[Any, dict]:
+    """A spec and a tower's parameters without a last layer that changes nothing."""
+    if spec.projection is None:
+        return spec, tower
+    shorter, rest, layer = without_last(spec, tower)
+    activation = spec.projection_activation
+    if spec.more_projections:
+        activation = spec.more_projections[-1][2]
+    kernel = np.asarray(layer["kernel"])
+    same = activation == "identity" and not np.any(layer.get("bias", 0))
+    if same and np.array_equal(kernel, np.eye(*kernel.shape, dtype=kernel.dtype)):
+        return shorter, rest
+    return spec, tower
+
+
 class Projections(nnx.Module):
     """The linear layers after the first projection, ``dense_0`` onwards."""
 
@@ -113,7 +148,9 @@ class Projections(nnx.Module):
             setattr(
                 self,
                 f"dense_{i}",
-                nnx.Linear(width, features, use_bias=bias, rngs=rngs),
+                nnx.Linear(
+                    width, features, use_bias=bias, precision=PRECISION, rngs=rngs
+                ),
             )
             width = features
 
@@ -136,6 +173,7 @@ class Tower(nnx.Module):
                 spec.backbone.d_model,
                 spec.projection,
                 use_bias=spec.projection_bias,
+                precision=PRECISION,
                 kernel_init=nnx.initializers.lecun_normal(),
                 rngs=rngs,
             )

@@ -20,6 +20,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest, written
 from distill_jax.io.reading import read_record, write_record
 from distill_jax.models.bert import BertEncoder
+from distill_jax.models.dual_encoder import DualEncoderSpec, without_identity
 from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.specs import from_json, to_json
 from distill_jax.models.t5 import T5, T5Sizes
@@ -73,6 +74,10 @@ class Pretrained:
             params = {"tower": params["doc_tower"]}
         if "query_weights" in params:
             params = {"tower": params["tower"]}
+        if isinstance(spec, DualEncoderSpec):
+            # As of a query adapter, whose documents pass the identity.
+            spec, tower = without_identity(spec, params["tower"])
+            params = {"tower": tower}
         return self.replace(spec=spec, params=params).digest
 
     def graphdef(self) -> Any:

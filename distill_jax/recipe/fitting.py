@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from distill_jax.io.fingerprint import free_names
 from distill_jax.io.reading import read_record, write_record
 from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
-from distill_jax.recipe import averaging, query_side, selection
+from distill_jax.recipe import averaging, query_adapter, query_side, selection
 from distill_jax.recipe.candidates import Context
 from distill_jax.recipe.students import trained_dtype
 from distill_jax.recipe.training import Training, known_stream
@@ -146,17 +147,27 @@ def _fit(
     """What training ended with, the student, and facts of what was not trained."""
     workspace, mesh = context.workspace, context.workspace.mesh
     whole, frozen, kept = student, None, {}
+    if training.trained != "both" and vectors is None:
+        vectors = frozen = query_side.doc_vectors(whole, context)
+        kept = {"document_vectors": query_side.vectors_digest(frozen)}
+    searcher: Any = None
     if training.trained == "query":
         student = query_side.query_tower(whole)
-        if vectors is None:
-            vectors = frozen = query_side.doc_vectors(whole, context)
-            kept = {"document_vectors": query_side.vectors_digest(frozen)}
+        searcher = functools.partial(query_side.searcher, student)
+    elif training.trained == "adapter":
+        whole = query_adapter.with_adapter(whole)
+        read = _cut(whole, training)
+        student = query_adapter.on_vectors(read, context, context.queries)
+        searcher = functools.partial(query_adapter.searcher, whole)
+        training = dataclasses.replace(training, trainable=query_adapter.TRAINED)
     ids = context.queries.ids
     lists, dev = selection.held_out(training, lists, context)
     steps = training.total(len(lists))
-    featurizer: Any = make_featurizer(
-        _cut(student, training), context, training.lengths
-    )
+    featurizer: Any
+    if training.trained == "adapter":
+        featurizer = query_adapter.RowFeaturizer()
+    else:
+        featurizer = make_featurizer(_cut(student, training), context, training.lengths)
     if vectors is not None:
         featurizer = VectorFeaturizer(featurizer, vectors, mesh)
     feed = Feed(
@@ -170,7 +181,14 @@ def _fit(
         hosts=jax.process_count(),
     )
     evaluate = selection.evaluation(
-        training, student, context, featurizer, dev, vectors=frozen
+        training,
+        student,
+        context,
+        featurizer,
+        dev,
+        searcher=None
+        if frozen is None
+        else functools.partial(searcher, vectors=frozen),
     )
     say(
         f"training {student.spec.kind}: {steps} steps of {training.batch_size} lists "
@@ -216,6 +234,9 @@ def _fit(
         kept |= {"adapter": peft.write(folder, student, result.adapters, share=share)}
     if training.trained == "query":
         trained = query_side.with_query_tower(whole, params)
+        return result, trained.replace(source=str(context.directory)), kept
+    if training.trained == "adapter":
+        trained = query_adapter.with_layer(whole, params)
         return result, trained.replace(source=str(context.directory)), kept
     trained = student.replace(params=params, source=str(context.directory), fresh=())
     return result, trained, kept

@@ -65,19 +65,24 @@ def vectors_digest(vectors: Any) -> str:
     return digest(np.ascontiguousarray(vectors))
 
 
+def exact(spec: Any, context: Context, vectors: Any) -> Any:
+    """Exact search of the collection's vectors, on all devices."""
+    from distill_jax.retrieval import Exact
+
+    return Exact.build(
+        vectors,
+        doc_ids=context.workspace.collection.ids,
+        similarity=spec.similarity,
+        mesh=context.workspace.mesh,
+    )
+
+
 def searcher(
     tower: Pretrained, context: Context, queries: Any, vectors: Any, depth: int
 ) -> Callable[[dict], Run]:
     """From parameters of a query tower to its exact search of frozen vectors."""
-    from distill_jax.retrieval import Exact
-
     workspace = context.workspace
-    index = Exact.build(
-        vectors,
-        doc_ids=workspace.collection.ids,
-        similarity=tower.spec.similarity,
-        mesh=workspace.mesh,
-    )
+    index = exact(tower.spec, context, vectors)
     features = workspace.query_features(tower, queries)
     rows = np.arange(len(queries))
 

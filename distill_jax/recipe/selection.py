@@ -15,7 +15,6 @@ from distill_jax.io.draws import split_by_hash
 from distill_jax.io.errors import UserError
 from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
-from distill_jax.recipe import query_side
 from distill_jax.recipe.candidates import BM25, Context
 from distill_jax.runtime import sharding
 from distill_jax.training.validation import validation
@@ -105,15 +104,16 @@ def evaluation(
     featurizer: Featurizer,
     dev: Lists | None,
     *,
-    vectors: Any = None,
+    searcher: Callable[..., Any] | None = None,
 ) -> Callable[[Any, int], dict[str, float]] | None:
     """What is measured during training: held-out loss, or ranking of dev queries.
 
     None where the last checkpoint is kept.
 
     Args:
-        vectors: of the collection, where the student is a query tower alone: dev
-            queries then search them all, which costs no more than their own encoding.
+        searcher: ``(context, queries, depth=)`` for a search from parameters, where
+            documents keep their vectors: dev queries then search them all, which
+            costs no more than their own encoding.
     """
     measure, workspace = training.measure, context.workspace
     if measure is None:
@@ -145,8 +145,8 @@ def evaluation(
             f"{measure} needs dev judgements, and the collection has none",
             "use measure = 'loss', or None for the last checkpoint",
         )
-    if vectors is not None:
-        search = query_side.searcher(student, context, judged.queries, vectors, 100)
+    if searcher is not None:
+        search = searcher(context, judged.queries, depth=100)
         return lambda params, step: evaluate(search(params), judged.qrels, [measure])
     source = BM25(depth=training.dev_depth)
     candidates = source(dataclasses.replace(context, queries=judged.queries))

@@ -62,7 +62,7 @@ Measure: TypeAlias = Annotated[str, Check(_known_measure)]
 TrainablePatterns: TypeAlias = Annotated[Any, Check(trainables)]
 Stream: TypeAlias = Annotated[str, Check(known_stream)]
 Logger: TypeAlias = Annotated[str, Check(_known_logger)]
-TRAINED = ("both", "query")
+TRAINED = ("both", "query", "adapter")
 STREAMS = ("arrays", "seqio")
 
 
@@ -107,8 +107,10 @@ class Training:
         averages: shares of the trained weights in a weighted mean with those that the
             stage started from; the best by ``measure`` is kept (the least share of
             equals, so that 0 keeps the start). Without dev judgements, the greatest.
-        trained: "both" towers, or the "query" tower of a dual encoder: documents keep
-            their vectors (and an index its bytes), which are gathered on the device.
+        trained: "both" towers, the "query" tower of a dual encoder, or the "adapter"
+            alone, a linear layer on the query's vector (``recipe.query_adapter``): with
+            both of these documents keep their vectors (and an index its bytes), which
+            are gathered on the device.
         trainable: regular expressions of the parameters that are trained, or
             "lora:..."; None is all. See ``training.trainable``.
         may_change: names of these settings that may differ from the training that
@@ -146,7 +148,7 @@ class Training:
     lengths: tuple[Size, ...] = (32, 64, 96, 128, 160, 192, 256, 384, 512)
     dev_needed: bool = True
     averages: tuple[Share, ...] = ()
-    trained: Literal["both", "query"] = "both"
+    trained: Literal["both", "query", "adapter"] = "both"
     trainable: TrainablePatterns = None
     may_change: tuple[str, ...] = free(())
 
@@ -188,6 +190,14 @@ class Training:
         Raises:
             UserError: ``trainable`` names none of its parameters.
         """
+        if self.trained == "adapter":
+            if self.trainable is not None:
+                raise UserError(
+                    "trainable parameters are named, and the adapter alone is trained",
+                    "leave TRAINABLE out, or set TRAINED='query'",
+                )
+            query_side.query_tower(student)
+            return
         if self.trained == "query":
             student = query_side.query_tower(student)
         trainable = Trainable.of(self.trainable)

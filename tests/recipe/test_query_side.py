@@ -136,9 +136,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, toy, compiles_fast) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("query_side")
-    return folder, run(
-        folder, toy, KEEP_BASE=False, AVERAGES="(1.0,)", STOP_MEASURE=None, ROUNDS=2
-    )
+    flags = {"KEEP_BASE": False, "AVERAGES": "(1.0,)", "STOP_MEASURE": None}
+    return folder, run(folder, toy, TRAINED="'query'", ROUNDS=2, **flags)
 
 
 def test_a_job_encodes_the_documents_once(trained):
