@@ -292,10 +292,18 @@ class WithoutKnown:
     A cropped sentence is a verbatim span of its document. Any retriever finds
     that, and a list that holds it teaches to match strings; the order of the other
     documents is what there is to learn.
+
+    Attributes:
+        judged: whether documents that are judged for the collection's own training
+            queries are removed as well.
     """
+
+    judged: bool = True
 
     def __call__(self, context: Context, run: Run) -> Run:
         if context.qrels is None:
+            return run
+        if not self.judged and context.workspace.train is not None:
             return run
         run = run.on(context.workspace.collection)
         ids = context.workspace.collection.ids

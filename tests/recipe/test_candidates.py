@@ -44,6 +44,23 @@ def test_a_query_s_own_documents_are_left_out_and_the_others_keep_their_order():
     np.testing.assert_array_equal(WithoutKnown()(nothing_known, run).rows, run.rows)
 
 
+@pytest.mark.parametrize(("train", "left"), [(None, ["a"]), ("some", ["b", "a"])])
+def test_documents_judged_for_training_queries_may_stay(train, left):
+    """Those that generated queries are from do not."""
+    docs = Collection(["a", "b"], ["one", "two"])
+    context = Context(
+        workspace=SimpleNamespace(collection=docs, train=train),  # type: ignore
+        queries=Queries(["q"], ["x"]),
+        student=None,
+        model=None,
+        directory=None,  # type: ignore[arg-type]
+        qrels=Qrels({"q": {"b": 1}}),
+    )
+    run = Run.from_lists(["q"], [[("b", 2.0), ("a", 1.0)]])
+    found = WithoutKnown(judged=False)(context, run)
+    assert [doc for doc, _ in found.lists()["q"]] == left
+
+
 def test_a_source_of_an_evaluation_loads_its_model_and_says_that_it_needs_one(
     toy, tmp_path, monkeypatch
 ):
