@@ -12,6 +12,7 @@ from typing import Any
 from distill_jax.collections.collection import Queries
 from distill_jax.io.errors import UserError
 from distill_jax.jobs import plan_step
+from distill_jax.recipe import query_adapter
 from distill_jax.recipe.candidates import Context
 from distill_jax.retrieval.stored_forms import stored_form
 from distill_jax.runtime import sharding, targets
@@ -133,6 +134,9 @@ def training_lines(
     if spec is None:
         print(f"  model      {why}: shapes, memory and FLOPs are left out")
         return None
+    if training.trained == "adapter":
+        spec = query_adapter.spec_on_vectors(spec, lists)
+        training = dataclasses.replace(training, trainable=query_adapter.TRAINED)
     shape = plan_step.shape_of(spec, training, size, pairs)
     longest = " + ".join(str(lengths[-1]) for lengths in shape.lengths)
     rows = shape.pairs if spec.documents == 2 else size

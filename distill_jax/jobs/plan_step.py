@@ -156,6 +156,15 @@ def _from_scratch(student: Student) -> Any:
 def shape_of(spec: Any, training: Training, size: int, pairs: int) -> Shape:
     """The shapes that training can meet; lengths are upper bounds from the spec."""
     vectors = 0 if training.trained == "both" else spec.width
+    if training.trained == "adapter":
+        # A query is one row of the table of vectors.
+        return Shape(
+            lists=training.batch_size,
+            size=size,
+            pairs=pairs,
+            lengths=((1,),),
+            vectors=vectors,
+        )
     query = min(spec.query_length, training.query_length or spec.query_length)
     doc = min(spec.doc_length, training.doc_length or spec.doc_length)
     if spec.documents:

@@ -62,6 +62,21 @@ def with_adapter(student: Pretrained) -> Pretrained:
     return student.replace(spec=spec, params=params, fresh=())
 
 
+def spec_on_vectors(spec: DualEncoderSpec, queries: int) -> DualEncoderSpec:
+    """The spec of ``on_vectors`` for a number of queries."""
+    width = dataclasses.replace(spec, truncate_dim=None).width
+    return dataclasses.replace(
+        spec,
+        tied=True,
+        backbone=sizes_of(queries + 1, width),
+        pooling="mean",
+        projection=width,
+        projection_bias=False,
+        projection_activation="identity",
+        more_projections=(),
+    )
+
+
 def on_vectors(student: Pretrained, context: Context, queries: Queries) -> Pretrained:
     """A dual encoder whose tokens are row numbers of queries, from 1; 0 pads.
 
@@ -82,15 +97,7 @@ def on_vectors(student: Pretrained, context: Context, queries: Queries) -> Pretr
     found = encode_all(encoder, "query", features, rows, mesh=context.workspace.mesh)
     table = np.concatenate([np.zeros_like(found[:1]), found])
     return tower.replace(
-        spec=dataclasses.replace(
-            tower.spec,
-            backbone=sizes_of(*table.shape),
-            pooling="mean",
-            projection=layer["kernel"].shape[1],
-            projection_bias=False,
-            projection_activation="identity",
-            more_projections=(),
-        ),
+        spec=spec_on_vectors(tower.spec, len(queries)),
         params={
             "tower": {
                 "encoder": {"embeddings": {"word": table}},
