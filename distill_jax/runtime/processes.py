@@ -206,8 +206,8 @@ def agreed_array(values: Any) -> Any:
     from jax.experimental import multihost_utils
 
     # As bytes: JAX would truncate 64-bit values.
-    values = np.ascontiguousarray(values)
-    flat = values.reshape(-1).view(np.uint8)
+    values = np.asarray(values)
+    flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     given = np.array(multihost_utils.broadcast_one_to_all(flat), np.uint8)
     return given.view(values.dtype).reshape(values.shape)
 

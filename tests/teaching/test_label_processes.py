@@ -1,4 +1,4 @@
-"""Labels that several processes make together are those of one, file by file."""
+"""Labels, vectors and indexes of several processes are those of one, file by file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from distill_jax.labels.labels import TeacherLabels
 from distill_jax.labels.pair_labels import PairLabels
@@ -17,12 +18,12 @@ from distill_jax.labels.store import shards
 SCRIPT = Path(__file__).with_name("label_process.py")
 
 
-def run(directory, count):
-    """The end of ``count`` processes with two devices in all."""
+def run(directory, count, devices=2):
+    """The end of ``count`` processes with two devices in all, or as many as said."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={2 // count}"
+    flags = f"--xla_force_host_platform_device_count={devices // count}"
     environment = {
         **os.environ,
         "XLA_FLAGS": flags,
@@ -45,9 +46,26 @@ def run(directory, count):
     assert [process.returncode for process in started] == [0] * count, said
 
 
-def test_two_processes_label_as_one(tmp_path):
-    run(tmp_path / "two", 2)
-    run(tmp_path / "one", 1)
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)], ids=str)
+def test_several_processes_label_encode_and_mine_as_one(tmp_path, count):
+    run(tmp_path / "two", count, count)
+    run(tmp_path / "one", 1, count)
+    for name in ("bm25", "dual-exact", "dual-scann", "colbert-scann"):
+        expected = np.load(tmp_path / "one" / f"{name}.0.npy")
+        for process in range(count):
+            found = np.load(tmp_path / "two" / f"{name}.{process}.npy")
+            np.testing.assert_array_equal(found, expected, name)
+    for folder in ("vectors", "indexes"):
+        one, two = [
+            {
+                path.relative_to(tmp_path / side): path.read_bytes()
+                for path in (tmp_path / side / folder).rglob("*.*")
+                if path.suffix in (".npy", ".bin")
+            }
+            for side in ("one", "two")
+        ]
+        assert len(one) > 2
+        assert one == two
     for kind, read in (("scores", TeacherLabels.read), ("pairs", PairLabels.read)):
         folders = [tmp_path / count / kind for count in ("one", "two")]
         names = [[path.name for path in shards(folder)] for folder in folders]
@@ -71,3 +89,44 @@ def test_two_processes_label_as_one(tmp_path):
         TeacherLabels.read(last.parent).query_ids
         == TeacherLabels.read(tmp_path / "one" / "scores").query_ids
     )
+
+
+OWN_FOLDERS = """
+import sys
+from distill_jax.io.errors import UserError
+from distill_jax.runtime import processes
+processes.join()
+try:
+    processes.refuse_own_folders("runs")
+except UserError as error:
+    print(error, file=sys.stderr)
+    processes.leave(error.status)
+"""
+
+
+def test_processes_that_do_not_share_a_folder_all_say_so(tmp_path):
+    started = []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for process in range(2):
+        disk = tmp_path / str(process)
+        disk.mkdir()
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(SCRIPT.parent.parent.parent),
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": str(process),
+        }
+        command = [sys.executable, "-c", OWN_FOLDERS]
+        started.append(
+            subprocess.Popen(
+                command, cwd=disk, env=environment, stderr=subprocess.PIPE, text=True
+            )
+        )
+    for process in started:
+        said = process.communicate(timeout=200)[1]
+        assert process.returncode == 2, said
+        assert "runs: process 1 does not see what process 0 writes there" in said
+        assert "Traceback" not in said
