@@ -54,7 +54,7 @@ _PROGRAMS = os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
-pytest_plugins = ["tests.jobs.fixtures"]
+pytest_plugins = ["tests.jobs.fixtures", "tests.io.object_store"]
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -20,8 +20,10 @@ from gin import config_parser
 
 from distill_jax.cli import bindings, help, papers, recipes, trust
 from distill_jax.cli.flags import Flags
+from distill_jax.io import buckets
 from distill_jax.io.errors import UserError, clip
 from distill_jax.io.paths import user_path
+from distill_jax.io.values import Text
 
 # What gin raises at a name or a value that is wrong.
 _PARSING = (
@@ -115,6 +117,7 @@ def read_config(flags: Flags) -> bindings.Bindings:
         )
     trust.refuse_foreign_names(_named(), flags.allowed_imports)
     found = bindings.Bindings(parsed, flags.bindings)
+    _place_directory()
     found.settle()
     return found
 
@@ -140,6 +143,15 @@ def _search(flags: Flags) -> tuple[list[Path], list[Path]]:
     for root in roots:
         gin.add_config_file_search_path(str(root))
     return paths, roots
+
+
+def _place_directory() -> None:
+    """Before values are read as paths: a ``MODEL_DIR`` in a bucket is no input."""
+    bound = gin_config._CONFIG.get(("MODEL_DIR", "gin.macro"), {}).get("value")
+    bound = recipes.as_text(bound)
+    url = bound.text if isinstance(bound, Text) else bound
+    if isinstance(url, str) and buckets.is_url(url):
+        buckets.place(url)
 
 
 def _directory() -> Path | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from distill_jax.cli.flags import Flags
 from distill_jax.io.bad_lines import tolerated
 from distill_jax.io.errors import UserError
+from distill_jax.io.mirror import mirrored
 from distill_jax.runtime import processes
 
 
@@ -38,6 +39,8 @@ def run_lock(directory: Path | None):
             processes.refuse_own_folders(directory)
         if directory is not None and processes.is_first():
             stack.enter_context(Lock(directory, ".job.lock"))
+            stack.enter_context(mirrored(directory))
+        processes.meet("the folder is here")
         try:
             yield
         except Exception as error:

@@ -114,7 +114,8 @@ def _parts(spec: str) -> tuple[str, str]:
             f"write {scheme}:{'NAME' if scheme in ('irds', 'tfds') else 'PATH'}",
         )
     if where and scheme not in ("irds", "tfds", "pydocs"):
-        user_path(where)
+        path, mark, columns = where.partition("#")
+        where = user_path(path) + mark + columns
     return scheme, where
 
 

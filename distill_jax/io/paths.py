@@ -6,9 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from distill_jax.io import buckets
 from distill_jax.io.errors import UserError, clip
-
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 _VARIABLE = re.compile(r"\$\{?[A-Za-z_]")
 
@@ -16,9 +15,11 @@ _VARIABLE = re.compile(r"\$\{?[A-Za-z_]")
 def user_path(path: str | Path) -> str:
     """A path of this machine, with ``~`` expanded: a shell leaves it after ``=``.
 
+    What a URL (``s3://``, ``gs://``) names is fetched into the cache folder.
+
     Raises:
         UserError: it is empty, holds a control character or a variable of the shell, or
-            has a scheme (``gs://``).
+            is a URL that cannot be fetched.
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{clip(str(path))} is not a path", "write it as text")
@@ -32,12 +33,8 @@ def user_path(path: str | Path) -> str:
             f"{clip(text)} holds a variable that the shell did not fill in",
             'write it without quotes, or in double ones: "$HOME/..."',
         )
-    scheme = _SCHEME.match(text)
-    if scheme is not None:
-        raise UserError(
-            f"{clip(text)}: {scheme[1]}:// is not a path of this machine",
-            "mount it or copy it, and give that path",
-        )
+    if buckets.is_url(text):
+        return buckets.local(text)
     expanded = os.path.expanduser(text)
     if text.startswith("~") and expanded == text and not os.path.exists(text):
         raise UserError(f"{clip(text)}: there is no such home folder")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax.io import mirror
 from distill_jax.io.errors import UserError
 from distill_jax.io.reading import read_record, write_record
 from distill_jax.labels.ragged import rectangle, rows_of
@@ -92,6 +93,7 @@ class LabelWriter:
         (self.directory / _COMPLETE).unlink(missing_ok=True)
         provenance = {**self.provenance, **({"counts": dict(counts)} if counts else {})}
         write_shard(path, labels, provenance)
+        mirror.push(self.directory)
         return path
 
     def finish(self, counts: Mapping[str, Any] | None = None) -> Path:

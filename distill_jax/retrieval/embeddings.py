@@ -15,7 +15,7 @@ import numpy as np
 
 from distill_jax.inference.forward import encode_features
 from distill_jax.inference.vectors import Form, form_of
-from distill_jax.io import sums
+from distill_jax.io import mirror, sums
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest
 from distill_jax.io.reading import read_record, write_record
@@ -93,6 +93,7 @@ def embed_docs(
         record |= {"dtype": dtype, "docs": count}
         record |= {"width": stored.width(pretrained.spec), "files": sums.take(folder)}
         write_record(folder / _RECORD, record)
+        mirror.push(folder)
     _barrier(folder.name)
     return read_embeddings(folder)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from distill_jax.io import mirror
 from distill_jax.io.errors import UserError
 from distill_jax.io.reading import read_json
 from distill_jax.training.manifest import (
@@ -46,6 +47,7 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         self.best: int | None = None
         self._saving: int | None = None
+        self._unsent = False
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
         self._ocp = ocp
@@ -84,7 +86,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 write_sealed(self.directory / str(step) / _LATER, meta)
             return
-        self._saving = step
+        self._saving, self._unsent = step, True
         rest = {"step": state.step, "opt_state": state.opt_state}
         try:
             self._manager.save(
@@ -111,6 +113,13 @@ class Checkpoints:
             self._manager.check_for_errors()
         except Exception as error:
             raise self._failed(error) from error
+        if self._unsent and not self._manager.is_saving_in_progress():
+            self._send()
+
+    def _send(self) -> None:
+        """Of a job in a bucket: the run's folder with its newest checkpoint."""
+        self._unsent = False
+        mirror.push(self.directory.parent)
 
     def restore(self, step: int, target: TrainState) -> TrainState:
         """Reads a state onto the devices of ``target``'s shardings, on any mesh.
@@ -189,6 +198,8 @@ class Checkpoints:
             self._manager.check_for_errors()
         except Exception as error:
             raise self._failed(error) from error
+        if self._unsent:
+            self._send()
 
     def _failed(self, error: BaseException) -> UserError:
         # What the manager remembers may name a step that never reached the disk.

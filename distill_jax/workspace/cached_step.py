@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from distill_jax.io import sums
+from distill_jax.io import mirror, sums
 from distill_jax.io.files import digest
 from distill_jax.io.reading import read_record, write_record
 from distill_jax.runtime import processes
@@ -60,6 +60,7 @@ def part(
     state = {"inputs": wanted, "complete": False, "made": {}, "seconds": spent}
     if processes.is_first():
         write_record(directory / _RECORD, state)
+        mirror.push(directory)
     processes.meet(f"{what} begins")
     made = make(directory) or {}
     seconds = spent + time.perf_counter() - started
@@ -71,6 +72,7 @@ def part(
         beside = sums.take(directory.parent, files)
         state |= {"files": sums.take(directory), "beside": beside}
         write_record(directory / _RECORD, state)
+        mirror.push(directory, *also)
     processes.meet(f"{what} is recorded")
     say(f"{what}: {duration(seconds)}")
     return made
