@@ -146,7 +146,7 @@ def _search(flags: Flags) -> tuple[list[Path], list[Path]]:
 
 
 def _place_directory() -> None:
-    """Before values are read as paths: a ``MODEL_DIR`` in a bucket is no input."""
+    """Before values are read as paths: a ``MODEL_DIR`` in a bucket is an output."""
     bound = gin_config._CONFIG.get(("MODEL_DIR", "gin.macro"), {}).get("value")
     bound = recipes.as_text(bound)
     url = bound.text if isinstance(bound, Text) else bound

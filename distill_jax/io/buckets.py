@@ -87,7 +87,7 @@ def store(url: str) -> tuple[Any, str]:
         ) from None
     except ValueError:
         raise UserError(
-            f"{clip(url)}: {scheme}:// is no scheme that is known",
+            f"{clip(url)}: {scheme}:// is an unknown scheme",
             "use s3://, gs://, or a path of this machine",
         ) from None
 

@@ -42,7 +42,7 @@ def run(directory, count, devices=2):
         )
         for i in range(count)
     ]
-    said = [process.communicate(timeout=300)[1] for process in started]
+    said = [process.communicate(timeout=900)[1] for process in started]
     assert [process.returncode for process in started] == [0] * count, said
 
 
