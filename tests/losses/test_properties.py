@@ -159,6 +159,22 @@ def test_the_order_of_queries_does_not_matter(case):
     np.testing.assert_allclose(there, case.loss(scores, labels), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "case", [c for c in WITHIN_LIST if c.name != "pairwise_kl"], ids=repr
+)
+def test_a_batch_may_have_any_number_of_dimensions(case):
+    scores, labels = batch(case, rows=4)
+    where = np.arange(N)[None] < np.asarray([[5], [3], [4], [2]])
+    parts = [x.reshape(2, 2, N) for x in (scores, labels, where)]
+    there = case.loss(parts[0], parts[1], where=parts[2])
+    np.testing.assert_allclose(there, case.loss(scores, labels, where=where), rtol=1e-5)
+
+
+def test_equal_scores_have_no_squared_error():
+    scores = np.asarray([[3.0, -1.0, 0.5]], np.float32)
+    assert losses.mean_squared_error(scores, scores) == 0
+
+
 @every
 @pytest.mark.parametrize("junk", [[np.nan, np.inf], [-np.inf, 7.5]], ids=str)
 def test_padding_changes_neither_loss_nor_gradient(case, junk):
