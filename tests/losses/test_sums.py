@@ -140,3 +140,15 @@ def test_a_student_that_is_its_teacher_has_no_gradient(loss):
     same = {"q": rep["q"], "d": rep["q"][:, None]}
     gradient = jax.grad(lambda q: loss({"q": q, "d": same["d"]}, batch))(same["q"])
     np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
+
+
+def test_kl_over_a_batch_has_temperatures_of_one():
+    rng = np.random.default_rng(5)
+    similarity, labels = rng.normal(size=(2, 2, 3)), rng.normal(size=(2, 3))
+    expected = []
+    for query in range(2):
+        student = np.log(np.exp(similarity[query]) / np.exp(similarity[query]).sum())
+        teacher = np.exp(labels[query]) / np.exp(labels[query]).sum()
+        expected.append((teacher * (np.log(teacher) - student[query])).sum())
+    found = losses.in_batch_kl(similarity, np.arange(6).reshape(2, 3), labels)
+    np.testing.assert_allclose(found, np.mean(expected), rtol=1e-5)
