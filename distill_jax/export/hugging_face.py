@@ -123,8 +123,11 @@ def bare(sizes: Any, encoder: dict) -> tuple[dict, dict[str, np.ndarray]]:
     """A BertModel or ElectraModel, as sentence-transformers and PyLate load it.
 
     BertModel has a pooler that is unused here. It is written as zeros: without it,
-    every load warns that weights are missing and should be trained.
+    every load warns that weights are missing and should be trained. An ELECTRA whose
+    embeddings are as wide as its layers is a BERT, which more servers read.
     """
+    if sizes.family == "electra" and sizes.width == sizes.d_model:
+        sizes = dataclasses.replace(sizes, family="bert")
     config, tensors = encoders.write(sizes, {"encoder": encoder})
     if encoders.family_named(sizes.family).pooler:
         width = sizes.d_model

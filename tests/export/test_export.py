@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -54,6 +55,16 @@ def test_the_library_and_our_reader_give_our_scores(name, tmp_path):
     if name not in RENAMED:
         assert again.spec == model.spec
         assert again.digest == model.digest
+
+
+def test_an_electra_of_one_width_goes_out_as_a_bert(tmp_path):
+    model = student("dual_mean")
+    backbone = dataclasses.replace(model.spec.backbone, family="electra")
+    model = model.replace(spec=dataclasses.replace(model.spec, backbone=backbone))
+    export.write(model, tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["architectures"] == ["BertModel"]
+    assert config["model_type"] == "bert"
 
 
 @pytest.mark.parametrize("name", BARE)
