@@ -1,8 +1,9 @@
 """ColBERT folders: PyLate's layout and Stanford's ``artifact.metadata`` in one.
 
-The weights carry Stanford's names (``bert.*`` and ``linear.weight`` at the root), which
-transformers' AutoModel reads as well; PyLate and sentence-transformers take the
-projection from ``1_Dense``.
+The weights of a BERT or an ELECTRA carry Stanford's names (``bert.*`` and
+``linear.weight`` at the root), which transformers' AutoModel reads as well; those of
+other families, which Stanford's code does not read, their own class's. PyLate and
+sentence-transformers take the projection from ``1_Dense``.
 """
 
 from __future__ import annotations
@@ -45,11 +46,12 @@ def write(pretrained: Pretrained, folder: Path) -> None:
         )
     params = as_numpy(pretrained.params)
     config, tensors = bare(spec.backbone, params["encoder"])
-    family = spec.backbone.family
-    tensors = {f"{family}.{name}": array for name, array in tensors.items()}
-    kernel = params["projection"]["kernel"]
-    tensors["linear.weight"] = np.ascontiguousarray(kernel.T)
-    config["architectures"] = ["HF_ColBERT"]
+    kernel, family = params["projection"]["kernel"], config["model_type"]
+    stanford = family in ("bert", "electra")
+    if stanford:
+        tensors = {f"{family}.{name}": array for name, array in tensors.items()}
+        tensors["linear.weight"] = np.ascontiguousarray(kernel.T)
+        config["architectures"] = ["HF_ColBERT"]
     write_model(folder, config, tensors, note_of(spec))
     length = max(spec.query_length, spec.doc_length)
     tokenizer.save(folder, max_length=length)
@@ -65,7 +67,8 @@ def write(pretrained: Pretrained, folder: Path) -> None:
     markers = [tokenizer.token(spec.query_marker), tokenizer.token(spec.doc_marker)]
     words = [tokenizer.token(token) for token in spec.skiplist or ()]
     _pylate(spec, folder, markers, words)
-    _stanford(spec, folder, markers, words)
+    if stanford:
+        _stanford(spec, folder, markers, words)
 
 
 def _pylate(spec, folder: Path, markers: list, words: list) -> None:
