@@ -30,7 +30,7 @@ from distill_jax.recipe.stage import Stage, StageResult, run_stage
 from distill_jax.recipe.students import Student
 from distill_jax.runs.run import Run
 from distill_jax.runtime import sharding
-from distill_jax.workspace import compact, ranking
+from distill_jax.workspace import cached_step, compact, ranking
 from distill_jax.workspace.console import say
 from distill_jax.workspace.context import Workspace, open_workspace
 
@@ -154,6 +154,9 @@ class Distill:
         table.calibration = rankings.calibration(best.student)
         if jax.process_index() == 0:
             best.student.save(directory / "student")
+            if best.name == "before":
+                # The base is where a training of one stage had put its student.
+                cached_step.record_again(directory / "student")
             export = exported(
                 best.student,
                 workspace,

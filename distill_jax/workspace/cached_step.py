@@ -123,6 +123,13 @@ def reopen(directory: Path) -> None:
         write_record(directory / _RECORD, {**record, "complete": False})
 
 
+def record_again(directory: Path) -> None:
+    """Records the files of a complete part as they are: its job replaced some."""
+    record = record_of(directory)
+    if record is not None and record["complete"]:
+        write_record(directory / _RECORD, {**record, "files": sums.take(directory)})
+
+
 def _check(directory: Path, record: dict) -> None:
     todo = f"restore it, or delete {directory}: it is made again"
     sums.check(directory, record.get("files", {}), todo)

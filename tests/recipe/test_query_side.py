@@ -192,6 +192,9 @@ def test_the_base_is_kept_where_training_gains_nothing(tmp_path, toy):
     student = Pretrained.read(tmp_path / "student")
     assert student.digest == Pretrained.read(tmp_path / "initial").digest
     assert report["measures"]["after"] == report["measures"]["before"]
+    # The same command finds all of it there.
+    again = run(tmp_path, toy, LEARNING_RATE=1e-12)
+    assert again["measures"] == report["measures"]
 
 
 def test_a_collection_without_queries_learns_from_its_documents(tmp_path, toy):
