@@ -61,9 +61,9 @@ Stage = Callable[[], Any]
 
 
 def loaded(folder: Path) -> tuple[Any, Any, Any]:
-    from distill_jax.collections import beir
+    from distill_jax.collections.schemes import load_collection
 
-    return beir.load(str(folder), "train")
+    return load_collection(f"beir:{folder}", "train")
 
 
 def read(folder: Path) -> Stage:

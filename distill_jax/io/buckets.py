@@ -107,14 +107,14 @@ def failures(url: str) -> Iterator[None]:
         ) from error
 
 
-def tag(info: dict) -> str:
+def tag(info: dict[str, Any]) -> str:
     """What changes when an object does: its entity tag, else its size and time."""
     named = info.get("ETag") or info.get("etag") or info.get("md5Hash")
     seen = info.get("LastModified") or info.get("updated") or info.get("mtime")
     return f"{info['size']} {named or seen or info.get('created') or ''}"
 
 
-def listed(files: Any, path: str) -> dict[str, dict]:
+def listed(files: Any, path: str) -> dict[str, dict[str, Any]]:
     """The objects below a path (or the one at it) by their names relative to it."""
     found = files.find(path, detail=True)
     root = path.rstrip("/")

@@ -86,10 +86,10 @@ class Mirror:
     def __post_init__(self):
         self.files, self.path = buckets.store(self.url)
         self._thread = ThreadPoolExecutor(1, "bucket")
-        self._sending: list[Future] = []
+        self._sending: list[Future[None]] = []
         self._state = self.directory.parent / _STATE
         # name -> [bytes, time of change here, tag there]
-        self._sent: dict[str, list] = {}
+        self._sent: dict[str, list[Any]] = {}
         if self._state.is_file():
             self._sent = read_json(self._state)
         # What will be there when the thread has done what it was given.
@@ -148,7 +148,7 @@ class Mirror:
             self._thread.shutdown(wait=True)
         self._raise()
 
-    def _send(self, changed: list, gone: list[str]) -> None:
+    def _send(self, changed: list[Any], gone: list[str]) -> None:
         for path, stamp, held in changed:
             name = self._name(path)
             there = f"{self.path}/{name}"
@@ -252,7 +252,7 @@ class _Lock:
             return False
         return True
 
-    def _read(self) -> dict:
+    def _read(self) -> dict[str, Any]:
         try:
             return json.loads(self._files.cat_file(self._at))
         except FileNotFoundError:

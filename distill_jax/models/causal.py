@@ -132,7 +132,8 @@ def step(
         values = jax.lax.dynamic_update_slice(values, value[None], corner)
         seen = _seen(sizes, i, position, where, written)
         x = _after(layer, x, query, keys[i], values[i], seen)
-    hidden = model.encoder.final_norm(x)[:, 0]
+    norm: Any = model.encoder.final_norm
+    hidden = norm(x)[:, 0]
     return model.logits(hidden), {"keys": keys, "values": values}
 
 

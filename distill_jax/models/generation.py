@@ -181,8 +181,8 @@ def step(
         normal = layer.self_attention_norm(x)
         key = attention.split(attention.key(normal))[None]
         value = attention.split(attention.value(normal))[None]
-        own = decoder.relative_bias if layer.relative_bias is None else None
-        bias = (own or layer.relative_bias).at(position, places)
+        own: Any = layer.relative_bias or decoder.relative_bias
+        bias = own.at(position, places)
         at = (i, 0, position, 0, 0)
         keys = jax.lax.dynamic_update_slice(keys, key, at)
         values = jax.lax.dynamic_update_slice(values, value, at)
@@ -288,7 +288,7 @@ def _beam(model: T5 | CausalModel, tokens: Array, how: Decoding):
     rows, beams = tokens.shape[0], how.beams
     places = how.max_tokens
     fixed, cache, begin = start(model, jnp.repeat(tokens, beams, axis=0), places)
-    sizes = getattr(model.spec, "backbone", model.spec)
+    sizes: Any = getattr(model.spec, "backbone", model.spec)
     size = sizes.vocab_size
     first = jnp.where(jnp.arange(beams) == 0, 0.0, MASKED)
 

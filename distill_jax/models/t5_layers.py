@@ -132,15 +132,15 @@ class EncoderLayer(nnx.Module):
         """``positions``: how many of the first positions are computed and returned."""
         keys = split_key(key, 4)
         normal = self.attention_norm(x)
-        bias = self.relative_bias(x.shape[1]) if bias is None else bias
+        rows = self.relative_bias(x.shape[1]) if bias is None else bias
         if positions is None:
-            mixed = self.attention(normal, bias=bias, mask=mask, key=keys[0])
+            mixed = self.attention(normal, bias=rows, mask=mask, key=keys[0])
         else:
             x = x[:, :positions]
             mixed = self.attention(
                 normal[:, :positions],
                 context=normal,
-                bias=bias[:, :, :positions],
+                bias=rows[:, :, :positions],
                 mask=mask,
                 key=keys[0],
             )

@@ -56,7 +56,7 @@ def read(folder: Folder, tokenizer: Tokenizer, dtype: str | None = None) -> Pret
     sizes = dataclasses.replace(base.sizes, **changes)
     tensors = safe.open_folder(folder.path)
     own = "lm_head.weight" in tensors and not config.get("tie_word_embeddings", False)
-    params = {"encoder": base.params}
+    params: dict[str, Any] = {"encoder": base.params}
     if own:
         head = np.asarray(tensors["lm_head.weight"], np.float32)
         params["lm_head"] = np.ascontiguousarray(head.T)
