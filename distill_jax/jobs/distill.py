@@ -154,9 +154,9 @@ class Distill:
         table.calibration = rankings.calibration(best.student)
         if jax.process_index() == 0:
             best.student.save(directory / "student")
-            if best.name == "before":
-                # The base is where a training of one stage had put its student.
-                cached_step.record_again(directory / "student")
+            # A training of one stage had put its student there, which may be another:
+            # the base is kept, or a stage changed what it had trained.
+            cached_step.record_again(directory / "student")
             export = exported(
                 best.student,
                 workspace,

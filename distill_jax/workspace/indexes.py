@@ -37,7 +37,7 @@ def bm25(workspace: Workspace, k1: float, b: float) -> BM25:
         workspace,
         key,
         load=lambda folder: BM25.load(folder, docs),
-        build=lambda: BM25.build(docs, k1=k1, b=b),
+        build=lambda _: BM25.build(docs, k1=k1, b=b),
         slot=f"bm25 {key}",
     )
 
@@ -47,14 +47,17 @@ def kept(
     key: str,
     *,
     load: Callable[[Path], Any],
-    build: Callable[[], Any],
+    build: Callable[[Any], Any],
     slot: str,
+    read: Callable[[], Any] = lambda: None,
 ) -> Any:
     """An index by its key; of several processes the first builds and writes it.
 
     Args:
         load: reads the folder that the index's ``save`` wrote.
-        build: makes the index; it has ``save(folder)``.
+        build: makes the index of what was read; it has ``save(folder)``. It runs in one
+            process: what all compute together belongs in ``read``.
+        read: makes what the index is of, in every process.
         slot: of the indexes with the same slot, the last one stays open.
 
     Raises:
@@ -64,8 +67,9 @@ def kept(
         return workspace.indexes[slot][1]
     folder = workspace.directory / "indexes" / key
     if not processes.agreed((folder / _RECORD).is_file()):
+        given = read()
         if processes.is_first():
-            build().save(folder)
+            build(given).save(folder)
             write_record(folder / _RECORD, {"files": sums.take(folder)})
         processes.meet("the index is written")
     todo = f"delete {folder}: it is built again"

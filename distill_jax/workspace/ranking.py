@@ -140,9 +140,9 @@ def search(
     docs = functools.cache(lambda: corpus_vectors(model, workspace, directory))
     k = min(depth, len(workspace.collection))
 
-    def build() -> Any:
+    def build(vectors: Any) -> Any:
         return stored_form(model.spec).build(
-            docs(),
+            vectors,
             workspace.collection.ids,
             model.spec,
             index=index,
@@ -153,11 +153,11 @@ def search(
 
     kind = stored_form(model.spec).kept(index)
     if kind is None:
-        retriever = build()
+        retriever = build(docs())
     else:
         key = digest(kind.__name__, index, vectors_key(model, workspace))[:16]
         retriever = indexes.kept(
-            workspace, key, load=kind.load, build=build, slot="vectors"
+            workspace, key, load=kind.load, build=build, slot="vectors", read=docs
         )
         if isinstance(retriever, Scann) and retriever.report["k"] != k:
             retriever = _at_depth(retriever, docs(), encoded, k)

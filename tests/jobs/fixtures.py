@@ -21,21 +21,20 @@ def programs(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("programs")
 
 
-@pytest.fixture(scope="module")
-def smallest():
-    """The sizes named "tiny" are smaller still: unoptimised programs are slow."""
+def smallest(patch: pytest.MonkeyPatch) -> None:
+    """Makes the sizes named "tiny" smaller still: unoptimised programs are slow."""
     t5 = dataclasses.replace(
         t5_sizes.SIZES["tiny"], d_model=32, d_ff=64, heads=2, d_kv=16, encoder_layers=1
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(t5_sizes.SIZES, "tiny", t5)
-        patch.setitem(encoder_sizes._SIZES, "bert-tiny", (32, 64, 2, 1, 32))
-        yield
+    patch.setitem(t5_sizes.SIZES, "tiny", t5)
+    patch.setitem(encoder_sizes._SIZES, "bert-tiny", (32, 64, 2, 2, 32))
 
 
 @pytest.fixture(scope="module")
-def compiles_fast(programs, smallest):
+def compiles_fast(programs):
     """Programs that differ in nothing are compiled once, and without much effort."""
+    patch = pytest.MonkeyPatch()
+    smallest(patch)
     before = jax.config.jax_compilation_cache_dir
     least = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_compilation_cache_dir", str(programs))
@@ -43,6 +42,7 @@ def compiles_fast(programs, smallest):
     jax.config.update("jax_disable_most_optimizations", True)
     compilation_cache.reset_cache()  # it is decided once whether there is one
     yield
+    patch.undo()
     jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
     jax.config.update("jax_compilation_cache_dir", before)

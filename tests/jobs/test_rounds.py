@@ -34,7 +34,10 @@ def hook(event, given):
     if event == "os.rename" and point.search(os.fsdecode(given[1])):
         os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
+import pytest
 from distill_jax import main
+from tests.jobs.fixtures import smallest
+smallest(pytest.MonkeyPatch())
 sys.exit(main.main(sys.argv[2:]))
 """
 
