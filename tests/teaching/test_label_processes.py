@@ -42,7 +42,11 @@ def run(directory, count, devices=2):
         )
         for i in range(count)
     ]
-    said = [process.communicate(timeout=900)[1] for process in started]
+    try:
+        said = [process.communicate(timeout=420)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0] * count, said
 
 
