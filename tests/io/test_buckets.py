@@ -105,6 +105,24 @@ def test_a_job_in_a_bucket_is_sent_and_fetched(bucket, monkeypatch, tmp_path):
         assert not (here / "unsent").exists()
 
 
+def test_a_file_that_did_not_change_is_sent_once(bucket, monkeypatch):
+    here, sent, send = buckets.place(f"{bucket.url}/runs/once"), [], mirror.Mirror._send
+
+    def noted(self, changed, gone):
+        sent.extend(path.name for path, _, _ in changed)
+        send(self, changed, gone)
+
+    monkeypatch.setattr(mirror.Mirror, "_send", noted)
+    with mirror.mirrored(here):
+        here.mkdir(parents=True, exist_ok=True)
+        (here / "kept").write_text("as it was")
+        mirror.push(here)
+        (here / "new").write_text("later")
+        mirror.push(here)
+        (here / "new").write_text("longer than before")
+    assert sent == ["kept", "new", "new"]
+
+
 KILLED = """
 import os, sys
 from distill_jax.io import buckets, mirror
