@@ -153,10 +153,7 @@ class Distill:
         table.elsewhere = elsewhere.compared(known, others, self.measures[0])
         table.calibration = rankings.calibration(best.student)
         if jax.process_index() == 0:
-            best.student.save(directory / "student")
-            # A training of one stage had put its student there, which may be another:
-            # the base is kept, or a stage changed what it had trained.
-            cached_step.record_again(directory / "student")
+            self._keep(best)
             export = exported(
                 best.student,
                 workspace,
@@ -167,6 +164,17 @@ class Distill:
             )
             table.finish(best, export=export)
         return 0
+
+    def _keep(self, best: StageResult) -> None:
+        """Writes ``student/``, unless the training of one stage put just that there.
+
+        It may have put another: the base is kept, or a stage changed what it trained.
+        """
+        folder = Path(self.directory) / "student"
+        trained = cached_step.record_of(folder) is not None
+        if trained and Pretrained.read(folder).digest == best.student.digest:
+            return
+        cached_step.replace(folder, best.student.save)
 
     def workspace(self) -> Workspace:
         workspace = open_workspace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from distill_jax.text import replies as text_replies
@@ -17,10 +18,19 @@ _QUOTES = {
 
 # Decoration of a query: its name, a number or a bullet, marks of bold type.
 _AROUND = re.compile(
-    r"(?:(?:search )?(?:query|question)|q)\s?(?:\d{1,2}\s?)?:\s"
-    r"|\d{1,2}[.)]\s|[-*\u2022]\s",
+    r"(?:(?:\w{1,12} )?(?:query|question)|q|user)\s?(?:\d{1,2}\s?)?:\s"
+    r"|\d{1,2}[.)]\s|[-*>\u2022]\s"
+    r"|(?:sure|certainly|of course|okay|ok|here(?:['’]s| is))\b[^:?]{0,80}:\s",
     re.IGNORECASE,
 )
+_TAG = re.compile(r"</?(?:query|question|output|response)>", re.IGNORECASE)
+# What a model says in place of a query.
+_REFUSED = re.compile(
+    r"(?:i['’]m|i am) (?:sorry|unable|not able)\b|sorry\b|as an ai\b"
+    r"|i (?:cannot|can['’]t) (?:help|assist|provide|generate|write|answer|comply)",
+    re.IGNORECASE,
+)
+_NOTHING = {"n/a", "na", "none", "null", "no query", "no question", "empty"}
 
 
 def first_line(reply: str) -> str:
@@ -29,7 +39,7 @@ def first_line(reply: str) -> str:
     Names, numbers and marks before it are taken off; a line that announces what
     follows ("Here is a query:") and a fence are none.
     """
-    for line in reply.splitlines():
+    for line in _TAG.sub(" ", _of_json(reply)).splitlines():
         line = " ".join(line.split()).replace("**", "")
         if line.startswith("```") or line.endswith(":"):
             continue
@@ -41,8 +51,24 @@ def first_line(reply: str) -> str:
     return ""
 
 
+def _of_json(reply: str) -> str:
+    """The first text of a reply that is JSON; the reply where it is none."""
+    text = re.sub(r"\A```\w{0,10}|```\Z", "", reply.strip()).strip()
+    if text[:1] not in ("{", "["):
+        return reply
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return reply
+    while isinstance(found, dict | list) and found:
+        found = next(iter(found.values())) if isinstance(found, dict) else found[0]
+    return found if isinstance(found, str) else ""
+
+
 def read(reply: str | None, max_words: int = 30) -> tuple[str | None, str]:
-    """``(query, "")``, or ``(None, reason)``: "failed", "empty", "too long", "cut".
+    """``(query, "")``, or ``(None, reason)``.
+
+    The reasons: "failed", "empty", "too long", "cut", "refused".
 
     What a model thinks before it answers is left out; a query that the end of the reply
     cuts in two is dropped.
@@ -59,7 +85,9 @@ def read(reply: str | None, max_words: int = 30) -> tuple[str | None, str]:
     if text_replies.is_cut(reply) and "\n" not in text:
         return None, "cut"
     query = first_line(text)
-    if not any(character.isalnum() for character in query):
+    if _REFUSED.match(query):
+        return None, "refused"
+    if not any(c.isalnum() for c in query) or query.lower().strip(". ") in _NOTHING:
         return None, "empty"
     if len(query.split()) > max_words or len(query) > 12 * max_words:
         return None, "too long"

@@ -11,11 +11,13 @@ A reply is read by the first of these forms that it has:
 Numbers in prose are never read as identifiers. A chain is an order only if no bracketed
 number outside of it names a document that it lacks. Forms 3 to 5 must name at least
 half of the documents: one in passing, as in "I cannot rank [1]", is not a ranking.
+Documents that are described in the order in which they were shown are not ranked.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -38,13 +40,34 @@ _UNCLOSED = re.compile(
 )
 _RISING = re.compile(r"\]\s?<{1,3}=?\s?\[")
 _GAP = re.compile(r">\s?\.\.\.|\.\.\.\s?>")
+_ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "last"]
 _RATED = re.compile(
-    r"\] ?(?:[:=(|–—-]|is|ranks?|ranked|scores?|rated)? ?(?:rank )?"
-    r"#?(\d{1,6}(?:\.\d{1,6})?)"
+    r"\]['\"]? ?(?:[:=(|–—-]|is|was)? ?"
+    r"(?:,? ?['\"]?(?:(?P<rank>ranks?|ranked|position|place)"
+    r"|(?P<score>scores?|scored|rated|rating|relevance))['\"]? ?[:=]? ?)?"
+    rf"#?(?P<number>\d{{1,6}}(?:\.\d{{1,6}})?|{'|'.join(_ORDINALS)})",
+    re.IGNORECASE,
+)
+# What stands between identifiers of a numbered list.
+_ENUMERATED = re.compile(
+    r"(?:rank|position|place|passage|document|doc|no\.?)?\s?#?\d{1,6}(?:st|nd|rd|th)?\b",
+    re.IGNORECASE,
+)
+_REFUSED = re.compile(
+    r"\b(?:cannot|can not|can['’]t|unable to|not able to|won['’]t)"
+    r" (?:\w{1,20} ){0,2}(?:rank|order|sort|assist|help|determine|provide|comply)",
+    re.IGNORECASE,
+)
+# Before a chain that is not the answer.
+_OTHER_ORDER = re.compile(
+    r"\b(?:initial|initially|original|input|previous|reverse|reversed|not|instead of"
+    r"|rather than)\b[\w' ]{0,30}:?\s?\Z",
+    re.IGNORECASE,
 )
 _WORST_FIRST = re.compile(
     r"\b(?:least|worst|lowest)\b[\w ]{0,24}\bto (?:the )?(?:most|best|highest)\b"
-    r"|\b(?:least|worst)(?: relevant)? first\b",
+    r"|\b(?:least|worst)(?: relevant)? first\b"
+    r"|\b(?:ascending|increasing) (?:order(?! of (?:the )?rank)|relevance|level)",
     re.IGNORECASE,
 )
 _NAMED = re.compile(r"<?\b(?:Document|Doc|Passage)\s?#?\s?(\d{1,6})\b>?", re.IGNORECASE)
@@ -130,8 +153,13 @@ def parse_ranking(reply: str | None, count: int, *, cut: bool | None = None) -> 
         return Ranking(None, failure="identifiers from 0")
     if _RISING.search(text) or _WORST_FIRST.search(rest):
         return Ranking(None, failure="written from worst to best")
-    if form == "loose" and _rated_otherwise(_RATED.findall(text), len(seen)):
+    if form == "loose" and _rated_otherwise(list(_RATED.finditer(text)), len(seen)):
         return Ranking(None, failure="numbers of documents, not an order")
+    if len(seen) > 1 and [*seen] == sorted(seen):
+        if _REFUSED.search(rest):
+            return Ranking(None, failure="a refusal")
+        if form == "loose" and _described(text):
+            return Ranking(None, failure="documents in the order of reading")
     if missing and _GAP.search(text):
         return Ranking(None, failure="an order with gaps")
     if missing:
@@ -139,17 +167,30 @@ def parse_ranking(reply: str | None, count: int, *, cut: bool | None = None) -> 
     return Ranking((*seen, *missing), dict(repairs))
 
 
-def _rated_otherwise(ratings: Sequence[str], count: int) -> bool:
+def _rated_otherwise(ratings: Sequence[re.Match[str]], count: int) -> bool:
     """Whether the numbers after the identifiers may give them another order.
 
-    Fractions that fall are scores, and the order is theirs; whole numbers may be
-    ranks or scores.
+    Ranks that rise and scores that fall do not. Numbers of which the reply does not
+    say what they are may be either, but for fractions, which are scores.
     """
     if 2 * len(ratings) <= count:
         return False
-    values = [float(text) for text in ratings]
-    falling = values == sorted(values, reverse=True)
-    return not (falling and any("." in text for text in ratings))
+    values = [
+        float(_ORDINALS.index(word) + 1 if word in _ORDINALS else word)
+        for word in (rating["number"].lower() for rating in ratings)
+    ]
+    if all(rating["rank"] for rating in ratings):
+        return values != sorted(values)
+    scores = all(rating["score"] for rating in ratings)
+    scores |= any("." in rating["number"] for rating in ratings)
+    return not (scores and values == sorted(values, reverse=True))
+
+
+def _described(text: str) -> bool:
+    """Whether words stand between the identifiers, other than of a numbered list."""
+    found = [*_BRACKETED.finditer(text)] or [*_NAMED.finditer(text)]
+    between = [text[a.end() : b.start()] for a, b in itertools.pairwise(found)]
+    return any(c.isalpha() for part in between for c in _ENUMERATED.sub("", part))
 
 
 def _cut_ranking(text: str, count: int) -> Ranking:
@@ -250,6 +291,8 @@ def _identifiers(text: str) -> tuple[list[int], str, str]:
     """
     chains = _chains(text)
     if chains:
+        answers = [c for c in chains if not _OTHER_ORDER.search(text[: c.start][-80:])]
+        chains = answers or chains
         # The longest, and of equals the last: models correct themselves at the end.
         best = max(chains, key=lambda c: (len(set(c.numbers)), c.start))
         rest = text[: best.start] + " " + text[best.end :]

@@ -34,6 +34,11 @@ _CLOSED = (
 )
 _MARKS = re.compile(rf"(?P<closed>{_CLOSED})|(?P<opened>{_OPENED})", re.IGNORECASE)
 _END = re.compile(r"</answer>|<\|?end_response\|?>", re.IGNORECASE)
+# Where a turn ends; a model that is not stopped there goes on with turns of its own.
+_TURN = re.compile(
+    r"<\|(?:im_end|im_start|eot_id|eom_id|end_of_turn|end_of_text|endoftext|end|return"
+    r"|start_header_id|user|assistant)\|>|<(?:end|start)_of_turn>|</s>"
+)
 # Harmony, where the server leaves out the marks and keeps the channels' names.
 _BARE = re.compile(r"\Aanalysis(?:[A-Z]|.*assistantfinal)", re.DOTALL)
 
@@ -86,7 +91,8 @@ def answer(reply: str | None, *, plain: bool = False) -> tuple[str, str]:
         _, found, text = text.rpartition("assistantfinal")
         if not found:
             return "", "cut while thinking"
-    text = text.strip()
+    turns = (turn.strip() for turn in _TURN.split(text))
+    text = next(filter(None, turns), "")
     return (text, "") if text else ("", "empty")
 
 

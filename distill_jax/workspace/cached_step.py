@@ -123,11 +123,21 @@ def reopen(directory: Path) -> None:
         write_record(directory / _RECORD, {**record, "complete": False})
 
 
-def record_again(directory: Path) -> None:
-    """Records the files of a complete part as they are: its job replaced some."""
+def replace(directory: Path, save: Callable[[Path], None]) -> None:
+    """Replaces files of a part by those that ``save`` writes.
+
+    A complete part is incomplete meanwhile: where the process is killed, the part is
+    made again by the next one, which then replaces them.
+    """
     record = record_of(directory)
-    if record is not None and record["complete"]:
+    complete = record is not None and record["complete"]
+    if complete:
+        reopen(directory)
+        mirror.push(directory)
+    save(directory)
+    if record is not None and complete:
         write_record(directory / _RECORD, {**record, "files": sums.take(directory)})
+        mirror.push(directory)
 
 
 def _check(directory: Path, record: dict) -> None:

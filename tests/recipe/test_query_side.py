@@ -14,11 +14,14 @@ from flax import nnx
 from distill_jax import losses, main
 from distill_jax.batches import DualBatch, Targets, VectorBatch
 from distill_jax.io.errors import UserError
+from distill_jax.io.reading import write_record
+from distill_jax.models import pretrained
 from distill_jax.models.dual_encoder import DualEncoderSpec
 from distill_jax.models.encoder_sizes import bert_sizes
 from distill_jax.models.pretrained import Pretrained, initial_params
 from distill_jax.recipe import averaging, query_side
 from distill_jax.text.tokenizer import Tokenizer
+from distill_jax.workspace import cached_step
 
 pytestmark = pytest.mark.usefixtures("compiles_fast")
 
@@ -104,7 +107,7 @@ def test_only_a_dual_encoder_has_a_query_tower(tokenizer):
         query_side.query_tower(sparse)
 
 
-def run(folder: Path, collection: str, **more) -> dict:
+def command(folder: Path, collection: str, **more) -> list[str]:
     flags = {
         "MODEL_DIR": folder,
         "COLLECTION": collection,
@@ -120,8 +123,11 @@ def run(folder: Path, collection: str, **more) -> dict:
         **more,
     }
     words = [f"--gin.{name}={value}" for name, value in flags.items()]
-    files = ["--gin_file=query_side.gin", "--gin_file=small.gin"]
-    assert main.main([*files, *words]) == 0
+    return ["--gin_file=query_side.gin", "--gin_file=small.gin", *words]
+
+
+def run(folder: Path, collection: str, **more) -> dict:
+    assert main.main(command(folder, collection, **more)) == 0
     return json.loads((folder / "report.json").read_text())
 
 
@@ -195,6 +201,36 @@ def test_the_base_is_kept_where_training_gains_nothing(tmp_path, toy):
     # The same command finds all of it there.
     again = run(tmp_path, toy, LEARNING_RATE=1e-12)
     assert again["measures"] == report["measures"]
+
+
+class Killed(BaseException):
+    """Nothing of the job runs after it, as after SIGKILL."""
+
+
+@pytest.mark.parametrize("file", ["student.json", "part.json"])
+def test_a_job_killed_while_it_replaces_its_student_is_resumed(
+    tmp_path, toy, monkeypatch, file
+):
+    """The weights are replaced, and ``file`` is not yet."""
+    path, writes = tmp_path / "student" / file, []
+
+    def write(at, record):
+        if Path(at) == path and record.get("complete", True):
+            writes.append(at)
+            if len(writes) == 2:
+                raise Killed
+        write_record(at, record)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pretrained, "write_record", write)
+        patched.setattr(cached_step, "write_record", write)
+        assert main.main(command(tmp_path, toy, LEARNING_RATE=1e-12)) != 0
+    assert len(writes) == 2
+    report = run(tmp_path, toy, LEARNING_RATE=1e-12)
+    assert any("is kept" in line for line in report["notices"])
+    student = Pretrained.read(tmp_path / "student")
+    assert student.digest == Pretrained.read(tmp_path / "initial").digest
+    cached_step.check(tmp_path)
 
 
 def test_a_collection_without_queries_learns_from_its_documents(tmp_path, toy):
