@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -184,3 +185,15 @@ def rank_of(path: str | Path, number: int, text: str, what: str, form: str) -> i
             f"is the column a score? write {form}",
         )
     return int(value)
+
+
+def reversed_ranks(entries: Sequence[tuple[float, float]]) -> bool:
+    """Whether the ranks of a list order it the opposite way to its scores.
+
+    Args:
+        entries: (score, rank) of its documents.
+    """
+    by_rank = sorted(entries, key=lambda entry: entry[1])
+    return len(by_rank) > 1 and all(
+        a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(by_rank)
+    )

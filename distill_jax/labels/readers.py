@@ -83,9 +83,9 @@ def read_labels(
     form = form or _guess(path)
     notices: list[str] = []
     if form == "run":
-        records: Iterable[Record] = tables.trec(path, kind or "rank")
+        records: Iterable[Record] = tables.trec(path, kind or "rank", notices)
     elif form == "parquet":
-        records = tables.parquet(path, kind)
+        records = tables.parquet(path, kind, notices)
     elif form == "gpl":
         records = tables.gpl(path, notices)
     else:
@@ -330,8 +330,8 @@ def _guess(path: Path) -> str:
     if name.endswith((".run", ".trec", ".txt")):
         return "run"
     if name.endswith(".tsv"):
-        width = next((len(line.split("\t")) for _, line in read_lines(path)), 0)
-        return "gpl" if width == 4 else "run"
+        first = next((line for _, line in read_lines(path) if line.strip()), "")
+        return "gpl" if tables.holds_margins(path, first.split("\t")) else "run"
     for place, value in _json_values(path):
         for form, known in RECORDS.items():
             if known.fits(value):

@@ -7,6 +7,7 @@ of it. ``readers`` tries the formats in order.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from distill_jax.io.errors import UserError, clip
 from distill_jax.io.files import digest
 from distill_jax.io.named_columns import LARGEST
+from distill_jax.text.vocabulary import without_surrogates
 
 
 @dataclass(kw_only=True)
@@ -146,6 +148,9 @@ def ordered(record: Any) -> Record:
     ranks = [as_number(doc["rank"], '"rank"') for doc in docs if "rank" in doc]
     if ranks != sorted(ranks):
         raise UserError(f'"{name}" is in another order than its ranks')
+    scores = [as_number(doc["score"], '"score"') for doc in docs if "score" in doc]
+    if len(scores) > 2 and all(a < b for a, b in itertools.pairwise(scores)):
+        raise UserError(f'"{name}" is in the opposite order to its scores')
     query_id = record.get("query_id", docs[0].get("qid"))
     made = _of_passages(record, query_id, docs)
     made.scores, made.source = None, "order"
@@ -221,14 +226,15 @@ def _list(value: Any, name: str) -> list[Any]:
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{name} is {_kind(value)}, not a text")
-    return value
+    return without_surrogates(value)
 
 
 def _filled(value: Any, name: str) -> str:
     """A text with more in it than blanks: it has no other id, and trains nothing."""
-    if not _text(value, name).strip():
+    text = _text(value, name)
+    if not text.strip():
         raise UserError(f"{name} is empty")
-    return value
+    return text
 
 
 def _optional(record: dict[str, Any], name: str) -> str | None:
@@ -246,7 +252,7 @@ def as_id(value: Any, name: str) -> str:
         raise UserError(f"{name} is {_kind(value)}, not an id")
     if any(character in "\t\n\r\v\f\0\x85\u2028\u2029" for character in str(value)):
         raise UserError(f"{name} is {_kind(value)}, which no run file can hold")
-    return str(value)
+    return without_surrogates(str(value))
 
 
 def as_number(value: Any, name: str) -> float:
@@ -307,7 +313,7 @@ def _of_passages(
 ) -> Record:
     query = _optional(record, "query")
     if query is not None:
-        _filled(query, '"query"')
+        query = _filled(query, '"query"')
     if query_id is None and query is None:
         raise UserError('neither "query_id" nor "query"')
     texts = []

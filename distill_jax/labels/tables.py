@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from distill_jax.io.bad_lines import parsed
 from distill_jax.io.errors import UserError, clip, whole
-from distill_jax.io.named_columns import Columns, number_of
+from distill_jax.io.named_columns import Columns, number_of, reversed_ranks
 from distill_jax.labels.labels import Kind
 from distill_jax.labels.records import RECORDS, Record, as_id, as_number
 
@@ -49,7 +49,7 @@ _RUN = "'qid Q0 docid rank score tag'"
 _RUN_COLUMNS = {6: ("query", "zero", "doc", "rank", "score", "tag")}
 
 
-def trec(path: Path, kind: Kind) -> Iterator[Record]:
+def trec(path: Path, kind: Kind, notices: list[str]) -> Iterator[Record]:
     """A run whose scores are the teacher's; several lists a query are an error."""
     columns = Columns(path, _RUN_COLUMNS, ("query", "doc", "score"), _RUN)
 
@@ -58,15 +58,37 @@ def trec(path: Path, kind: Kind) -> Iterator[Record]:
         if found is None:
             return None
         what = f"query {clip(found['query'])}, document {clip(found['doc'])}"
+        query, doc = (_id(path, number, found[role]) for role in ("query", "doc"))
         score = number_of(path, number, found["score"], what, _RUN)
         # Runs of pools number all ranks 0, or -1: only equal scores look at them.
         rank = number_of(path, number, found.get("rank", "0"), what, _RUN)
-        return found["query"], (score, int(rank), found["doc"])
+        return query, (score, int(rank), doc)
 
     runs: dict[str, list[tuple[float, int, str]]] = {}
     for query_id, entry in parsed(path, parse):
         runs.setdefault(query_id, []).append(entry)
+    notices += filter(None, [_of_distances(path, runs.values())])
     yield from (_from_run(query_id, docs, kind) for query_id, docs in runs.items())
+
+
+def _id(path: Path, number: int, text: str) -> str:
+    try:
+        return as_id(text, "an id")
+    except UserError as error:
+        raise UserError(
+            f"{path}:{number}: {error.what}", "correct or delete the line"
+        ) from None
+
+
+def _of_distances(path: Path, lists: Iterable[list[tuple[float, int, str]]]) -> str:
+    """A sentence for a file whose ranks say the opposite of its scores; or ""."""
+    long = [[entry[:2] for entry in entries] for entries in lists if len(entries) > 2]
+    if not long or not all(map(reversed_ranks, long)):
+        return ""
+    return (
+        f"{path.name}: in every list the score rises with the rank; the highest score "
+        "is taken for the best document: of distances, write them negated"
+    )
 
 
 def _from_run(query_id: str, docs: list[tuple[float, int, str]], kind: Kind) -> Record:
@@ -80,7 +102,7 @@ def _from_run(query_id: str, docs: list[tuple[float, int, str]], kind: Kind) -> 
     )
 
 
-def parquet(path: Path, kind: Kind | None) -> Iterator[Record]:
+def parquet(path: Path, kind: Kind | None, notices: list[str]) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     with whole(f"{path}: not a Parquet file", "write it again"):
@@ -104,6 +126,7 @@ def parquet(path: Path, kind: Kind | None) -> Iterator[Record]:
                     f"{place}: {error.what}", "correct or delete the row"
                 ) from None
             runs.setdefault(query, []).append((score, int(rank), doc))
+        notices += filter(None, [_of_distances(path, runs.values())])
         for query_id, docs in runs.items():
             yield _from_run(query_id, docs, kind or "rank")
         return
@@ -113,6 +136,16 @@ def parquet(path: Path, kind: Kind | None) -> Iterator[Record]:
 
 
 _GPL = ("query", "positive", "negative", "margin")
+_GPL_FORM = "four columns, tab between: query id, positive, negative, margin"
+
+
+def holds_margins(path: Path, fields: list[str]) -> bool:
+    """Whether the first line of a table is one of GPL's, or a header of such."""
+    try:
+        Columns(path, {4: _GPL}, _GPL, _GPL_FORM).read(1, fields)
+    except UserError:
+        return False
+    return True
 
 
 def gpl(path: Path, notices: list[str]) -> Iterator[Record]:
@@ -122,17 +155,17 @@ def gpl(path: Path, notices: list[str]) -> Iterator[Record]:
     be given scores; a query's largest group of linked docs is kept.
     """
     links: dict[str, dict[str, list[tuple[str, float]]]] = {}
-    form = "four columns, tab between: query id, positive, negative, margin"
-    columns = Columns(path, {4: _GPL}, _GPL, form)
+    columns = Columns(path, {4: _GPL}, _GPL, _GPL_FORM)
     margins: dict[tuple[str, str, str], float] = {}
 
     def parse(number: int, line: str) -> tuple[str, str, str, float] | None:
         found = columns.read(number, line.split("\t")) if line.strip() else None
         if found is None:
             return None
-        query, positive, negative, margin = (found[role] for role in _GPL)
+        margin = found["margin"]
+        query, positive, negative = (_id(path, number, found[r]) for r in _GPL[:3])
         what = f"margin of query {clip(query)}"
-        value = number_of(path, number, margin, what, form)
+        value = number_of(path, number, margin, what, _GPL_FORM)
         first = margins.setdefault((query, positive, negative), value)
         same = abs(first - value) <= 1e-3 * max(1.0, abs(first))
         if positive == negative or not same:

@@ -479,3 +479,77 @@ def outcome(read, path) -> str:
         return repr(read(path))
     except UserError as error:
         return str(error)
+
+
+@pytest.mark.parametrize("form", ["run", "parquet"])
+def test_labels_whose_scores_rise_with_their_ranks_are_noticed(tmp_path, form):
+    """As of a search by distances, where the best document has the least."""
+
+    def read(scores):
+        rows = [
+            {"query_id": "q", "doc_id": f"d{n}", "rank": n, "score": score}
+            for n, score in enumerate(scores, 1)
+        ]
+        if form == "parquet":
+            path = tmp_path / "x.parquet"
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        else:
+            lines = [f"q Q0 {r['doc_id']} {r['rank']} {r['score']} t" for r in rows]
+            path = write(tmp_path / "x.run", lines)
+        return read_labels(path, form).notices
+
+    (notice,) = read([0.1, 0.5, 0.9])
+    assert "score rises with the rank" in notice
+    for scores in ([0.9, 0.5, 0.1], [0.1, 0.5, 0.4], [0.5, 0.5, 0.5], [0.1, 0.5]):
+        assert read(scores) == ()
+
+
+def test_an_order_against_its_scores_is_refused(tmp_path):
+    def hits(*scores):
+        return {
+            "query": "why",
+            "hits": [
+                {"docid": f"d{n}", "content": f"text {n}", "score": score}
+                for n, score in enumerate(scores)
+            ],
+        }
+
+    path = write(tmp_path / "x.jsonl", [json.dumps(hits(1.0, 2.0, 3.0))])
+    with pytest.raises(UserError, match=r"x\.jsonl:1: .* opposite order to its scores"):
+        read_labels(path)
+    # What a teacher put in another order than the first stage's is what is learnt.
+    path = write(tmp_path / "x.jsonl", [json.dumps(hits(1.0, 3.0, 2.0))])
+    (docs,) = read_labels(path).labels.lists().values()
+    assert [doc for doc, _ in docs] == ["d0", "d1", "d2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("x.run", "q Q0 {} 1 2.0 t"),
+        ("x.tsv", "{}\td1\td2\t0.5"),
+        ("x.tsv", "q\t{}\td2\t0.5"),
+        ("x.tsv", "q\td1\t{}\t0.5"),
+    ],
+)
+def test_ids_that_no_run_can_hold_are_no_labels(tmp_path, name, line):
+    bad = ["d\0", "d\u2028"] if name.endswith("tsv") else ["d\0"]
+    for odd in [*bad, *([""] if name.endswith("tsv") else [])]:
+        with pytest.raises(UserError, match=rf"{name}:1: an id is "):
+            read_labels(write(tmp_path / name, [line.format(odd)]))
+
+
+def test_a_table_of_labels_is_known_by_its_header(tmp_path):
+    lines = ["docid\tqid\tscore\trank", "d1\tq\t3.5\t1", "d2\tq\t2.5\t2"]
+    found = read_labels(write(tmp_path / "x.tsv", lines))
+    assert found.labels.lists() == {"q": [("d1", 1.0), ("d2", 2.0)]}
+    lines = ["neg\tpos\tqid\tmargin", "d2\td1\tq\t3.5"]
+    found = read_labels(write(tmp_path / "y.tsv", lines))
+    assert found.labels.lists() == {"q": [("d1", 0.0), ("d2", -3.5)]}
+
+
+def test_lone_surrogates_of_labels_become_a_replacement_character(tmp_path):
+    line = '{"query": "why \\ud800", "docs": ["a\\udfff", "b"], "labels": [1, 0]}'
+    found = read_labels(write(tmp_path / "x.jsonl", [line]))
+    assert list(found.queries.texts) == ["why \ufffd"]
+    assert list(found.collection.texts) == ["a\ufffd", "b"]
