@@ -18,7 +18,7 @@ from distill_jax.collections.collection import Collection, Documents, Queries
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.bad_lines import parsed_jsonl
 from distill_jax.io.errors import UserError, near, whole
-from distill_jax.io.reading import open_binary
+from distill_jax.io.reading import as_utf8, open_binary
 
 ID_COLUMNS = ("_id", "id", "doc_id", "docid", "docno", "pid", "passage_id")
 TITLE_COLUMNS = ("title", "name", "heading", "question")
@@ -169,7 +169,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _csv_dicts(path: Path, reader: Any) -> Iterator[tuple[int, dict]]:
-    names = next(reader, [])
+    names = [name.strip() for name in next(reader, [])]
     if len(set(names)) < len(names):
         raise UserError(f"{path}:1: a column is named twice", "rename one")
     for row in reader:
@@ -185,13 +185,24 @@ def _csv_dicts(path: Path, reader: Any) -> Iterator[tuple[int, dict]]:
 
 
 def _decoded(path: Path, file: io.TextIOWrapper) -> Iterator[str]:
+    number = 0
     try:
-        yield from file
+        for number, line in enumerate(file, 1):
+            if "\0" in line:
+                raise UserError(
+                    f"{path}:{number}: a NUL character",
+                    "is the file damaged, or not a text? " + as_utf8(_first(path)),
+                )
+            yield line
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path}: not UTF-8 ({error.reason} at byte {error.start})",
-            "convert it: iconv -f LATIN1 -t UTF-8",
+            f"{path}:{number + 1}: not UTF-8 ({error.reason})", as_utf8(_first(path))
         ) from None
+
+
+def _first(path: Path) -> bytes:
+    with open_binary(path) as file:
+        return file.read(16)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:

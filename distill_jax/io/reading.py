@@ -100,18 +100,30 @@ def decoded(path: str | Path, number: int, raw: bytes) -> str:
             f"{path}:{number}: a line of more than {LONGEST_LINE >> 20} MiB",
             "is it a text file with one record a line?",
         )
+    if number == 1 and raw.startswith(tuple(_BINARY.values())) and _CONTROL.search(raw):
+        raise UserError(f"{path}:1: not a text", as_utf8(raw))
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        todo = "convert the file to UTF-8, e.g. with iconv"
-        for name, first in _BINARY.items():
-            if number == 1 and raw.startswith(first):
-                todo = f"it is a {name} file: unpack it, or compress it by gzip"
         raise UserError(
             f"{path}:{number}:{error.start + 1}: not UTF-8 "
             f"(byte 0x{error.object[error.start]:02x})",
-            todo,
+            as_utf8(raw if number == 1 else b""),
         ) from None
+
+
+def as_utf8(first: bytes) -> str:
+    """What to do with a file that is not UTF-8.
+
+    Args:
+        first: its first bytes.
+    """
+    for name, start in _BINARY.items():
+        if first.startswith(start):
+            return f"it is a {name} file: unpack it, or compress it by gzip"
+    if first.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "convert it: iconv -f UTF-16 -t UTF-8"
+    return "convert it to UTF-8, e.g. iconv -f LATIN1 -t UTF-8"
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:

@@ -148,6 +148,24 @@ def test_another_compression_is_named(tmp_path, first, name):
             read(tmp_path / "x.run")
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.run", "x.txt"])
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-le", "zip"])
+def test_what_is_no_utf_8_is_told_with_its_coding(tmp_path, name, coding):
+    path = tmp_path / name
+    if coding == "zip":
+        path.write_bytes(b"PK\3\4\x14\0\6\0" + bytes(range(256)))
+    else:
+        path.write_bytes("id\ttext\n1\ta\n".encode(coding))
+    read = Run.read if name in ("x.run", "x.txt") else lambda p: load_docs(f"csv:{p}")
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert name in caught.value.what
+    if coding == "utf-16":  # it says so by its first two bytes
+        assert "iconv -f UTF-16" in caught.value.todo
+    if coding == "zip":
+        assert "a zip file: unpack" in caught.value.todo
+
+
 @pytest.mark.parametrize("bad", ["nan", "inf", "-inf", "NaN", "1e39", "-1e400", "x"])
 def test_a_score_that_is_not_finite_is_refused(tmp_path, bad):
     run = write(tmp_path / "x.run", ["q Q0 a 1 2.0 t", f"q Q0 b 2 {bad} t"])
