@@ -95,8 +95,10 @@ def parse_measure(measure: str | Any) -> Any:
         return measure
     try:
         found = ir_measures.parse_measure(measure)
-        if found.params.get("cutoff", 1) < 1:
-            raise ValueError
+        for name in ("cutoff", "rel"):
+            value = found.params.get(name, 1)
+            if type(value) is not int or value < 1:
+                raise ValueError
         return found
     except (ValueError, NameError, KeyError, SyntaxError, TypeError):
         known = ("nDCG@10", "RR@10", "R@100", "Success@5", "AP", "P@10", "Judged@10")

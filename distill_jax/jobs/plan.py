@@ -112,6 +112,8 @@ def _spec(student: Any) -> tuple[Any, str]:
     try:
         return plan_step.spec_of(student), ""
     except UserError as error:
+        if not getattr(student, "checkpoint", None):
+            raise  # no model has to be fetched to know it
         return None, error.what
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Annotated, Any, Literal, TypeAlias
 
+from distill_jax.io import values
 from distill_jax.io.errors import UserError, near
 from distill_jax.io.values import Check, ModelName, Name, Size
 from distill_jax.models.encoder_sizes import check_choice
@@ -43,21 +44,42 @@ def known_dtype(dtype: str) -> str | None:
 
 
 def known_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a student's spec as they were given.
+    """Fields of a student's spec, as they were given or as their types.
 
     Raises:
-        UserError: a name that no kind of student has.
+        UserError: a name that no kind of student has, or a value that is none for it.
     """
+    known = spec_fields()
     for name in options:
-        known = spec_fields()
         if name not in known:
             raise UserError(
                 f"{name!r} is not a field of a student{near(str(name), known)}",
                 f"one of {', '.join(sorted(known))}",
             )
-    return options
+    return {name: _option(name, v, known[name]) for name, v in options.items()}
 
 
+def _option(name: str, value: Any, kinds: list[Any]) -> Any:
+    needed = []
+    for kind in kinds:
+        try:
+            found = values.read(value, kind)
+        except values.Mismatch as error:
+            needed.append(str(error))
+            continue
+        least = 1 if name in _COUNTED else 0
+        if type(found) is int and found < least:
+            needed.append(f"a number from {least}")
+            continue
+        return found
+    wanted = " or ".join(dict.fromkeys(needed))
+    raise UserError(f"{name} is {values.shown(value)}: needed is {wanted}", "change it")
+
+
+_COUNTED = (
+    "query_length", "doc_length", "length", "dim", "projection", "truncate_dim",
+    "passages", "layers", "encoder_layers", "decoder_layers",
+)  # fmt: skip
 Options: TypeAlias = Annotated[dict[str, Any], Check(known_options)]
 Kind: TypeAlias = Annotated[str, Check(known_kind)]
 Dtype: TypeAlias = Annotated[str, Check(known_dtype)]

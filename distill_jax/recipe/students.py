@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 
-from distill_jax.io.errors import UserError
+from distill_jax.io.errors import UserError, near
 from distill_jax.io.values import Check, Count, ModelName, Range, Rate, Size
 from distill_jax.models import encoder_sizes
 from distill_jax.models.pretrained import Pretrained, initial_params
@@ -150,6 +150,12 @@ class Student:
         """
         cls, fields = spec_class(self.kind or "reranker"), self._fields
         is_t5 = self.backbone.startswith("t5:")
+        known = {field.name for field in dataclasses.fields(cls)} | {"dtype"}
+        for name in {*fields} - known:
+            raise UserError(
+                f"a {cls.kind} has no field {name!r}{near(name, known)}",
+                "leave it out of the options",
+            )
         if "dtype" in fields:
             changes["dtype"] = fields.pop("dtype")
         if is_t5 and cls.vectors is not None:

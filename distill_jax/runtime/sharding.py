@@ -91,6 +91,8 @@ def make_mesh(spec: str | None = None, devices: Any = None) -> Mesh:
                 f"mesh axis {name!r} in {spec!r} is not known{near(name, AXES)}",
                 "write it as in 'data=4,model=2'; the axes are data, fsdp, model",
             )
+        if name in sizes:
+            raise UserError(f"mesh axis {name!r} is given twice in {spec!r}")
         if not size.isdigit() or int(size) < 1:
             raise UserError(f"mesh axis {part!r} needs a size of at least 1")
         sizes[name] = int(size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from distill_jax.io.errors import UserError, near
+from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.pretrained import (
     Pretrained,
     abstract_params,
@@ -75,12 +77,16 @@ def spec_class(kind: str) -> Any:
     return getattr(module, KINDS[kind])
 
 
-def spec_fields() -> set[str]:
-    """What can be set of a student of any kind, or of its backbone."""
-    own = {
-        field.name for kind in KINDS for field in dataclasses.fields(spec_class(kind))
-    }
-    return (own - {"backbone"}) | {*_BACKBONE_FIELDS, *_DEPTHS}
+def spec_fields() -> dict[str, list[Any]]:
+    """What can be set of a student of any kind, or of its backbone, with its types."""
+    found: dict[str, list[Any]] = {name: [int] for name in _DEPTHS}
+    for cls in (*map(spec_class, KINDS), BertSizes, T5Sizes):
+        known = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            own = cls not in (BertSizes, T5Sizes) or field.name in _BACKBONE_FIELDS
+            if own and field.name != "backbone":
+                found.setdefault(field.name, []).append(known[field.name])
+    return found
 
 
 def assemble(
