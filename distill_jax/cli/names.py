@@ -41,7 +41,8 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         ),
         "COLLECTIONS": Name(
             "Collections of a table.",
-            "a list of what COLLECTION takes, qrels:FILE, dl, beir, cqadupstack, lotte",
+            "a list of what COLLECTION takes, qrels:FILE, dl, beir, cqadupstack, "
+            "lotte, tirex",
         ),
         "SEED": Name("Seed of everything that is drawn at random.", "a whole number"),
         "MESH": Name(

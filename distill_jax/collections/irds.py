@@ -58,16 +58,20 @@ def docs(where: str) -> Collection:
         UserError: as ``load``.
     """
     ir_datasets, name = _library(), where.strip("/")
-    try:
-        dataset = ir_datasets.load(name)
-    except KeyError:
-        raise UserError(
-            f"irds:{name}: ir_datasets has no such set"
-            + near(name, _names(ir_datasets)),
-            "see https://ir-datasets.com for the names",
-        ) from None
-    with _told(name):
-        return in_memory(*_docs(dataset, name), name)
+    known = _names(ir_datasets)
+    # The splits of a set have its documents, where the set itself has no entry.
+    for entry in (name, *(f"{name}/{part}" for part in _below(known, name))):
+        try:
+            dataset = ir_datasets.load(entry)
+        except KeyError:
+            continue
+        if dataset.has("docs"):
+            with _told(name):
+                return in_memory(*_docs(dataset, name), name)
+    raise UserError(
+        f"irds:{name}: ir_datasets has no such set" + near(name, known),
+        "see https://ir-datasets.com for the names",
+    )
 
 
 def _library() -> Any:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distill_jax import report
+from distill_jax.collections.groups import GROUPS
 from distill_jax.collections.qrels import Qrels
 from distill_jax.evaluation.measures import evaluate_queries, measured_names
 from distill_jax.io.errors import UserError, near
@@ -37,35 +38,6 @@ from distill_jax.workspace.console import say
 from distill_jax.workspace.context import Workspace, open_workspace
 from distill_jax.workspace.dependencies import dependencies
 from distill_jax.workspace.describe import describe
-
-_FORUMS = (
-    "android", "english", "gaming", "gis", "mathematica", "physics", "programmers",
-    "stats", "tex", "unix", "webmasters", "wordpress",
-)  # fmt: skip
-CQADUPSTACK = tuple(f"irds:beir/cqadupstack/{forum}" for forum in _FORUMS)
-GROUPS: Mapping[str, tuple[Any, ...]] = {
-    "dl": (
-        "irds:msmarco-passage/trec-dl-2019/judged",
-        "irds:msmarco-passage/trec-dl-2020/judged",
-    ),
-    "cqadupstack": (("cqadupstack", CQADUPSTACK),),
-    # BEIR's sets that anybody may download; bioasq, signal1m and trec-news come
-    # from their owners, and are then beir:PATH.
-    "beir": (
-        "irds:beir/trec-covid", "irds:beir/nfcorpus", "irds:beir/nq",
-        "irds:beir/hotpotqa", "irds:beir/fiqa", "irds:disks45/nocr/trec-robust-2004",
-        "irds:beir/arguana", "irds:beir/webis-touche2020/v2",
-        ("cqadupstack", CQADUPSTACK), "irds:beir/quora", "irds:beir/dbpedia-entity",
-        "irds:beir/scidocs", "irds:beir/fever", "irds:beir/climate-fever",
-        "irds:beir/scifact",
-    ),
-    "lotte": tuple(
-        f"irds:lotte/{topic}/test/{kind}"
-        for topic in ("lifestyle", "recreation", "science", "technology", "writing")
-        for kind in ("search", "forum")
-    ),
-}  # fmt: skip
-"""Names that stand for several collections; a pair is a mean over its sets."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

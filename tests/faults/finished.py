@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -99,6 +99,38 @@ def read_again(folder: Path) -> list[Path]:
         if not {"checkpoints", "tensorboard"} & set(name.parts)
         and not name.name.startswith(".")
     ]
+
+
+def damages(kept: Path, kinds: Iterable[str]) -> Iterator[tuple[Path, str]]:
+    """Each file of a finished folder with each kind of damage that it may suffer.
+
+    A record with sizes and sums treats its files alike: of them the first suffers
+    every kind, and the others the first kind, which leaves their size as it is.
+    """
+    kinds, seen = tuple(kinds), set()
+    records = recorded(kept)
+    for name in read_again(kept):
+        record = records.get(name)
+        for how in kinds if record is None or record not in seen else kinds[:1]:
+            yield name, how
+        seen.add(record)
+
+
+def recorded(folder: Path) -> dict[Path, Path]:
+    """The record that holds a file's size and sum, for the files that have one."""
+    found: dict[Path, Path] = {}
+    for path in folder.rglob("*.json"):
+        try:
+            record = json.loads(path.read_bytes())
+        except ValueError:
+            continue
+        if not isinstance(record, dict):
+            continue
+        for key, place in (("files", path.parent), ("beside", path.parent.parent)):
+            sums = record.get(key)
+            for name in sums if isinstance(sums, dict) else ():
+                found[(place / name).relative_to(folder)] = path
+    return found
 
 
 @contextlib.contextmanager

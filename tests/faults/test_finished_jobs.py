@@ -76,19 +76,18 @@ def swept(name: str, folder, toy: str, llm, damage: tuple[str, ...]) -> int:
     assert finished.results(place) == whole
     finished.restore(place, kept)
     faults, count = [], 0
-    for path in finished.read_again(kept):
-        for how in damage:
-            with finished.damaged(place, kept, path, how) as changed:
-                if not changed:
-                    continue
-                count += 1
-                found = finished.run(argv)
-                told = found.err.strip().splitlines()
-                if found.status == 0 and finished.results(place) == whole:
-                    continue
-                named = any(path.name in line for line in told)
-                if not (found.status == 2 and len(told) == 2 and named):
-                    faults.append((str(path), how, found.status, found.err[-300:]))
+    for path, how in finished.damages(kept, damage):
+        with finished.damaged(place, kept, path, how) as changed:
+            if not changed:
+                continue
+            count += 1
+            found = finished.run(argv)
+            told = found.err.strip().splitlines()
+            if found.status == 0 and finished.results(place) == whole:
+                continue
+            named = any(path.name in line for line in told)
+            if not (found.status == 2 and len(told) == 2 and named):
+                faults.append((str(path), how, found.status, found.err[-300:]))
     assert not faults
     return count
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from distill_jax.collections.collection import Queries
+from distill_jax.collections.groups import GROUPS
 from distill_jax.collections.qrels import Qrels
 from distill_jax.io.errors import UserError
 from distill_jax.io.reading import read_record
-from distill_jax.jobs.tables import GROUPS, Tables, short, system_name
+from distill_jax.jobs.tables import Tables, short, system_name
 from distill_jax.recipe import questions
 from distill_jax.recipe.candidates import BM25, Context, InRounds, Shared, WithJudged
 from distill_jax.report.grid import significance, table_of
