@@ -21,7 +21,7 @@ from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.losses import Listwise, softmax_cross_entropy
 from distill_jax.recipe.candidates import BM25, Context
 from distill_jax.recipe.examples import FromQrels
-from distill_jax.recipe.fitting import make_featurizer
+from distill_jax.recipe.materials import make_featurizer
 from distill_jax.recipe.students import Student
 from distill_jax.runtime.sharding import make_mesh
 from distill_jax.training.loop import Fit

@@ -40,9 +40,21 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "csv:PATH, jsonl:PATH, parquet:PATH",
         ),
         "COLLECTIONS": Name(
-            "Collections of a table.",
-            "a list of what COLLECTION takes, qrels:FILE, dl, beir, cqadupstack, "
-            "lotte, tirex",
+            "Collections that one student learns from; tables.gin: those of a table.",
+            "a list of what COLLECTION takes; tables.gin: also qrels:FILE, dl, beir, "
+            "cqadupstack, lotte, tirex",
+        ),
+        "BUDGET": Name(
+            "Bytes of the index and time of a query: the best within it is named.",
+            "'50 MB, 5 ms', one of the two, None",
+        ),
+        "RATES": Name(
+            "How often a batch is of which of COLLECTIONS; () is by numbers of lists.",
+            "a list of numbers, one a collection",
+        ),
+        "MIXING_TEMPERATURE": Name(
+            "Flattens rates by numbers of lists: 1 keeps them, large is all alike.",
+            "a number above 0",
         ),
         "SEED": Name("Seed of everything that is drawn at random.", "a whole number"),
         "MESH": Name(

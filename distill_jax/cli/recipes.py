@@ -138,6 +138,15 @@ def bindings(flags: Flags, parsed: Sequence) -> list[str]:
             )
         macros[name] = value
         lines.append(f"{name} = {literal(value)}")
+    given = dict(flags.bindings)
+    if given.get("COLLECTIONS") and macros.get("COLLECTION") is not None:
+        if "COLLECTION" in given:
+            raise UserError(
+                "both COLLECTION and COLLECTIONS are given",
+                "give COLLECTION for one collection, COLLECTIONS for several",
+            )
+        macros["COLLECTION"] = None
+        lines.append("COLLECTION = None")
     missing = sorted(name for name, value in macros.items() if value == REQUIRED)
     if missing:
         raise UserError(

@@ -17,18 +17,18 @@ import jax
 from distill_jax.collections.schemes import load_collection
 from distill_jax.io.errors import UserError
 from distill_jax.io.values import Name, NotNegative, Rate, Seed, Share, Size, UserPath
-from distill_jax.jobs import elsewhere, reporting, unjudged
+from distill_jax.jobs import budget, elsewhere, several, unjudged
+from distill_jax.jobs.budget import BudgetText
 from distill_jax.jobs.export import AUTO, Format, exported
 from distill_jax.jobs.names import CollectionName, Measure, Measures
 from distill_jax.jobs.plan import plan
-from distill_jax.jobs.rankings import Rankings
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe.candidates import Source
 from distill_jax.recipe.fitting import Stopped
+from distill_jax.recipe.materials import Mixing
 from distill_jax.recipe.models import Models
 from distill_jax.recipe.stage import Stage, StageResult, run_stage
 from distill_jax.recipe.students import Student
-from distill_jax.runs.run import Run
 from distill_jax.runtime import sharding
 from distill_jax.workspace import cached_step, compact, ranking
 from distill_jax.workspace.console import say
@@ -41,7 +41,10 @@ class Distill:
 
     Attributes:
         directory: ``MODEL_DIR``; it holds all files of the job.
-        collection: see ``ir.load_collection``.
+        collection: see ``collections.schemes.load_collection``.
+        collections: in place of ``collection``, several: one student learns from all of
+            them, and early stopping and rounds look at the mean over them.
+        mixing: how often a batch is of which of them.
         student: what the first stage starts from.
         stages: in sequence; each starts from the student of the one before, unless it
             names another.
@@ -67,6 +70,8 @@ class Distill:
         most_risk: scores are calibrated on judged dev queries, and the threshold is
             suggested at which this share of first documents is not relevant; it is
             exported with them. None calibrates nothing.
+        budget: e.g. "50 MB, 5 ms": the best form of a dual encoder's vectors within it
+            is named, see ``jobs.budget``; None for none.
         export: a format of ``export.write``, "auto" for the student's own, None for
             none.
         mesh: e.g. "data=4,model=2"; None puts all devices on the data axis.
@@ -80,9 +85,11 @@ class Distill:
     """
 
     directory: UserPath
-    collection: CollectionName
+    collection: CollectionName | None = None
     student: Student
     stages: tuple[Stage, ...]
+    collections: tuple[CollectionName, ...] = ()
+    mixing: Mixing = dataclasses.field(default_factory=Mixing)
     rounds: Size = 1
     seed: Seed = 0
     mesh: Name | None = None
@@ -98,6 +105,7 @@ class Distill:
     beside: dict[str, Any] = dataclasses.field(default_factory=dict)
     elsewhere: tuple[CollectionName, ...] = ()
     most_risk: Share | None = None
+    budget: BudgetText | None = None
     export: Format | None = AUTO
     dev_share: Rate = 0.1
     test_split: Name = "test"
@@ -123,58 +131,64 @@ class Distill:
         started = time.monotonic()
         directory = Path(self.directory)
         directory.mkdir(parents=True, exist_ok=True)
-        workspace = self.workspace()
+        jobs = several.jobs_of(self)
+        workspaces = [job.workspace() for job in jobs]
         if config and jax.process_index() == 0:
             (directory / "config.gin").write_text(config, encoding="utf-8")
-        models = Models(self, workspace)
+        models = Models(self, workspaces[0])
         student = models.initial()
         self._check_trainable(student)
         compact.check(student, self.compact)
-        known = self._elsewhere(student, "before", workspace)
-        rankings = Rankings(self, workspace, models)
-        table = reporting.Table(self, workspace, command=command, started=started)
-        first = rankings.first_stage(student)
-        table.add("first_stage", first)
-        table.add("before", rankings.of(student, "before", first))
-        if (sentence := rankings.lead(student)) is not None:
-            say(sentence)
-            table.notices.append(sentence)
-        rankings.add(table, "before", student)
+        if self.budget is not None:
+            compact.check(student, compact.FORMS)
+        known = self._elsewhere(student, "before", workspaces[0])
+        parts = [
+            several.Part.begin(
+                job, workspace, models, student, command=command, started=started
+            )
+            for job, workspace in zip(jobs, workspaces, strict=True)
+        ]
         try:
-            best = self._rounds(student, rankings, table, first)
+            best = self._rounds(student, parts, models)
         except Stopped as stopped:
             say("stopped; the same command goes on from here")
             return stopped.status
-        rankings.add(table, "after", best.student)
-        rankings.add_second(table, student, best.student)
-        if not len(workspace.judged.qrels):
-            rankings.add_teacher(table, student)
-        others = self._elsewhere(best.student, "after", workspace)
+        after, table = best[0].student, parts[0].table
+        for part in parts:
+            part.end(student, after)
+        if self.budget is not None:
+            for sentence in budget.sentences(
+                after, workspaces[0], self.budget, self.measures[0], self.depth
+            ):
+                parts[0].note(sentence)
+        others = self._elsewhere(after, "after", workspaces[0])
         table.elsewhere = elsewhere.compared(known, others, self.measures[0])
-        table.calibration = rankings.calibration(best.student)
         if jax.process_index() == 0:
-            self._keep(best)
+            self._keep(after)
             export = exported(
-                best.student,
-                workspace,
+                after,
+                workspaces[0],
                 self.export,
-                table.means(),
+                several.means(parts),
                 directory,
                 table.calibration,
             )
-            table.finish(best, export=export)
+            if len(parts) == 1:
+                table.finish(best[0], export=export)
+            else:
+                several.publish(self, parts, best, export, command)
         return 0
 
-    def _keep(self, best: StageResult) -> None:
+    def _keep(self, student: Pretrained) -> None:
         """Writes ``student/``, unless the training of one stage put just that there.
 
         It may have put another: the base is kept, or a stage changed what it trained.
         """
         folder = Path(self.directory) / "student"
         trained = cached_step.record_of(folder) is not None
-        if trained and Pretrained.read(folder).digest == best.student.digest:
+        if trained and Pretrained.read(folder).digest == student.digest:
             return
-        cached_step.replace(folder, best.student.save)
+        cached_step.replace(folder, student.save)
 
     def workspace(self) -> Workspace:
         workspace = open_workspace(
@@ -215,76 +229,88 @@ class Distill:
 
     def plan(self) -> int:
         """Sizes, steps, shapes, memory and cost, without training."""
-        return plan(self)
+        known: dict[str, Any] = {}
+        for job in several.jobs_of(self):
+            if self.collections:
+                print(f"\n== {job.collection} (one training learns from all)")
+            plan(job, known)
+        return 0
 
     def _rounds(
-        self,
-        student: Pretrained,
-        rankings: Rankings,
-        table: reporting.Table,
-        first: Run,
-    ) -> StageResult:
-        workspace, models = rankings.workspace, rankings.models
-        best: StageResult | None = None
-        best_value, best_row = -float("inf"), "after"
-        if self.keep_base and rankings.judges_dev:
-            best_value, best_row = rankings.dev_value(student, 0), "before"
-            best = StageResult(
-                name="before",
-                directory=Path(self.directory),
-                student=student,
-                fit={},
-                made={},
+        self, student: Pretrained, parts: list[several.Part], models: Models
+    ) -> list[StageResult]:
+        """The best round's results, one a collection."""
+        best: list[StageResult] = []
+        best_value, best_row, best_round = -float("inf"), "after", 1
+        judges_dev = any(part.rankings.judges_dev for part in parts)
+        if self.keep_base and judges_dev:
+            best_value, best_row = several.dev_value(parts, student, 0), "before"
+            best = [
+                StageResult(
+                    name="before",
+                    directory=Path(part.job.directory),
+                    student=student,
+                    fit={},
+                    made={},
+                )
+                for part in parts
+            ]
+            best_round = 0
+        if self.stop_measure and self.rounds > 1 and not judges_dev:
+            self._note(
+                parts,
+                "no dev query is judged: all rounds are run, the last round is kept",
             )
-            table.best_round = 0
-        if self.stop_measure and self.rounds > 1 and not rankings.judges_dev:
-            sentence = (
-                "no dev query is judged: all rounds are run, the last round is kept"
-            )
-            say(sentence)
-            table.notices.append(sentence)
         for number in range(1, self.rounds + 1):
-            trip = None
+            trips: list[StageResult] = []
             for stage in self.stages:
                 if stage.student is not None:
                     student = models.made(stage.student)
                 place = self.place(number, stage)
                 if place != Path(self.directory):
                     say(f"round {number} of {self.rounds}: stage {stage.name}")
-                trip = run_stage(stage, student, workspace, place, models.load, number)
-                models.trained[stage.name], student = trip, trip.student
-                table.trips.append((number, trip))
+                places = [(p.workspace, p.job.place(number, stage)) for p in parts]
+                trips = run_stage(
+                    stage, student, places, place, models.load, number, self.mixing
+                )
+                student = trips[0].student
+                models.trained[stage.name] = dataclasses.replace(
+                    trips[0], directory=place
+                )
                 name = self.row(number, stage)
-                run = rankings.of(student, name, first, place)
-                table.add(name, run, round_number=number)
-            assert trip is not None
+                for part, trip in zip(parts, trips, strict=True):
+                    part.table.trips.append((number, trip))
+                    run = part.rankings.of(student, name, part.first, trip.directory)
+                    part.table.add(name, run, round_number=number)
+            assert trips
             row = self.row(number, self.stages[-1])
-            value = rankings.dev_value(student, number)
-            if best is None or not rankings.judges_dev or value > best_value:
+            value = several.dev_value(parts, student, number)
+            if not best or not judges_dev or value > best_value:
                 gain = value - best_value
-                best, best_value, table.best_round = trip, value, number
-                best_row = row
-                if rankings.judges_dev and number > 1 and gain <= self.min_gain:
+                best, best_value, best_round, best_row = trips, value, number, row
+                if judges_dev and number > 1 and gain <= self.min_gain:
                     say(f"round {number} gained {gain:+.4f}: no further round")
                     break
-            elif rankings.judges_dev:
-                better = f"round {table.best_round}" if table.best_round else "before"
+            elif judges_dev:
+                better = f"round {best_round}" if best_round else "before"
                 say(f"round {number} is no better than {better}: stop")
                 break
-        assert best is not None
-        if best_row != "after":
-            table.add("after", table.runs[best_row])
-        if best.name == "before" and not best.made:
-            self._say_kept(table)
+        for part in parts:
+            part.table.best_round = best_round
+            if best_row != "after":
+                part.table.add("after", part.table.runs[best_row])
+        if best[0].name == "before" and not best[0].made:
+            self._note(
+                parts,
+                f"training gained nothing on dev queries ({self.stop_measure}): the "
+                "model that the job started from is kept",
+            )
         return best
 
-    def _say_kept(self, table: reporting.Table) -> None:
-        sentence = (
-            f"training gained nothing on dev queries ({self.stop_measure}): the model "
-            "that the job started from is kept"
-        )
+    def _note(self, parts: list[several.Part], sentence: str) -> None:
         say(sentence)
-        table.notices.append(sentence)
+        for part in parts:
+            part.table.notices.append(sentence)
 
     def row(self, number: int, stage: Stage) -> str:
         """Name of a stage's row in the table; of one round the last is ``after``."""

@@ -77,8 +77,12 @@ class Table:
             for name, found in self.values.items()
         }
 
-    def finish(self, best: Any, export: dict | None) -> None:
-        """Writes every form of the report, and prints the table with its verdict."""
+    def finish(self, best: Any, export: dict | None, shown: bool = True) -> None:
+        """Writes every form of the report, and prints the table with its verdict.
+
+        Args:
+            shown: False writes alone.
+        """
         for _, trip in self.trips:
             cached_step.check(trip.directory)
         directory = Path(self.job.directory)
@@ -116,6 +120,8 @@ class Table:
         data = {name: value for name, value in data.items() if value not in (None, {})}
         logs = [trip.directory / "metrics.jsonl" for _, trip in self.trips]
         page = report.publish(directory, data, logs)
+        if not shown:
+            return
         print(report.summary(data), flush=True)
         print(f"report: {page}")
         if export is not None:

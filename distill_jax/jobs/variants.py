@@ -19,6 +19,8 @@ from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import atomic_write
 from distill_jax.io.reading import read_json
 from distill_jax.io.values import UserPath
+from distill_jax.jobs import budget
+from distill_jax.jobs.budget import BudgetText
 from distill_jax.jobs.compare import facts_of
 from distill_jax.jobs.distill import Distill
 from distill_jax.jobs.plan import plan
@@ -44,6 +46,7 @@ class Variants:
         rows: names of the rows to compute; None computes all.
         each_other: tests every pair of rows, not only each against the first.
         timed: loads each student to measure its speed and its index.
+        budget: e.g. "50 MB, 5 ms": names the best row within it, see ``jobs.budget``.
         paper: its figures are shown beside the rows that they belong to.
         build: gives a row's job, its gin text and the user's names that it does not
             read; set by what reads the recipe.
@@ -56,11 +59,19 @@ class Variants:
     rows: tuple[str, ...] | None = None
     each_other: bool = False
     timed: bool = True
+    budget: BudgetText | None = None
     paper: str | None = None
     build: Callable[[Changes], tuple[Any, str, Set[str]]] | None = dataclasses.field(
         default=None, repr=False
     )
     figures: Mapping[Any, str] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.job.collections:
+            raise UserError(
+                "rows are compared on one collection, and COLLECTIONS are several",
+                "give COLLECTION, or a recipe without rows",
+            )
 
     def __call__(self, *, config: str = "", command: str = "") -> int:
         """Runs the rows that are not finished; returns the exit status."""
@@ -194,6 +205,8 @@ class Variants:
             },
             "again": command,
         }
+        if self.budget is not None:
+            data["notices"] = [*data.get("notices", ()), *self._within(data, measure)]
         page = report.publish(directory, data)
         print(report.summary(data))
         heads = list(dict.fromkeys(k for row in data["systems"].values() for k in row))
@@ -207,6 +220,26 @@ class Variants:
 
     def _facts(self, job: Distill, workspace: Workspace | None) -> dict[str, Any]:
         return {} if workspace is None else facts_of(Path(job.directory), workspace)
+
+    def _within(self, data: Mapping[str, Any], measure: str) -> list[str]:
+        """Which row fits the budget best, and why. A reranker keeps no vectors."""
+        assert self.budget is not None
+        options = [
+            budget.Option(
+                name,
+                facts.get("index_bytes", 0),
+                1e3 / facts["queries_per_second"],
+                data["measures"][name][measure],
+            )
+            for name, facts in data["systems"].items()
+            if "queries_per_second" in facts and name in data["measures"]
+        ]
+        of = f"{measure} on the test queries"
+        within = budget.Budget.parse(self.budget)
+        told = budget.pick(options, within, self.budget, of)[1]
+        for sentence in told:
+            say(sentence)
+        return told
 
     def _write_tables(self, directory: Path, data: dict, changes: Mapping) -> None:
         baseline, primary = data["baseline"], data["primary"]

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from distill_jax.inputs.feed import Featurizer, Feed
-from distill_jax.inputs.streams import ArrayStream, SeqioStream
-from distill_jax.inputs.vectors import VectorFeaturizer
 from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import digest
 from distill_jax.io.fingerprint import free_names
@@ -22,8 +20,16 @@ from distill_jax.lists.lists import Lists
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import averaging, query_adapter, query_side, selection
 from distill_jax.recipe.candidates import Context
+from distill_jax.recipe.materials import (
+    Material,
+    Mixing,
+    cut,
+    evaluation,
+    frozen_vectors,
+    on_vectors,
+)
 from distill_jax.recipe.students import trained_dtype
-from distill_jax.recipe.training import Training, known_stream
+from distill_jax.recipe.training import Training
 from distill_jax.training.loop import Fit, FitResult
 from distill_jax.weights import peft
 from distill_jax.workspace import cached_step
@@ -54,22 +60,44 @@ def train(
         vectors: float[M, E] that the lists' ``doc_rows`` are rows of, in place of the
             collection: constants that the student's vectors of the queries meet.
     """
+    material = Material(lists=lists, context=context, vectors=vectors)
+    return train_on(training, [material], student, context.directory)
+
+
+def train_on(
+    training: Training,
+    materials: Sequence[Material],
+    student: Pretrained,
+    directory: Path,
+    *,
+    mixing: Mixing | None = None,
+) -> tuple[Pretrained, dict]:
+    """Trains on the lists of one collection or several; a batch is of one of them.
+
+    Args:
+        directory: of the training.
+        mixing: of several; None is ``Mixing()``.
+    """
+    mixing = mixing or Mixing()
     trained_dtype(student.spec.backbone.dtype)
-    directory = context.directory
     settings = describe(dataclasses.replace(training, objective=None))
     settings |= {
         "objective": describe(training.objective),
-        "seed": context.workspace.seed,
+        "seed": materials[0].context.workspace.seed,
     }
-    inputs = {"lists": lists.digest, "student": student.digest}
-    if vectors is not None:
-        inputs["vectors"] = query_side.vectors_digest(vectors)
+    digests = [material.lists.digest for material in materials]
+    inputs: dict[str, Any] = {"lists": digests[0], "student": student.digest}
+    if len(materials) > 1:
+        inputs["lists"] = digest(*digests)
+        settings["mixing"] = describe(mixing)
+    if materials[0].vectors is not None:
+        inputs["vectors"] = query_side.vectors_digest(materials[0].vectors)
     _refuse_other_settings(directory, inputs, settings, training.may_change)
 
     def make(folder: Path) -> dict:
         write_record(folder / "settings.json", settings)
         result, trained, kept = _fit(
-            training, lists, student, context, settings, vectors
+            training, materials, student, directory, settings, mixing
         )
         if result.interrupted:
             raise Stopped(128 + (result.signal or 0))
@@ -138,67 +166,43 @@ def _refuse_other_settings(
 
 def _fit(
     training: Training,
-    lists: Lists,
+    materials: Sequence[Material],
     student: Pretrained,
-    context: Context,
+    directory: Path,
     settings: dict,
-    vectors: Any,
+    mixing: Mixing,
 ) -> tuple[FitResult, Pretrained, dict]:
     """What training ended with, the student, and facts of what was not trained."""
-    workspace, mesh = context.workspace, context.workspace.mesh
-    whole, frozen, kept = student, None, {}
-    if training.trained != "both" and vectors is None:
-        vectors = frozen = query_side.doc_vectors(whole, context)
-        kept = {"document_vectors": query_side.vectors_digest(frozen)}
-    searcher: Any = None
+    workspace = materials[0].context.workspace
+    whole, kept, searcher = student, {}, None
+    if training.trained != "both" and materials[0].vectors is None:
+        materials, kept = frozen_vectors(materials, whole)
     if training.trained == "query":
         student = query_side.query_tower(whole)
         searcher = functools.partial(query_side.searcher, student)
     elif training.trained == "adapter":
         whole = query_adapter.with_adapter(whole)
-        read = _cut(whole, training)
-        student = query_adapter.on_vectors(read, context, context.queries)
+        materials, student = on_vectors(materials, cut(whole, training))
         searcher = functools.partial(query_adapter.searcher, whole)
         training = dataclasses.replace(training, trainable=query_adapter.TRAINED)
-    ids = context.queries.ids
-    lists, dev = selection.held_out(training, lists, context)
-    steps = training.total(len(lists))
-    featurizer: Any
-    if training.trained == "adapter":
-        featurizer = query_adapter.RowFeaturizer()
-    else:
-        featurizer = make_featurizer(_cut(student, training), context, training.lengths)
-    if vectors is not None:
-        featurizer = VectorFeaturizer(featurizer, vectors, mesh)
-    feed = Feed(
-        lists=lists,
-        featurizer=featurizer,
-        stream=_stream(training.stream),
-        batch_size=training.batch_size,
-        directory=context.directory / "records",
-        seed=workspace.seed,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-    )
-    evaluate = selection.evaluation(
-        training,
-        student,
-        context,
-        featurizer,
-        dev,
-        searcher=None
-        if frozen is None
-        else functools.partial(searcher, vectors=frozen),
+    materials = [material.held_out(training) for material in materials]
+    featurizers = [material.featurizer(training, student) for material in materials]
+    lists = sum(len(material.lists) for material in materials)
+    steps = training.total(lists)
+    feed = mixing.feed(training, materials, featurizers)
+    evaluate = evaluation(
+        training, student, materials, featurizers, searcher if kept else None
     )
     say(
         f"training {student.spec.kind}: {steps} steps of {training.batch_size} lists "
-        f"({len(lists):,} lists, {steps * training.batch_size / len(lists):.1f} epochs)"
+        f"({lists:,} lists, {steps * training.batch_size / lists:.1f} epochs)"
     )
+    ids = materials[0].context.queries.ids
     fit = Fit(
         steps=steps,
-        directory=context.directory,
+        directory=directory,
         optimizer=training.build_optimizer(steps),
-        mesh=mesh,
+        mesh=workspace.mesh,
         seed=workspace.seed,
         chunk=training.chunk,
         micro_batch=training.micro_batch,
@@ -208,14 +212,17 @@ def _fit(
         log_period=training.log_period,
         compile_cache=training.compile_cache,
         loggers=training.loggers,
-        eval_period=selection.period(training, len(lists), steps) if evaluate else None,
+        eval_period=selection.period(training, lists, steps) if evaluate else None,
         eval_first=training.measure_first and evaluate is not None,
         best_measure=training.measure if evaluate else None,
         best_mode="min" if training.measure == "loss" else "max",
         patience=training.patience if evaluate else None,
         config=settings,
         may_change=(*free_names(Training), *training.may_change),
-        query_names=lambda rows: [ids[int(row)] for row in rows],
+        # Of several collections a row number names one query in each.
+        query_names=(lambda rows: [ids[int(row)] for row in rows])
+        if len(materials) == 1
+        else None,
     )
     objective: Any = training.objective
     if hasattr(objective, "over"):
@@ -230,23 +237,16 @@ def _fit(
         kept |= {"averaged": facts}
     if result.adapters and result.finished and jax.process_index() == 0:
         share = facts.get("share", 1.0)
-        folder = context.directory / "student" / "adapter"
+        folder = directory / "student" / "adapter"
         kept |= {"adapter": peft.write(folder, student, result.adapters, share=share)}
     if training.trained == "query":
         trained = query_side.with_query_tower(whole, params)
-        return result, trained.replace(source=str(context.directory)), kept
+        return result, trained.replace(source=str(directory)), kept
     if training.trained == "adapter":
         trained = query_adapter.with_layer(whole, params)
-        return result, trained.replace(source=str(context.directory)), kept
-    trained = student.replace(params=params, source=str(context.directory), fresh=())
+        return result, trained.replace(source=str(directory)), kept
+    trained = student.replace(params=params, source=str(directory), fresh=())
     return result, trained, kept
-
-
-def _cut(student: Pretrained, training: Training) -> Pretrained:
-    """The student as it reads in training."""
-    wanted = {"query_length": training.query_length, "doc_length": training.doc_length}
-    changes = {name: value for name, value in wanted.items() if value is not None}
-    return student.replace(spec=dataclasses.replace(student.spec, **changes))
 
 
 def _whole(leaf: Any) -> Any:
@@ -256,26 +256,3 @@ def _whole(leaf: Any) -> Any:
     from jax.experimental import multihost_utils
 
     return multihost_utils.process_allgather(leaf, tiled=True)
-
-
-def _stream(name: str) -> SeqioStream | ArrayStream:
-    kind, _, task = known_stream(name).partition(":")
-    return SeqioStream(name=task or None) if kind == "seqio" else ArrayStream()
-
-
-def make_featurizer(
-    student: Pretrained, context: Context, lengths: tuple[int, ...]
-) -> Featurizer:
-    """The student's path from row numbers to tokens."""
-    documents, workspace = student.spec.documents, context.workspace
-    pad_id = student.tokenizer.pad_id or 0
-    if not documents:
-        return Featurizer(
-            documents=0,
-            pad_id=pad_id,
-            query=workspace.query_features(student, context.queries),
-            doc=workspace.doc_features(student),
-            buckets=lengths,
-        )
-    pair = workspace.pair_features(student, context.queries)
-    return Featurizer(documents=documents, pad_id=pad_id, pair=pair, buckets=lengths)

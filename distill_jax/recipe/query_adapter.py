@@ -9,7 +9,7 @@ learns holds better for other queries.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -107,6 +107,27 @@ def on_vectors(student: Pretrained, context: Context, queries: Queries) -> Pretr
     )
 
 
+def joined(tables: Sequence[Pretrained]) -> tuple[Pretrained, list[int]]:
+    """Students of ``on_vectors`` as one: the rows of each follow those before.
+
+    Args:
+        tables: of one student and the queries of several collections.
+
+    Returns:
+        The student of all rows, and what is added to the row numbers of each.
+    """
+    words = [each.params["tower"]["encoder"]["embeddings"]["word"] for each in tables]
+    table = np.concatenate([words[0], *(rows[1:] for rows in words[1:])])
+    first = tables[0]
+    tower = first.params["tower"] | {"encoder": {"embeddings": {"word": table}}}
+    spec = dataclasses.replace(first.spec, backbone=sizes_of(*table.shape))
+    counts = [0, *(len(rows) - 1 for rows in words)]
+    return (
+        first.replace(spec=spec, params={"tower": tower}),
+        np.cumsum(counts)[:-1].tolist(),
+    )
+
+
 def with_layer(student: Pretrained, params: dict) -> Pretrained:
     """The student with another last layer of its query tower.
 
@@ -120,14 +141,20 @@ def with_layer(student: Pretrained, params: dict) -> Pretrained:
     return student.replace(params=unflatten(flatten(student.params) | layer))
 
 
+@dataclasses.dataclass(frozen=True)
 class RowFeaturizer:
-    """The queries' side of a featurizer, for a student of ``on_vectors``."""
+    """The queries' side of a featurizer, for a student of ``on_vectors``.
+
+    Attributes:
+        offset: of the collection's rows in the table, see ``joined``.
+    """
+
+    offset: int = 0
 
     def queries(self, rows: dict[str, Any], mine: slice) -> tuple[Any, Targets]:
         """Row numbers from 1 [B, 1], and the targets; lists that pad have 0."""
-        return rows["query_rows"][mine, None].astype(np.int32) + 1, targets_of(
-            rows, mine
-        )
+        at = rows["query_rows"][mine, None].astype(np.int32)
+        return np.where(at < 0, 0, at + 1 + self.offset), targets_of(rows, mine)
 
 
 def searcher(

@@ -82,6 +82,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         "Reader",
         "if_named",
     ),
+    "distill_jax.recipe.materials": ("Mixing",),
     "distill_jax.recipe.pseudo": (
         "OwnElseMade",
         "Titles",

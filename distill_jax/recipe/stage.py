@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from distill_jax.models.pretrained import Pretrained
 from distill_jax.recipe import labelled
 from distill_jax.recipe.candidates import BM25, Context, Filter, Source
 from distill_jax.recipe.examples import Examples, FromTeacher
-from distill_jax.recipe.fitting import train
+from distill_jax.recipe.fitting import train_on
+from distill_jax.recipe.materials import Material, Mixing
 from distill_jax.recipe.queries import QuerySource
 from distill_jax.recipe.queries import Training as TrainingQueries
 from distill_jax.recipe.students import Student
@@ -84,26 +85,52 @@ class StageResult:
 def run_stage(
     stage: Any,
     student: Pretrained,
-    workspace: Workspace,
+    places: Sequence[tuple[Workspace, Path]],
     directory: Path,
     model: Callable[[str], Pretrained],
     round_number: int = 1,
-) -> StageResult:
+    mixing: Mixing | None = None,
+) -> list[StageResult]:
     """Computes what is missing, and trains; resumes wherever it was interrupted.
 
-    A stage of another kind has a ``run`` of its own, with the same arguments.
+    Of several collections each has candidates and lists, and one student learns from
+    all. A stage of another kind has a ``run`` of its own, of one collection.
+
+    Args:
+        places: each collection's workspace, and the folder of its lists.
+        directory: of the training.
+
+    Returns:
+        For each collection its own result; all have the same student.
     """
     if hasattr(stage, "run"):
-        return stage.run(student, workspace, directory, model)
-    context = Context(
-        workspace=workspace,
-        queries=None,  # type: ignore[arg-type]
-        student=student,
-        model=model,
-        directory=directory,
-        round_number=round_number,
-    )
+        ((workspace, _),) = places
+        return [stage.run(student, workspace, directory, model)]
     stage = without_unread_pairs(stage)
+    materials, facts = [], []
+    for workspace, folder in places:
+        context = Context(
+            workspace=workspace,
+            queries=None,  # type: ignore[arg-type]
+            student=student,
+            model=model,
+            directory=folder,
+            round_number=round_number,
+        )
+        material, made = _material(stage, context)
+        materials.append(material)
+        facts.append(made)
+    trained, fit = train_on(
+        stage.training, materials, student, directory, mixing=mixing
+    )
+    return [
+        StageResult(name=stage.name, directory=folder, student=trained, fit=fit, made=m)
+        for (_, folder), m in zip(places, facts, strict=True)
+    ]
+
+
+def _material(stage: Stage, context: Context) -> tuple[Material, dict]:
+    """The lists of a collection, and facts of how they were made."""
     if stage.labels is not None:
         found = labelled.source(stage.labels).open(context)
         context = dataclasses.replace(
@@ -119,11 +146,7 @@ def run_stage(
         context = dataclasses.replace(context, queries=split.queries, qrels=split.qrels)
         run, made = _candidates(stage, context)
     lists, facts = _lists(stage, context, run)
-    made = {"candidates": made, "lists": facts}
-    trained, fit = train(stage.training, lists, student, context)
-    return StageResult(
-        name=stage.name, directory=directory, student=trained, fit=fit, made=made
-    )
+    return Material(lists=lists, context=context), {"candidates": made, "lists": facts}
 
 
 def without_unread_pairs(stage: Stage) -> Stage:

@@ -8,7 +8,7 @@ documents' int8 (Yamada et al. 2021; Shakir et al. 2024). Documents are encoded 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,20 @@ def name_of(form: str | int) -> str:
     return f"{form} dimensions" if isinstance(form, int) else str(form)
 
 
+def size_of(form: str | int | None, width: int) -> int:
+    """Bytes of a document's vector in a form; None is float32 of all dimensions."""
+    if form is None or isinstance(form, int):
+        return 4 * (form or width)
+    signs, codes = -(-width // 8), width + 4
+    return {"int8": codes, "binary": signs, "rescored": signs + codes}[form]
+
+
 def bytes_of(form: str | int, width: int) -> str:
     """What a document's vector takes in a form, beside float32 of all dimensions."""
-    signs, codes = -(-width // 8), width + 4
-    found = {"int8": f"{codes:,}", "binary": f"{signs:,}"}
-    found["rescored"] = f"{signs:,} searched and {codes:,} read for the first"
-    size = found[form] if isinstance(form, str) else f"{4 * form:,}"
+    size = f"{size_of(form, width):,}"
+    if form == "rescored":
+        signs, codes = (size_of(part, width) for part in ("binary", "int8"))
+        size = f"{signs:,} searched and {codes:,} read for the first"
     return f"{name_of(form)}: {size} bytes a document instead of {4 * width:,}"
 
 
@@ -90,47 +98,62 @@ def search(
     features = workspace.query_features(model, queries)
     encoded = encode_all(model, "query", features, rows, mesh=workspace.mesh)
     docs = corpus_vectors(model, workspace, directory)
-    unit = model.spec.normalise or model.spec.similarity == "cosine"
     found = {}
     for form in forms:
-        run = _search(encoded, docs, form, unit, depth, workspace)
+        run = searcher(model, docs, form, depth, workspace)(encoded)
         found[name_of(form)] = Run(
             tuple(queries.ids), run.rows, run.scores, workspace.collection.ids
         )
     return found
 
 
-def _search(
-    queries: np.ndarray,
+def searcher(
+    model: Pretrained,
     docs: Any,
-    form: str | int,
-    unit: bool,
+    form: str | int | None,
     depth: int,
     workspace: Workspace,
-) -> Run:
+) -> Callable[[np.ndarray], Run]:
+    """From vectors of queries, float[Q, D], to the first documents by a form.
+
+    Args:
+        docs: float[M, D] vectors of the collection; the index is built once.
+        form: None is float32 of all dimensions.
+    """
     from distill_jax.retrieval import Exact
 
-    def nearest(queries: np.ndarray, docs: Any, k: int, similarity: str = "dot") -> Run:
+    unit = model.spec.normalise or model.spec.similarity == "cosine"
+
+    def index(docs: Any, similarity: str = "dot") -> Exact:
         ids = workspace.collection.ids
-        index = Exact.build(
+        return Exact.build(
             docs, doc_ids=ids, similarity=similarity, mesh=workspace.mesh
         )
-        return index.search(queries, k)
 
-    if isinstance(form, int):
+    if form is None or isinstance(form, int):
         similarity = "cosine" if unit else "dot"
-        return nearest(queries[:, :form], np.asarray(docs[:, :form]), depth, similarity)
+        exact = index(np.asarray(docs[:, :form]), similarity)
+        return lambda queries: exact.search(queries[:, :form], depth)
     codes = QuantisedVectors(*quantise(np.asarray(docs)))
     if form == "int8":
-        return nearest(queries, codes, depth)
-    signs = QuantisedVectors(_signs(docs), np.ones(len(docs), np.float32))
+        exact = index(codes)
+        return lambda queries: exact.search(queries, depth)
+    exact = index(QuantisedVectors(_signs(docs), np.ones(len(docs), np.float32)))
+
+    def by_signs(queries: np.ndarray, k: int) -> Run:
+        return exact.search(_signs(queries).astype(np.float32), k)
+
     if form == "binary":
-        return nearest(_signs(queries).astype(np.float32), signs, depth)
-    some = nearest(_signs(queries).astype(np.float32), signs, OVERSAMPLE * depth)
-    places = np.where(some.where, some.rows, 0)
-    scores = np.stack([codes[place] @ query for place, query in zip(places, queries)])
-    scores = np.where(some.where, scores, -np.inf).astype(np.float32)
-    return Run(some.query_ids, some.rows, scores, some.doc_ids).top(depth)
+        return lambda queries: by_signs(queries, depth)
+
+    def rescored(queries: np.ndarray) -> Run:
+        some = by_signs(queries, OVERSAMPLE * depth)
+        places = np.where(some.where, some.rows, 0)
+        scores = np.stack([codes[at] @ query for at, query in zip(places, queries)])
+        scores = np.where(some.where, scores, -np.inf).astype(np.float32)
+        return Run(some.query_ids, some.rows, scores, some.doc_ids).top(depth)
+
+    return rescored
 
 
 def _signs(vectors: Any) -> np.ndarray:
