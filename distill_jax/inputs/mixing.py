@@ -2,7 +2,7 @@
 
 So negatives of a batch are documents of the query's own collection, and row numbers
 mean what they mean there. Which collection a step draws depends on the seed and the
-step alone: a resumed run goes on with the same batches.
+step alone: a resumed run continues with the same batches.
 """
 
 from __future__ import annotations

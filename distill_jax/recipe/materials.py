@@ -159,7 +159,7 @@ def evaluation(
 
     Args:
         searcher: of ``selection.evaluation`` with ``vectors``; None where documents are
-            encoded anew.
+            encoded again.
     """
     made = [
         selection.evaluation(
