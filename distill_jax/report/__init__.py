@@ -11,11 +11,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from distill_jax.io.files import atomic_write
 from distill_jax.io.reading import write_json
 from distill_jax.report.curves import read_all, read_metrics
 from distill_jax.report.data import compare_systems, examples, funnel
 from distill_jax.report.events import show_report
-from distill_jax.report.html import page, write_report
+from distill_jax.report.html import page
 from distill_jax.report.table import aligned, measures_table, summary
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "publish",
     "read_metrics",
     "summary",
-    "write_report",
 ]
 
 
@@ -47,4 +47,7 @@ def publish(
     write_json(directory / "report.json", dict(data))
     metrics = read_all(logs or [directory / "metrics.jsonl"])
     show_report(directory, data, int(metrics[-1]["step"]) if metrics else 0)
-    return write_report(directory, data, metrics)
+    path = directory / "report.html"
+    with atomic_write(path) as out:
+        out.write(page(data, metrics))
+    return path

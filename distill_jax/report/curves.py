@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_jax.report.plots import lines
+from distill_jax.report.plots import Plot, lines
 
 Series = dict[str, list[tuple[float, float | None]]]
 
@@ -56,7 +56,7 @@ def series(records: Sequence[Mapping[str, Any]]) -> Series:
     return {k: v for k, v in found.items() if any(p[1] is not None for p in v)}
 
 
-def plots(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def plots(records: Sequence[Mapping[str, Any]]) -> list[Plot]:
     """Figures of the log: loss and its parts, learning rate, evaluations, the rest."""
     found = series(records)
     # A loss of one part logs that part, under its own name, with the same values.
@@ -71,49 +71,35 @@ def plots(records: Sequence[Mapping[str, Any]]) -> list[str]:
             found.pop(name)
     losses = {"loss": loss} if loss else {}
     losses |= {k: v for k, v in found.items() if k != "loss" and v != loss}
+    shown = {
+        name.removeprefix("eval/"): evals[name]
+        for name in sorted(evals)
+        if "loss" not in name
+    }
+    few = all(len(points) <= 40 for points in shown.values())
     made = [
         lines(losses, title="Loss and its parts", x="step", y="mean over the batch"),
+        _one("learning rate", rate, "Learning rate", "per step"),
         lines(
-            {"learning rate": rate} if rate else {},
-            title="Learning rate",
+            shown,
+            title="Measures on the dev queries",
             x="step",
-            y="per step",
-            zero=True,
+            y="mean over queries",
+            dots=few,
+        ),
+        _one("gradient norm", norm, "Gradient norm before clipping", "L2 norm"),
+        _one(
+            "spread",
+            spread,
+            "Spread of the student's scores",
+            "deviation within a list, in score units",
         ),
     ]
-    measures = sorted(name for name in evals if "loss" not in name)
-    if measures:
-        shown = {name.removeprefix("eval/"): evals[name] for name in measures}
-        made.append(
-            lines(
-                shown,
-                title="Measures on the dev queries",
-                x="step",
-                y="mean over queries",
-                dots=len(next(iter(shown.values()))) <= 40,
-            )
-        )
-    if norm:
-        made.append(
-            lines(
-                {"gradient norm": norm},
-                title="Gradient norm before clipping",
-                x="step",
-                y="L2 norm",
-                zero=True,
-            )
-        )
-    if spread:
-        made.append(
-            lines(
-                {"spread": spread},
-                title="Spread of the student's scores",
-                x="step",
-                y="deviation within a list, in score units",
-                zero=True,
-            )
-        )
     return [figure for figure in made if figure]
+
+
+def _one(name: str, points: Any, title: str, y: str) -> Plot | None:
+    return lines({name: points or ()}, title=title, x="step", y=y, zero=True)
 
 
 _OTHER = (

@@ -181,6 +181,28 @@ def side_by_side(
     return found
 
 
+def decisive_of(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The comparison that the verdict is about."""
+    wanted = data.get("system"), data.get("primary")
+    for comparison in data.get("significance") or ():
+        named = comparison["system"], comparison["measure"]
+        if named == wanted and is_main(data, comparison):
+            return comparison
+    return None
+
+
+def is_main(data: Mapping[str, Any], comparison: Mapping[str, Any]) -> bool:
+    """Whether a test is against the baseline that the tables name."""
+    named = data.get("baseline") or comparison["baseline"]
+    return comparison["baseline"] == named
+
+
+def is_significant(comparison: Mapping[str, Any] | None) -> bool:
+    """Whether a test, if there is one, finds a difference at the level 0.05 (Holm)."""
+    p = comparison["p_holm"] if comparison else None
+    return p is not None and p < 0.05
+
+
 def funnel(**counts: int) -> list[dict[str, Any]]:
     """Steps of mining with what was left after each, in the order given."""
     return [{"name": k.replace("_", " "), "count": int(v)} for k, v in counts.items()]

@@ -8,27 +8,28 @@ the script, on a phone, in dark and in light, and on paper.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from distill_jax.io.files import atomic_write
-from distill_jax.report import generalisation, sections
-from distill_jax.report.curves import read_metrics
-from distill_jax.report.marks import text
-from distill_jax.report.query_section import queries
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
+from markupsafe import Markup
 
-# (anchor, heading, what makes the section's body; an empty body is left out)
+from distill_jax.evaluation.significance import p_text
+from distill_jax.report import sections
+from distill_jax.report.marks import fixed, number, printable, signed
+
+# (anchor and name of the macro, heading, what the section shows or nothing)
 _SECTIONS = (
     ("measures", "Measures", sections.measures),
-    ("queries", "Query by query", queries),
+    ("queries", "Query by query", sections.queries),
     ("rounds", "Rounds", sections.rounds),
     ("training", "Training", sections.training),
     ("teacher", "Teacher and student", sections.teacher),
-    ("elsewhere", "Elsewhere", generalisation.elsewhere),
-    ("calibration", "What scores mean", generalisation.calibration),
+    ("elsewhere", "Elsewhere", sections.elsewhere),
+    ("calibration", "What scores mean", sections.calibration),
     ("mining", "Candidates", sections.mining),
     ("cost", "Cost and time", sections.cost),
     ("use", "Use it", sections.use),
@@ -36,56 +37,38 @@ _SECTIONS = (
 )
 
 
-def write_report(
-    directory: str | Path,
-    data: Mapping[str, Any],
-    metrics: Sequence[Mapping[str, Any]] | None = None,
-) -> Path:
-    """Writes ``report.html`` into a MODEL_DIR and returns its path.
+def page(data: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The whole page as text.
 
     Args:
-      data: what ``report.data`` describes; every figure on the page comes from it.
-      metrics: records of the training log; those of ``metrics.jsonl`` beside the
-        report, unless given.
+        data: what ``report.data`` describes; every figure on the page comes from it.
+        metrics: records of the training log.
     """
-    directory = Path(directory)
-    if metrics is None:
-        metrics = read_metrics(directory / "metrics.jsonl")
-    path = directory / "report.html"
-    with atomic_write(path) as out:
-        out.write(page(data, metrics))
-    return path
-
-
-def page(data: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The whole page as text."""
     given = {**data, "metrics": metrics}
-    bodies = [
-        (anchor, heading, body)
-        for anchor, heading, make in _SECTIONS
-        if (body := make(given))
-    ]
-    links = "".join(f'<a href="#{anchor}">{h}</a>' for anchor, h, _ in bodies)
-    main = "".join(
-        f'<section id="{anchor}"><h2>{heading}</h2>{body}</section>'
-        for anchor, heading, body in bodies
-    )
+    found = [(anchor, heading, make(given)) for anchor, heading, make in _SECTIONS]
     style, script = _asset("page.css"), _asset("page.js")
-    policy = (
-        "default-src 'none'; style-src 'unsafe-inline';"
-        f" script-src '{_sha256(script)}'; base-uri 'none'; form-action 'none'"
+    return _template().render(
+        head=sections.head(given),
+        sections=[section for section in found if section[2]],
+        style=Markup(style),
+        script=Markup(script),
+        script_digest=_sha256(script),
     )
-    title = text(data.get("title") or "distill_jax report")
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{title}</title>\n<style>{style}</style></head>\n<body>"
-        f"<header>{sections.head(given)}<nav>{links}</nav></header>\n"
-        f"<main>{main}</main>\n<footer>{sections.foot(given)}</footer>\n"
-        f"<script>{script}</script></body></html>\n"
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True,
+        finalize=printable,
+        keep_trailing_newline=True,
+        loader=FunctionLoader(_asset),
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=StrictUndefined,
     )
+    environment.filters.update(fixed=fixed, number=number, p_text=p_text, signed=signed)
+    return environment.get_template("page.html.jinja")
 
 
 def _asset(name: str) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from markupsafe import Markup, escape
 
-def text(value: Any) -> str:
+
+def printable(value: Any) -> Any:
+    """A text without the characters that HTML forbids, escaped or not."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    shown = "".join(c if c >= " " or c in "\t\n" else "\ufffd" for c in value)
+    return shown.encode("utf-8", "replace").decode()
+
+
+def text(value: Any) -> Markup:
     """Anything as text of a page; documents and ids are hostile until escaped."""
-    # Control characters but for blanks are not allowed in HTML, escaped or not.
-    shown = "".join(c if c >= " " or c in "\t\n" else "\ufffd" for c in str(value))
-    shown = shown.encode("utf-8", "replace").decode()
-    return html.escape(shown, quote=True)
+    return escape(printable(str(value)))
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -41,6 +47,11 @@ def number(value: Any, digits: int = 4) -> str:
 def fixed(value: Any, places: int = 4) -> str:
     """A measure: always the same places, so that columns line up."""
     return "\u2013" if value is None else f"{float(value):.{places}f}"
+
+
+def between(bounds: Sequence[float] | None) -> str:
+    """An interval of a measure; "" if there is none."""
+    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
 
 
 def signed(value: float, places: int = 3) -> str:

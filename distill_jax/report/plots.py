@@ -1,4 +1,4 @@
-"""Plots as inline SVG with labels in HTML.
+"""Plots as inline SVG; the page writes their labels.
 
 The marks stretch with the page (``preserveAspectRatio="none"``, strokes that do not
 scale) and the labels are ordinary text beside them: a plot is as sharp and as readable
@@ -8,8 +8,11 @@ The categorical colours are Okabe and Ito's.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup
 
 from distill_jax.report.marks import (
     signed,
@@ -23,6 +26,43 @@ from distill_jax.report.marks import (
 WIDTH, HEIGHT = 1000, 400
 
 Points = Sequence[tuple[float, float | None]]
+Ticks = Sequence[tuple[float, str]]  # (percent of the axis, label)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """A drawing with two axes.
+
+    Attributes:
+        marks: what is inside ``<svg viewBox="0 0 1000 400">``.
+        x, y: labels of the axes, with the unit.
+        x_ticks, y_ticks: from the left and from the top.
+        legend: [(number of the colour, name)].
+        wide: as wide as the page.
+    """
+
+    title: str
+    marks: Markup
+    x: str
+    y: str
+    x_ticks: Ticks
+    y_ticks: Ticks
+    legend: Sequence[tuple[int, str]] = ()
+    wide: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Horizontal marks, a row a name.
+
+    Attributes:
+        rows: [(name, [(class of the mark, its style)], value as it is written)].
+        ticks: of the axis below the rows.
+    """
+
+    title: str
+    rows: Sequence[tuple[str, Sequence[tuple[str, str]], str]]
+    ticks: Ticks = ()
 
 
 def lines(
@@ -33,7 +73,7 @@ def lines(
     y: str,
     dots: bool = False,
     zero: bool = False,
-) -> str:
+) -> Plot | None:
     """Lines over a common x axis; a point whose y is None breaks its line.
 
     Args:
@@ -45,7 +85,7 @@ def lines(
     xs = [p[0] for points in series.values() for p in points]
     ys = [p[1] for points in series.values() for p in points]
     if not xs:
-        return ""
+        return None
     left, right = span(xs, 0.04 if dots else 0.0)
     low, high = span(ys)
     low = min(0.0, low) if zero else low
@@ -76,16 +116,14 @@ def lines(
                 if p is not None
             ]
     x_ticks = [v for v in ticks(left, right, 5) if not dots or v == int(v)]
-    return _figure(
+    return Plot(
         title,
-        "".join(marks),
-        x_ticks=[((v - left) / (right - left), tick_text(v)) for v in x_ticks],
-        y_ticks=[
-            ((high - v) / (high - low), tick_text(v)) for v in ticks(low, high, 4)
-        ],
-        x=x,
-        y=y,
-        legend=list(series) if len(series) > 1 else [],
+        Markup("".join(marks)),
+        x,
+        y,
+        x_ticks=_placed(x_ticks, left, right),
+        y_ticks=_placed(ticks(low, high, 4), high, low),
+        legend=_legend(series),
     )
 
 
@@ -95,11 +133,11 @@ def histograms(
     title: str,
     x: str,
     colour: int = 0,
-) -> str:
+) -> Plot | None:
     """Counts over bins; several share their axes: ``{name: {"edges", "counts"}}``."""
     parts = {name: part for name, part in parts.items() if part.get("counts")}
     if not parts:
-        return ""
+        return None
     left = min(part["edges"][0] for part in parts.values())
     right = max(part["edges"][-1] for part in parts.values())
     right = right if right > left else left + 1
@@ -118,26 +156,23 @@ def histograms(
             path.append(f"L{a:.1f} {top:.1f}L{b:.1f} {top:.1f}")
         path.append(f"L{edges[-1]:.1f} {HEIGHT}Z")
         marks.append(f'<path class="area c{(i + colour) % 6}" d="{"".join(path)}"/>')
-    return _figure(
+    return Plot(
         title,
-        "".join(marks),
-        x_ticks=[
-            ((v - left) / (right - left), tick_text(v)) for v in ticks(left, right)
-        ],
-        y_ticks=[(1 - v / high, f"{100 * v:g}%") for v in ticks(0, high, 4)],
-        x=x,
-        y="share of scores",
-        legend=list(parts) if len(parts) > 1 else [],
-        first=colour,
+        Markup("".join(marks)),
+        x,
+        "share of scores",
+        x_ticks=_placed(ticks(left, right), left, right),
+        y_ticks=[(100 - 100 * v / high, f"{100 * v:g}%") for v in ticks(0, high, 4)],
+        legend=_legend(parts, colour),
     )
 
 
 def differences(
     values: Sequence[tuple[str, float, str | None]], *, title: str, y: str
-) -> str:
+) -> Plot | None:
     """Sorted bars, one a query: (query id, difference, fragment to link to or None)."""
     if not values:
-        return ""
+        return None
     values = sorted(values, key=lambda v: -v[1])
     high = max(max(v for _, v, _ in values), 0.0)
     low = min(min(v for _, v, _ in values), 0.0)
@@ -161,62 +196,48 @@ def differences(
                 f' height="{HEIGHT}"/>'
             )
             says = f"<title>{text(query_id)}: {signed(value)}</title>"
-            bar = f'<a href="#{text(link)}">{says}{hit}{bar}</a>'
+            bar = f'<a href="#{link}">{says}{hit}{bar}</a>'
         marks.append(bar)
     marks.append(f'<path class="base" d="M0 {base:.1f}H{WIDTH}"/>')
-    return _figure(
+    return Plot(
         title,
-        "".join(marks),
+        Markup("".join(marks)),
+        f"{len(values)} queries, from the largest gain to the largest loss",
+        y,
         x_ticks=[],
-        y_ticks=[
-            ((high - v) / (high - low), tick_text(v)) for v in ticks(low, high, 5)
-        ],
-        x=f"{len(values)} queries, from the largest gain to the largest loss",
-        y=y,
+        y_ticks=_placed(ticks(low, high, 5), high, low),
         wide=True,
     )
 
 
-def intervals(rows: Sequence[tuple[str, float, float, float]], *, title: str) -> str:
+def intervals(
+    rows: Sequence[tuple[str, float, float, float]], *, title: str
+) -> Rows | None:
     """Means with their intervals, one row each: (name, mean, low, high)."""
     if not rows:
-        return ""
+        return None
     left, right = span([v for row in rows for v in row[1:]], 0.08)
     body = []
     for name, mean, low, high in rows:
         a, b, m = (100 * (v - left) / (right - left) for v in (low, high, mean))
-        body.append(
-            f'<div class="row"><span class="name">{text(name)}</span>'
-            f'<span class="track"><i class="whisker" style="left:{a:.2f}%;'
-            f'width:{b - a:.2f}%"></i><i class="mean" style="left:{m:.2f}%"></i></span>'
-            f'<span class="value">{mean:.4f}</span></div>'
-        )
-    axis = "".join(
-        f'<b style="left:{100 * (v - left) / (right - left):.2f}%">{tick_text(v)}</b>'
-        for v in ticks(left, right, 4)
-    )
-    return (
-        f'<figure class="rows"><figcaption>{text(title)}</figcaption>{"".join(body)}'
-        f'<div class="row axis"><span></span><span class="track">{axis}</span>'
-        "<span></span></div></figure>"
-    )
+        whisker = f"left:{a:.2f}%;width:{b - a:.2f}%"
+        marks = [("whisker", whisker), ("mean", f"left:{m:.2f}%")]
+        body.append((name, marks, f"{mean:.4f}"))
+    return Rows(title, body, _placed(ticks(left, right, 4), left, right))
 
 
-def bars(
-    rows: Sequence[tuple[str, float, str]], *, title: str, of: float | None = None
-) -> str:
+def bars(rows: Sequence[tuple[str, float, str]], *, title: str) -> Rows | None:
     """Horizontal bars from 0: (name, value, how the value is written)."""
     if not rows:
-        return ""
-    most = of or max((value for _, value, _ in rows), default=0) or 1
-    body = "".join(
-        f'<div class="row"><span class="name">{text(name)}</span>'
-        f'<span class="track"><i class="bar" style="width:'
-        f'{100 * max(value, 0) / most:.2f}%"></i></span>'
-        f'<span class="value">{text(shown)}</span></div>'
-        for name, value, shown in rows
+        return None
+    most = max(value for _, value, _ in rows) or 1
+    return Rows(
+        title,
+        [
+            (name, [("bar", f"width:{100 * max(value, 0) / most:.2f}%")], shown)
+            for name, value, shown in rows
+        ],
     )
-    return f'<figure class="rows"><figcaption>{text(title)}</figcaption>{body}</figure>'
 
 
 def _grid(low: float, high: float) -> str:
@@ -227,30 +248,10 @@ def _grid(low: float, high: float) -> str:
     )
 
 
-def _figure(
-    title: str,
-    marks: str,
-    *,
-    x_ticks: Sequence[tuple[float, str]],
-    y_ticks: Sequence[tuple[float, str]],
-    x: str,
-    y: str,
-    legend: Sequence[str] = (),
-    first: int = 0,
-    wide: bool = False,
-) -> str:
-    keys = "".join(
-        f'<span class="key c{(i + first) % 6}">{text(name)}</span>'
-        for i, name in enumerate(legend)
-    )
-    ys = "".join(f'<b style="top:{100 * at:.2f}%">{s}</b>' for at, s in y_ticks)
-    xs = "".join(f'<b style="left:{100 * at:.2f}%">{s}</b>' for at, s in x_ticks)
-    return (
-        f'<figure class="plot{" wide" if wide else ""}">'
-        f"<figcaption>{text(title)}</figcaption>"
-        f'<div class="legend"><span class="unit">{text(y)}</span>{keys}</div>'
-        f'<div class="frame"><div class="ys">{ys}</div>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img"'
-        f' aria-label="{text(title)}: {text(y)} by {text(x)}">{marks}</svg>'
-        f'<div class="xs">{xs}</div></div><div class="unit x">{text(x)}</div></figure>'
-    )
+def _placed(values: Sequence[float], start: float, end: float) -> Ticks:
+    return [(100 * (v - start) / (end - start), tick_text(v)) for v in values]
+
+
+def _legend(names: Mapping[str, object], first: int = 0) -> list[tuple[int, str]]:
+    found = [((i + first) % 6, name) for i, name in enumerate(names)]
+    return found if len(found) > 1 else []

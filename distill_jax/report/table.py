@@ -6,8 +6,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distill_jax.report.data import is_main, is_significant
 from distill_jax.report.marks import fixed, number
-from distill_jax.report.parts import is_main
 
 
 def aligned(rows: Sequence[Sequence[Any]], heads: Sequence[str]) -> str:
@@ -32,7 +32,7 @@ def measures_table(data: Mapping[str, Any]) -> str:
     starred = {
         (c["system"], c["measure"])
         for c in data.get("significance") or ()
-        if c["p_holm"] is not None and c["p_holm"] < 0.05 and is_main(data, c)
+        if is_significant(c) and is_main(data, c)
     }
     rows = [
         [

@@ -204,14 +204,10 @@ def _rendered(
     """A chat as the model's own template writes it, up to where its reply begins.
 
     Raises:
-        UserError: jinja2 is not installed, or the template refuses the messages.
+        UserError: the template refuses the messages.
     """
     try:
-        compiled = _compiled(template)
-    except ImportError as error:
-        raise UserError("a chat template needs jinja2", "pip install jinja2") from error
-    try:
-        return compiled.render(
+        return _compiled(template).render(
             messages=[dict(turn) for turn in messages],
             add_generation_prompt=True,
             # The reply is read from its first token.

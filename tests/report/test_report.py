@@ -21,7 +21,10 @@ from distill_jax.report import curves
 from distill_jax.report.marks import duration, number, signed, tick_text, ticks
 from distill_jax.runs.run import Run
 
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x00\ud800"
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\x00\ud800"
+    "{{ 6 * 7 }}{% for %}{# gone #}"
+)
 
 
 def per_query(n=40):
@@ -208,6 +211,33 @@ def test_hostile_texts_are_shown_as_texts():
     report.page(full_data(), METRICS).encode("utf-8")
 
 
+def ending(value, suffix):
+    """The data with something behind each text but those that name its entries."""
+    if isinstance(value, dict):
+        names = ("system", "baseline", "primary", "query_id")
+        return {k: v if k in names else ending(v, suffix) for k, v in value.items()}
+    if isinstance(value, list):
+        return [ending(item, suffix) for item in value]
+    return value + suffix if isinstance(value, str) else value
+
+
+def test_no_text_of_a_report_is_taken_for_markup_or_for_a_template():
+    def shown(suffix):
+        named = {
+            name + suffix: {measure + suffix: v for measure, v in measures.items()}
+            for name, measures in per_query().items()
+        }
+        return [
+            Page(report.page(ending(full_data(), suffix), METRICS)),
+            Page(report.page(report.compare_systems(named))),
+        ]
+
+    for plain, hostile in zip(shown("."), shown(HOSTILE)):
+        assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]
+        texts = hostile.words.count("{{ 6 * 7 }}{% for %}{# gone #}")
+        assert texts == hostile.words.count("<script>alert(1)</script><img") > 20
+
+
 def test_figures_are_those_of_the_data():
     data = full_data()
     words = Page(report.page(data, METRICS)).words
@@ -345,7 +375,8 @@ def test_in_a_browser(tmp_path, width, dark):
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     assert browser, "install chromium, or leave out -m browser"
     image = pytest.importorskip("PIL.Image")
-    path = report.write_report(tmp_path, full_data(), METRICS)
+    path = tmp_path / "report.html"
+    path.write_text(report.page(full_data(), METRICS))
     shot = tmp_path / "shot.png"
     command = [
         browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
