@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.inference import texts as on_texts
+from distill_jax.inference.passages import check_one
 from distill_jax.inference.vectors import form_of
 from distill_jax.io.errors import UserError
 from distill_jax.models.pretrained import Pretrained
@@ -155,6 +156,8 @@ class Predictor:
 
     def _encode(self, side: str, texts: Sequence[str]) -> Any:
         self._check_encodes()
+        if side == "doc":
+            check_one(self._spec, "encode_docs")
         return on_texts.encode_texts(self.pretrained, side, _texts(texts), self.mesh)
 
     def _check_encodes(self) -> None:

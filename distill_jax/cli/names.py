@@ -61,6 +61,11 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
             "Devices by axis; None puts all of them on the data axis.",
             "data=N,fsdp=N,model=N",
         ),
+        "ENGINE": Name(
+            "What reads, tokenises, counts (BM25), crops and compares documents: the "
+            "job itself, or Ray's workers (on RAY_ADDRESS, else on this machine).",
+            "local, ray",
+        ),
         "EXPORT": Name(
             "Format of MODEL_DIR/export, read back and compared before it is kept.",
             "auto, None, sentence_transformers, transformers, pylate, t5x",
@@ -221,7 +226,7 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         "VOCABULARY_SIZE": Name("Size of the vocabulary that is trained.", _COUNT),
         "QUERY_LENGTH": Name("Tokens read of a query.", f"{_COUNT}, None"),
         "PASSAGES": Name(
-            "Windows of a long document that a reranker scores; the best one counts.",
+            "Windows of a long document that are scored; the best one counts.",
             f"{_COUNT}, None",
         ),
         "DOC_LENGTH": Name("Tokens read of a document.", f"{_COUNT}, None"),

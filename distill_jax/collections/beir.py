@@ -118,7 +118,7 @@ def _items(path: Path, answers: dict[str, list[str]] | None = None) -> Iterator[
             answers.setdefault(item.id, found)
         return item
 
-    return parsed_jsonl(path, parse)
+    return parsed_jsonl(path, parse, apart=answers is None)
 
 
 def _item(path: Path, line: int, record: dict) -> Item:

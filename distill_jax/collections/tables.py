@@ -206,7 +206,7 @@ def _first(path: Path) -> bytes:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    yield from parsed_jsonl(path, lambda line, record: (line, record))
+    yield from parsed_jsonl(path, lambda line, record: (line, record), apart=True)
 
 
 def _arrow_rows(path: Path) -> Iterator[tuple[int, dict]]:

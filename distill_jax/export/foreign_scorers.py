@@ -91,7 +91,10 @@ def _sentence_vectors(folder: Path, spec: Any) -> Scorer:
 
         sparse = spec.vectors is VectorForm.SPARSE
         cls = SparseEncoder if sparse else SentenceTransformer
-        sides = list(TOWERS) if (folder / "query_encoder").is_dir() else ["", ""]
+        routed = (folder / "router_config.json").is_file()
+        old = int((_version("sentence-transformers") or "0").split(".")[0]) < 5
+        sides = ["", ""] if routed and not old else list(TOWERS)
+        sides = sides if (folder / sides[0]).is_dir() else ["", ""]
         loaded = {
             side: cls(str(folder / side), device="cpu", **_FLOAT32)
             for side in set(sides)
@@ -103,7 +106,7 @@ def _sentence_vectors(folder: Path, spec: Any) -> Scorer:
             (doc_model, [t[1] for t in tuples], "document"),
         ):
             how: dict[str, Any] = {"prompt_name": prompt, "convert_to_tensor": True}
-            if getattr(spec, "inference_free", False):
+            if routed and not old:
                 how["task"] = prompt  # the route
             found: Any = model.encode(texts, **how)
             found = found.to_dense() if found.is_sparse else found

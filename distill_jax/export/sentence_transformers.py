@@ -31,8 +31,8 @@ _SPLADE = {"log1p_relu": "relu", "log1p_log1p_relu": "log1p_relu"}
 def write(pretrained: Pretrained, folder: Path) -> None:
     """A SentenceTransformer, CrossEncoder or SparseEncoder.
 
-    Separate towers become two folders, ``query_encoder`` and ``doc_encoder``, since
-    the layouts for both in one are not read by every version.
+    Separate towers become two folders, ``query_encoder`` and ``doc_encoder``, which
+    every version reads, and around them a Router of both, which version 5 reads.
 
     Raises:
         UserError: the library has no form for this student.
@@ -45,8 +45,11 @@ def write(pretrained: Pretrained, folder: Path) -> None:
             f"sentence-transformers of every version has no form of a {spec.kind}",
             'export with format="pylate" (ColBERT) or "transformers"',
         )
-    for name, tower in towers(pretrained).items():
+    made = towers(pretrained)
+    for name, tower in made.items():
         (_dual if spec.vectors is VectorForm.ONE else _splade)(tower, folder / name)
+    if len(made) > 1:
+        _router_of(pretrained, folder)
 
 
 def towers(pretrained: Pretrained) -> dict[str, Pretrained]:
@@ -64,6 +67,8 @@ def towers(pretrained: Pretrained) -> dict[str, Pretrained]:
         side = name.split("_")[0]
         params = pretrained.params["tower" if spec.tied else tower]
         changes: dict[str, Any] = {"tied": True}
+        length = getattr(spec, f"{side}_length")
+        changes |= {"query_length": length, "doc_length": length}
         if spec.vectors is VectorForm.SPARSE:
             activation = getattr(spec, f"{side}_activation")
             changes |= dict.fromkeys(("query_activation", "doc_activation"), activation)
@@ -159,14 +164,33 @@ def _inference_free(pretrained: Pretrained, folder: Path) -> None:
     _splade_pooling(spec, folder / docs[1])
     names = [query, *docs]
     types = [f"{prefix}{name.split('_')[-1]}" for name in names]
+    routes = {"query": names[:1], "document": docs}
+    _router(folder, dict(zip(names, types)), routes)
+    _top(pretrained, folder, "SparseEncoder", "dot")
+
+
+def _router_of(pretrained: Pretrained, folder: Path) -> None:
+    """A Router whose modules are those of the two towers' own folders."""
+    types: dict[str, str] = {}
+    routes: dict[str, list[str]] = {}
+    for side, name in zip(("query", "document"), TOWERS):
+        for module in read_json(folder / name / "modules.json"):
+            at = "/".join(filter(None, (name, module["path"])))
+            types[at] = module["type"]
+            routes.setdefault(side, []).append(at)
+    _router(folder, types, routes)
+    said = read_json(folder / name / "config_sentence_transformers.json")
+    _top(pretrained, folder, said["model_type"], said["similarity_fn_name"])
+
+
+def _router(folder: Path, types: dict[str, str], routes: dict[str, list[str]]) -> None:
     record = {
-        "types": dict(zip(names, types)),
-        "structure": {"query": names[:1], "document": docs},
+        "types": types,
+        "structure": routes,
         "parameters": {"default_route": "document", "allow_empty_key": True},
     }
     write_json(folder / "router_config.json", record)
     write_modules(folder, ["sentence_transformers.models.Router"])
-    _top(pretrained, folder, "SparseEncoder", "dot")
 
 
 def _without_spare_rows(pretrained: Pretrained) -> Pretrained:

@@ -94,20 +94,15 @@ def _vectors(spec: Any, head: str) -> str:
     )
     lines = [f"from sentence_transformers import {name}", "", head]
     if two:
-        lines += [
-            f'queries = {name}(f"{{folder}}/query_encoder")',
-            f'documents = {name}(f"{{folder}}/doc_encoder")',
-        ]
+        lines += [f"# Before version 5: {name} of folder/query_encoder, /doc_encoder"]
+    lines += [f"model = {name}(folder)"]
+    if free or two:
+        lines += ["q = model.encode_query([query])", "d = model.encode_document(docs)"]
     else:
-        lines += [f"queries = documents = {name}(folder)"]
-    if free:
-        lines += ["q = queries.encode_query([query])"]
-        lines += ["d = documents.encode_document(docs)"]
-    else:
-        lines += ['q = queries.encode([query], prompt_name="query")']
-        lines += ['d = documents.encode(docs, prompt_name="document")']
+        lines += ['q = model.encode([query], prompt_name="query")']
+        lines += ['d = model.encode(docs, prompt_name="document")']
     lines += [
-        "print(documents.similarity(q, d))",
+        "print(model.similarity(q, d))",
     ]
     return "\n".join(lines) + "\n"
 

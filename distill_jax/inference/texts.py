@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from distill_jax.inference import forward
+from distill_jax.inference import passages as windows
 from distill_jax.inference.generate import generate
-from distill_jax.inference.vectors import form_of
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.templates import side_template
 from distill_jax.text.templates import Features, Template
@@ -62,9 +62,15 @@ def score_tuples(
     if pretrained.spec.vectors is None:
         return _cross_scores(pretrained, columns, mesh)
     (queries, query_rows), (docs, doc_rows) = columns
-    return form_of(pretrained.spec).pair_scores(
+    features = _side_features(pretrained, "doc", docs)
+    found = windows.passages_of(pretrained.spec, features, np.arange(len(docs)))
+    return windows.pair_scores(
+        pretrained.spec,
         encode_texts(pretrained, "query", queries, mesh),
-        encode_texts(pretrained, "doc", docs, mesh),
+        forward.encode_all(
+            pretrained, "doc", found.features, found.rows, mesh=mesh, compact=True
+        ),
+        found.first,
         query_rows,
         doc_rows,
     )

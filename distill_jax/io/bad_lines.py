@@ -13,11 +13,13 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from distill_jax.io import engine
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import atomic_write
 from distill_jax.io.reading import decoded, json_object, raw_lines
@@ -25,6 +27,7 @@ from distill_jax.io.reading import decoded, json_object, raw_lines
 T = TypeVar("T")
 
 _MOST_KEPT = 100_000  # rejects of a file that are held in memory
+_SHARD = 1 << 20  # bytes of lines that are parsed at once
 _CLIP = 100_000  # bytes of a line that the rejects file shows
 
 
@@ -105,42 +108,84 @@ def rejected(path: str | Path) -> int:
     return 0 if tolerance is None else len(tolerance.files.get(str(path), (0, {}))[1])
 
 
-def parsed(path: str | Path, parse: Callable[[int, str], T | None]) -> Iterator[T]:
+def parsed(
+    path: str | Path, parse: Callable[[int, str], T | None], *, apart: bool = False
+) -> Iterator[T]:
     """What ``parse`` makes of each line of a file; None for a line without content.
 
     Args:
         parse: called with the line's number from 1 and its text; raises UserError, with
             file:line, for a bad one.
+        apart: ``parse`` keeps nothing between lines: an engine may call it elsewhere.
 
     Raises:
         UserError: the first bad line; within ``tolerated``, too many of them.
     """
     tolerance = _tolerance.get()
+    work = functools.partial(_read, path, parse, tolerance is None)
+    shards = _shards(path)
+    read = engine.over_shards(work, shards) if apart else map(work, shards)
     lines, bad = 0, {}
-    for number, raw in raw_lines(path):
-        lines += 1
-        try:
-            item = parse(number, decoded(path, number, raw))
-        except UserError as error:
+    for items, count, wrong in read:
+        yield from items
+        lines += count
+        for number, error, text in wrong:
             if tolerance is None:
-                raise
-            bad[number] = {
-                "file": str(path),
-                "line": number,
-                "reason": error.what,
-                "text": raw[:_CLIP].decode("utf-8", "backslashreplace"),
-            }
-            if len(bad) > _MOST_KEPT:
-                break
-            continue
-        if item is not None:
-            yield item
+                raise error
+            reject = {"file": str(path), "line": number}
+            bad[number] = {**reject, "reason": error.what, "text": text}
+        if len(bad) > _MOST_KEPT:
+            break
     if tolerance is not None:
         tolerance.keep(path, lines, bad)
 
 
+def _shards(path: str | Path) -> Iterator[list[tuple[int, bytes]]]:
+    """Numbered lines of a file, about ``_SHARD`` bytes at a time."""
+    shard, size = [], 0
+    try:
+        for number, raw in raw_lines(path):
+            shard.append((number, raw))
+            size += len(raw) + 1
+            if size >= _SHARD:
+                yield shard
+                shard, size = [], 0
+    except UserError:
+        # A mistake in a line before the damage is reported first.
+        yield shard
+        raise
+    yield shard
+
+
+def _read(
+    path: str | Path,
+    parse: Callable[[int, str], T | None],
+    stops: bool,
+    shard: list[tuple[int, bytes]],
+) -> tuple[list[T], int, list[tuple[int, UserError, str]]]:
+    """Items, how many lines were read, and the bad ones: the first ends it or not."""
+    items: list[T] = []
+    wrong = []
+    for count, (number, raw) in enumerate(shard, start=1):
+        try:
+            item = parse(number, decoded(path, number, raw))
+        except UserError as error:
+            wrong.append(
+                (number, error, raw[:_CLIP].decode("utf-8", "backslashreplace"))
+            )
+            if stops:
+                return items, count, wrong
+            continue
+        if item is not None:
+            items.append(item)
+    return items, len(shard), wrong
+
+
 def parsed_jsonl(
-    path: str | Path, parse: Callable[[int, dict[str, Any]], T]
+    path: str | Path,
+    parse: Callable[[int, dict[str, Any]], T],
+    *,
+    apart: bool = False,
 ) -> Iterator[T]:
     """As ``parsed``, for the objects of JSON lines; blank lines are nothing."""
 
@@ -148,4 +193,4 @@ def parsed_jsonl(
         record = json_object(path, number, line)
         return None if record is None else parse(number, record)
 
-    return parsed(path, parse_line)
+    return parsed(path, parse_line, apart=apart)

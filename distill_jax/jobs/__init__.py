@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from distill_jax.io import engine as engines
 
-def run(job: Any) -> Any:
-    """What a recipe binds: ``jobs.run.job = @distill.Distill()``."""
+
+def run(job: Any, engine: str = "local") -> Any:
+    """What a recipe binds: ``jobs.run.job = @distill.Distill()``.
+
+    Args:
+        engine: of the stages on the host, see ``io.engine``.
+
+    Raises:
+        UserError: there is no such engine, or it is not installed.
+    """
+    engines.choose(engine)
     return job

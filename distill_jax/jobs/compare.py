@@ -152,7 +152,7 @@ def _index_bytes(model: Pretrained, workspace: Workspace) -> int:
     """Bytes on disk of the vectors of all documents."""
     found = embeddings.folder_of(
         model,
-        workspace.doc_features(model),
+        ranking.doc_passages(model, workspace).features,
         workspace.directory / "vectors",
         corpus_digest=workspace.collection.digest,
     )

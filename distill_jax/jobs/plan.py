@@ -295,7 +295,7 @@ def vector_bytes(spec: Any, documents: int) -> int:
     """Bytes of the collection's vectors, as ``retrieval.embeddings`` keeps them."""
     if spec is None or spec.vectors is None:
         return 0
-    return documents * stored_form(spec).doc_bytes(spec)
+    return documents * spec.passages * stored_form(spec).doc_bytes(spec)
 
 
 def size_text(count: float) -> str:

@@ -18,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
+from distill_jax.io import engine
 from distill_jax.io.files import atomic_write
 from distill_jax.io.strings import StringTable, StringTableWriter
 
 _DROPPED = (string.digits + string.punctuation).encode()
 _LOWER = bytes(range(256)).lower()
 TOO_SHORT = -1
+_SHARD = 8192  # texts
 
 
 def normalise(text: str, limit: int = 2048) -> str:
@@ -114,11 +116,16 @@ def near_duplicates(
 
 def _table(texts, folder: Path, name: str, reverse: bool, limit: int) -> StringTable:
     writer = StringTableWriter(folder, name)
-    for text in texts:
-        text = normalise(text, limit)
-        writer.append(text[::-1] if reverse else text)
+    work = functools.partial(_normalised, limit)
+    for part in engine.over_shards(work, engine.shards_of(texts, _SHARD)):
+        for text in part:
+            writer.append(text[::-1] if reverse else text)
     writer.close()
     return StringTable.read(folder, name)
+
+
+def _normalised(limit: int, texts: Sequence[str]) -> list[str]:
+    return [normalise(text, limit) for text in texts]
 
 
 def _lengths(table: StringTable) -> np.ndarray:

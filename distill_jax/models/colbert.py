@@ -67,6 +67,7 @@ class ColbertSpec(EncoderSpec):
     skiplist: tuple[int, ...] | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.wrap:
             bert = isinstance(self.backbone, BertSizes)
             object.__setattr__(self, "wrap", BERT_WRAP if bert else T5_WRAP)

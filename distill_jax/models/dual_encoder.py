@@ -71,6 +71,7 @@ class DualEncoderSpec(EncoderSpec):
     similarity: str = "dot"
 
     def __post_init__(self):
+        super().__post_init__()
         check_choice("DualEncoderSpec.pooling", self.pooling, POOLINGS)
         check_choice("DualEncoderSpec.similarity", self.similarity, SIMILARITIES)
         check_choice(

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from flax import nnx
 
+from distill_jax.io.errors import UserError
 from distill_jax.models.bert import BertEncoder
 from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.t5 import T5Encoder, T5Sizes
@@ -21,6 +22,9 @@ class EncoderSpec:
         backbone: sizes of a BERT or ELECTRA, or of a T5 whose encoder is used.
         query_prefix, doc_prefix: put before each text, e.g. "query: ".
         query_length, doc_length: tokens at most, prefix and special tokens included.
+        passages: a document over its length is scored by its first windows of that
+            length, at most this number, and the greatest score counts (MaxP); at
+            inference only, training reads the first.
 
     Every student's class has these too:
         vectors: the form of a text's vectors; None if the student makes none.
@@ -37,6 +41,11 @@ class EncoderSpec:
     doc_prefix: str = ""
     query_length: int = 64
     doc_length: int = 256
+    passages: int = 1
+
+    def __post_init__(self):
+        if self.passages < 1:
+            raise UserError(f"passages={self.passages}", "give 1 or more")
 
     def resolved(self, tokenizer: Any) -> Any:
         """This spec with the ids that only the tokenizer knows: padding and [SEP]."""

@@ -56,6 +56,7 @@ class SpladeSpec(EncoderSpec):
     inference_free: bool = False
 
     def __post_init__(self):
+        super().__post_init__()
         if not isinstance(self.backbone, BertSizes):
             raise UserError(
                 "SPLADE reads a masked language model's head, which T5 does not have",

@@ -99,7 +99,7 @@ class Checkpoint:
         head: how a reranker's score is read, see ``RerankerSpec``.
         prompt: the template of a reranker: a name or a text.
         query_length, doc_length: tokens kept.
-        passages: of a reranker, windows of a long document that are scored at most.
+        passages: windows of a long document that are scored at most; the best counts.
         pooling, normalise, similarity: of a dual encoder.
         query_prefix, doc_prefix: texts put before each query and document.
         dtype: of the matrix products: "float32", "bfloat16" or, where nothing is

@@ -35,6 +35,7 @@ def embed_docs(
     features: Any,
     directory: str | Path,
     *,
+    rows: np.ndarray | None = None,
     corpus_digest: str | None = None,
     dtype: str | None = None,
     mesh: Any = None,
@@ -51,6 +52,8 @@ def embed_docs(
         pretrained: a dual encoder, ColBERT or SPLADE (``models.pretrained``).
         features: ``ir.templates.Features`` of its document template.
         directory: holds one folder a digest.
+        rows: int[N], rows of the features; None takes all. The digest of the features'
+            store has to tell which.
         corpus_digest: the collection's; None goes by the token store's.
         dtype: "float32", "bfloat16", "float16" or "int8" (a scale a vector; dual
             encoders only). None takes float32, for ColBERT float16.
@@ -70,7 +73,8 @@ def embed_docs(
     """
     stored = stored_form(pretrained.spec)
     dtype = dtype or stored.dtype
-    count = len(features.stores[0])
+    rows = np.arange(len(features.stores[0])) if rows is None else rows
+    count = len(rows)
     folder = folder_of(
         pretrained, features, directory, corpus_digest=corpus_digest, dtype=dtype
     )
@@ -82,9 +86,9 @@ def embed_docs(
     for shard, start in enumerate(range(0, count, shard_docs)):
         if shard < done:
             continue
-        rows = np.arange(start, min(start + shard_docs, count))
+        some = rows[start : start + shard_docs]
         parts = _encode(
-            pretrained, features, rows, dtype, mesh, tokens_per_batch, progress
+            pretrained, features, some, dtype, mesh, tokens_per_batch, progress
         )
         if _writer():
             columns.append(shard, parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from array import array
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from distill_jax.io import engine
 from distill_jax.io.errors import UserError
 
 # Lucene's EnglishAnalyzer.ENGLISH_STOP_WORDS_SET.
@@ -18,6 +20,7 @@ _ENGLISH = (
 )
 LUCENE_STOP_WORDS = tuple(_ENGLISH.split())
 
+_SHARD = 8192  # docs
 _words = re.compile(r"\b\w+\b").findall
 
 
@@ -29,10 +32,30 @@ class _Numbering(dict):
         return number
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Counts:
+    """How often each term occurs in each of n docs.
+
+    Attributes:
+        terms: distinct terms in the order of their first use; [] once ``columns`` are
+            numbers of a whole corpus.
+        lengths: int32[n], indexed words of each doc.
+        entries: int32[n], different terms of each doc; they sum to E.
+        columns: int32[E], numbers of terms, of one doc after another.
+        counts: uint8, uint16 or uint32[E].
+    """
+
+    terms: list[str]
+    lengths: np.ndarray
+    entries: np.ndarray
+    columns: np.ndarray
+    counts: np.ndarray
+
+
 def count_terms(
-    texts: Iterable[str], stop_words: Sequence[str], stemmer: str | None
-) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The terms of a corpus.
+    texts: Sequence[str], stop_words: Sequence[str], stemmer: str | None
+) -> tuple[list[str], list[Counts]]:
+    """The terms of a corpus, counted in shards.
 
     Args:
         texts: one string a doc.
@@ -40,30 +63,61 @@ def count_terms(
         stemmer: a PyStemmer algorithm ("porter", "english", "german", ...) or None.
 
     Returns:
-        The distinct terms, the term numbers of all docs one after another (int32), and
-        the offsets at which docs begin (int64, one more than there are docs).
+        The distinct terms in the order of their first use, and the counts of all docs.
     """
     numbering = _Numbering()
+    work = functools.partial(_counted, tuple(stop_words), stemmer)
+    parts = []
+    for part in engine.over_shards(work, engine.shards_of(texts, _SHARD)):
+        numbers = map(numbering.__getitem__, part.terms)
+        number = np.fromiter(numbers, np.int32, len(part.terms))
+        parts.append(dataclasses.replace(part, terms=[], columns=number[part.columns]))
+    return list(numbering), parts
+
+
+def _counted(
+    stop_words: tuple[str, ...], stemmer: str | None, texts: Sequence[str]
+) -> Counts:
+    numbering = _Numbering()
     number = numbering.__getitem__
-    flat, offsets = array("i"), array("q", [0])
+    flat, ends = array("i"), array("q", [0])
     for text in texts:
         flat.extend(map(number, _words(text.lower())))
-        offsets.append(len(flat))
+        ends.append(len(flat))
     words = list(numbering)
-    stems = _stem(words, stemmer)
-    terms = _Numbering()
-    dropped = frozenset(stop_words)
-    # A word is looked up once however often it occurs: stemming costs nothing.
-    term_of_word = np.fromiter(
-        (
-            -1 if word in dropped else terms[stem]
-            for word, stem in zip(words, stems, strict=True)
-        ),
-        np.int32,
-        len(words),
+    terms, dropped = _Numbering(), frozenset(stop_words)
+    # A word is looked up once however often it occurs: stemming costs little.
+    numbers = (
+        -1 if word in dropped else terms[stem]
+        for word, stem in zip(words, _stem(words, stemmer), strict=True)
     )
+    term_of_word = np.fromiter(numbers, np.int32, len(words))
     ids = term_of_word[np.frombuffer(flat, np.int32)] if flat else np.zeros(0, np.int32)
-    return list(terms), *_drop(ids, np.frombuffer(offsets, np.int64))
+    ids, offsets = _drop(ids, np.frombuffer(ends, np.int64))
+    indptr, columns, counts = count_rows(ids, offsets, len(terms))
+    most = np.min_scalar_type(int(counts.max(initial=0)))
+    return Counts(
+        list(terms),
+        np.diff(offsets).astype(np.int32),
+        np.diff(indptr).astype(np.int32),
+        columns.astype(np.int32, copy=False),
+        counts.astype(most),
+    )
+
+
+def count_rows(
+    flat: np.ndarray, offsets: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Term numbers of texts to sparse rows of counts (float32), terms ascending."""
+    from scipy.sparse import csr_matrix
+
+    shape = (len(offsets) - 1, max(width, 1))
+    # A copy of the terms: counting sorts them in place.
+    counts = csr_matrix(
+        (np.ones(len(flat), np.float32), flat.copy(), offsets), shape=shape
+    )
+    counts.sum_duplicates()
+    return counts.indptr, counts.indices, counts.data
 
 
 class Analyser(dict):

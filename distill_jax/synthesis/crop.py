@@ -6,15 +6,20 @@ Source: DRAGON's and TWOLAR's sentence cropping (Lin et al. 2023, Baldelli et al
 from __future__ import annotations
 
 import collections
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from distill_jax.collections.collection import Collection
+from distill_jax.io import engine
 from distill_jax.synthesis import seeds
 from distill_jax.synthesis.sentences import sentences, words
 from distill_jax.synthesis.survey import LONG
 from distill_jax.synthesis.synthetic import SyntheticQueries
+
+_SHARD = 1024  # documents
 
 
 def crop(
@@ -42,11 +47,32 @@ def crop(
     rows = np.arange(len(collection)) if rows is None else np.asarray(rows)
     if sample is not None:
         rows = sampled(collection, rows, sample, seed)
+    shards = (
+        [(row, collection.ids[row], collection.text(row)[:LONG]) for row in part]
+        for part in engine.shards_of(rows.tolist(), _SHARD)
+    )
+    work = functools.partial(_cropped, per_doc, min_words, max_words, seed)
     dropped: collections.Counter[str] = collections.Counter()
     records = []
-    for row in rows.tolist():
+    for found, lost in engine.over_shards(work, shards):
+        records += found
+        dropped.update(lost)
+    return SyntheticQueries.of(records, collection.ids, dropped)
+
+
+def _cropped(
+    per_doc: int,
+    min_words: int,
+    max_words: int,
+    seed: int,
+    docs: Sequence[tuple[int, str, str]],
+) -> tuple[list[tuple[int, str, int, str]], dict[str, int]]:
+    """Records of documents (row, id, text), and what was dropped, by reason."""
+    dropped: collections.Counter[str] = collections.Counter()
+    records = []
+    for row, doc_id, text in docs:
         found: dict[str, None] = {}
-        for sentence in sentences(collection.text(row)[:LONG]):
+        for sentence in sentences(text):
             if words(sentence) < min_words:
                 dropped["crop: sentence too short"] += 1
                 continue
@@ -57,11 +83,11 @@ def crop(
             dropped["crop: document without a sentence to take"] += 1
             continue
         choices = list(found)
-        random = seeds.generator(seed, "crop", collection.ids[row])
+        random = seeds.generator(seed, "crop", doc_id)
         chosen = random.permutation(len(choices))[:per_doc]
         for number, place in enumerate(chosen.tolist()):
             records.append((row, "crop", number, choices[place]))
-    return SyntheticQueries.of(records, collection.ids, dropped)
+    return records, dict(dropped)
 
 
 def sampled(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distill_jax.io import sums
+from distill_jax.io import engine, sums
 from distill_jax.io.errors import UserError
 from distill_jax.io.files import digest, digest_texts, flush_tree, room_for, staging
 from distill_jax.io.reading import read_record, write_record
@@ -222,17 +223,26 @@ def _chunks(
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Yields (flat ids, lengths, texts cut) of ``_CHUNK_TEXTS`` texts at a time."""
-    dtype = _dtype(tokenizer)
-    for start in range(0, len(texts), _CHUNK_TEXTS):
-        lists = tokenizer.encode_batch(texts[start : start + _CHUNK_TEXTS])
-        counts = np.fromiter(map(len, lists), np.int64, len(lists))
-        cut = 0
-        if limit is not None:
-            cut = int((counts > limit).sum())
-            lists = [ids[:limit] for ids in lists]
-            counts = np.minimum(counts, limit)
-        chained = itertools.chain.from_iterable(lists)
-        flat = np.fromiter(chained, dtype, int(counts.sum()))
-        yield flat, counts, cut
+    work = functools.partial(_chunk, tokenizer, limit)
+    done = 0
+    for found in engine.over_shards(work, engine.shards_of(texts, _CHUNK_TEXTS)):
+        yield found
+        done += len(found[1])
         if progress is not None:
-            progress(min(start + _CHUNK_TEXTS, len(texts)), len(texts))
+            progress(done, len(texts))
+
+
+def _chunk(
+    tokenizer: Tokenizer | InContext, limit: int | None, texts: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Flat ids, lengths and the number of texts cut."""
+    lists = tokenizer.encode_batch(texts)
+    counts = np.fromiter(map(len, lists), np.int64, len(lists))
+    cut = 0
+    if limit is not None:
+        cut = int((counts > limit).sum())
+        lists = [ids[:limit] for ids in lists]
+        counts = np.minimum(counts, limit)
+    chained = itertools.chain.from_iterable(lists)
+    flat = np.fromiter(chained, _dtype(tokenizer), int(counts.sum()))
+    return flat, counts, cut

@@ -137,7 +137,8 @@ def recognise(path: str | Path) -> Folder:
     own = _own(path)
     if own is not None:
         return own
-    if all((path / name / "modules.json").is_file() for name in TOWERS):
+    towers = all((path / name / "modules.json").is_file() for name in TOWERS)
+    if towers and not (path / "modules.json").is_file():
         return Folder(path=path, form="two_towers")
     config = read_json(path / "config.json", {})
     if not isinstance(config, dict):

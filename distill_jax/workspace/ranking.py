@@ -11,10 +11,11 @@ import numpy as np
 
 from distill_jax.collections.collection import Queries
 from distill_jax.inference.forward import encode_all, score_features
-from distill_jax.inference.vectors import form_of
+from distill_jax.inference.passages import Passages, check_one, pair_scores, passages_of
 from distill_jax.io.errors import UserError, near
 from distill_jax.io.files import digest
 from distill_jax.models.pretrained import Pretrained
+from distill_jax.retrieval.passages import ByPassages, PassageIds
 from distill_jax.retrieval.scann import Scann, Width
 from distill_jax.retrieval.stored_forms import stored_form
 from distill_jax.runs.run import Run
@@ -111,14 +112,15 @@ def _score_by_vectors(model, queries, pair_queries, pair_docs, workspace) -> np.
     """Scores of (query, doc) pairs, each text encoded once."""
     used_queries, query_at = np.unique(pair_queries, return_inverse=True)
     used_docs, doc_at = np.unique(pair_docs, return_inverse=True)
+    docs = passages_of(model.spec, workspace.doc_features(model), used_docs)
     of_queries, of_docs = [
         encode_all(model, side, features, rows, mesh=workspace.mesh)
         for side, features, rows in (
             ("query", workspace.query_features(model, queries), used_queries),
-            ("doc", workspace.doc_features(model), used_docs),
+            ("doc", docs.features, docs.rows),
         )
     ]
-    return form_of(model.spec).pair_scores(of_queries, of_docs, query_at, doc_at)
+    return pair_scores(model.spec, of_queries, of_docs, docs.first, query_at, doc_at)
 
 
 def search(
@@ -137,13 +139,18 @@ def search(
     encoded = encode_all(
         model, "query", query_features, query_rows, mesh=workspace.mesh
     )
-    docs = functools.cache(lambda: corpus_vectors(model, workspace, directory))
-    k = min(depth, len(workspace.collection))
+    passages, most = doc_passages(model, workspace), model.spec.passages
+    docs = functools.cache(
+        lambda: corpus_vectors(model, workspace, directory, passages)
+    )
+    k = min(depth * most, len(passages.rows))
+    doc_ids = workspace.collection.ids
+    ids = doc_ids if most == 1 else PassageIds(doc_ids, passages.first)
 
     def build(vectors: Any) -> Any:
         return stored_form(model.spec).build(
             vectors,
-            workspace.collection.ids,
+            ids,
             model.spec,
             index=index,
             mesh=workspace.mesh,
@@ -155,13 +162,15 @@ def search(
     if kind is None:
         retriever = build(docs())
     else:
-        key = digest(kind.__name__, index, vectors_key(model, workspace))[:16]
+        key = digest(kind.__name__, index, vectors_key(model, workspace, passages))[:16]
         retriever = indexes.kept(
             workspace, key, load=kind.load, build=build, slot="vectors", read=docs
         )
         if isinstance(retriever, Scann) and retriever.report["k"] != k:
             retriever = _at_depth(retriever, docs(), encoded, k)
     _say_shortfall(getattr(retriever, "report", None))
+    if most > 1:
+        retriever = ByPassages(retriever, passages.owner, doc_ids, most)
     return retriever.search(encoded, depth, query_ids=queries.ids)
 
 
@@ -202,14 +211,19 @@ def _at_depth(index: Scann, docs: Any, queries: Any, k: int) -> Scann:
     return dataclasses.replace(index, default=Width(leaves=leaves, reorder=reorder))
 
 
-def vectors_key(model: Pretrained, workspace: Workspace) -> str:
+def doc_passages(model: Pretrained, workspace: Workspace) -> Passages:
+    """The passages of every document; one each, unless the spec says more."""
+    rows = np.arange(len(workspace.collection))
+    return passages_of(model.spec, workspace.doc_features(model), rows)
+
+
+def vectors_key(model: Pretrained, workspace: Workspace, passages: Passages) -> str:
     """Digest of everything that ``corpus_vectors`` depends on."""
     from distill_jax.retrieval import embeddings
 
     dtype = stored_form(model.spec).dtype
-    features = workspace.doc_features(model)
     return embeddings.embeddings_key(
-        model, features, dtype, workspace.collection.digest
+        model, passages.features, dtype, workspace.collection.digest
     )
 
 
@@ -222,15 +236,32 @@ def _say_shortfall(report: dict[str, Any] | None) -> None:
         )
 
 
-def corpus_vectors(model: Pretrained, workspace: Workspace, directory: Path) -> Any:
-    """Vectors of every document: of a dual encoder memory-mapped and resumable."""
+def corpus_vectors(
+    model: Pretrained,
+    workspace: Workspace,
+    directory: Path,
+    passages: Passages | None = None,
+) -> Any:
+    """Vectors of every document: of a dual encoder memory-mapped and resumable.
+
+    Args:
+        passages: what is encoded; None is the documents, of one passage each.
+
+    Raises:
+        UserError: the documents have several passages, and none are given.
+    """
     from distill_jax.retrieval import embeddings
 
-    with Counter("encoding", len(workspace.collection), "documents") as counter:
+    if passages is None:
+        check_one(model.spec, "this stage")
+        passages = doc_passages(model, workspace)
+    what = "documents" if model.spec.passages == 1 else "passages"
+    with Counter("encoding", len(passages.rows), what) as counter:
         return embeddings.embed_docs(
             model,
-            workspace.doc_features(model),
+            passages.features,
             directory,
+            rows=passages.rows,
             corpus_digest=workspace.collection.digest,
             mesh=workspace.mesh,
             progress=counter.more,

@@ -187,3 +187,40 @@ def test_the_weights_of_queries_learn_and_are_split_over_devices(published):
     np.testing.assert_allclose(
         others["query_weights"], grads["query_weights"], atol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["dual_two_towers", "splade_sides"])
+def test_two_towers_go_out_as_one_router(name, tmp_path):
+    """``SentenceTransformer(folder)`` encodes each side by its own tower."""
+    from tests.export.forms import student
+
+    ours, folder = student(name), tmp_path / "out"
+    result = export.write(ours, folder)
+    readers = [reader["reader"].split()[0] for reader in result["readers"]]
+    assert readers == ["distill_jax", "sentence-transformers"]
+    cls = library.SparseEncoder if "splade" in name else library.SentenceTransformer
+    compare(ours, folder, cls)
+    for side, encode in (("query", "encode_query"), ("doc", "encode_document")):
+        tower = cls(str(folder / f"{side}_encoder"), device="cpu")
+        found = getattr(tower, encode)(TEXTS[:1], convert_to_tensor=True)
+        found = found.to_dense() if found.is_sparse else found
+        expected = encode_texts(ours, side, TEXTS[:1])
+        expected = expected.toarray() if hasattr(expected, "toarray") else expected
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+def test_a_router_of_ours_that_the_library_saved_again_has_its_settings(tmp_path):
+    from tests.export.forms import student
+
+    folder = tmp_path / "out"
+    export.write(student("dual_two_towers"), folder, library=False)
+    theirs = library.SentenceTransformer(str(folder), device="cpu")
+    theirs[0].sub_modules["query"][1] = parts.Pooling(16, pooling_mode="mean")
+    theirs[0].sub_modules["document"][1] = parts.Pooling(16, pooling_mode="mean")
+    theirs.prompts = {"query": "search : ", "document": ""}
+    theirs.save_pretrained(str(tmp_path / "again"))
+    theirs.save_pretrained(str(folder))  # over what was there
+    for at in (tmp_path / "again", folder):
+        ours = weights.load(at)
+        assert ours.spec.pooling == "mean"
+        compare(ours, at, library.SentenceTransformer)

@@ -40,10 +40,13 @@ def test_recall_is_controlled_at_the_depth_of_the_search(
 
     monkeypatch.setattr(Scann, "tuned", noted)
     run = ranking.search(
-        SimpleNamespace(spec=SimpleNamespace(vectors=VectorForm.ONE, similarity="dot")),  # type: ignore[arg-type]
+        SimpleNamespace(  # type: ignore[arg-type]
+            spec=SimpleNamespace(vectors=VectorForm.ONE, similarity="dot", passages=1)
+        ),
         Queries(["a", "b", "c", "d"], ["", "", "", ""]),
         SimpleNamespace(  # type: ignore[arg-type]
             query_features=lambda *given: None,
+            doc_features=lambda *given: None,
             collection=Collection([f"d{n}" for n in range(300)], ["a text"] * 300),
             mesh=None,
             directory=tmp_path,
