@@ -198,4 +198,10 @@ def explain(error: Exception, files: Sequence[str]) -> UserError:
 
 def command_line(argv: Sequence[str]) -> str:
     """The command that runs this again, as one would type it."""
-    return "python -m distill_jax.main " + " ".join(map(shlex.quote, argv))
+    return "python -m distill_jax.main " + " ".join(map(_shell_word, argv))
+
+
+def _shell_word(word: str) -> str:
+    """The word in double quotes where single ones would have to be broken off."""
+    plain = "'" in word and not set(word) & set('"$`\\!\n')
+    return f'"{word}"' if plain else shlex.quote(word)

@@ -10,6 +10,7 @@ bootstrap's.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -60,7 +61,9 @@ class Comparison:
         return (
             f"{says}: {self.difference:+.3f} {self.measure}"
             f" [{_signless(self.low)}, {_signless(self.high)}],"
-            f" {p_text(self.p_holm)} (Holm), {self.wins} wins / {self.losses} losses"
+            f" {p_text(self.p_holm)} (Holm),"
+            f" {self.wins} {'win' if self.wins == 1 else 'wins'} /"
+            f" {self.losses} {'loss' if self.losses == 1 else 'losses'}"
             f" of {self.queries}"
         )
 
@@ -196,15 +199,16 @@ def holm(pvalues: Iterable[float]) -> np.ndarray:
 
 def t_test(differences: np.ndarray) -> float | None:
     """Two-sided p of Student's paired t-test; None below two queries."""
-    from scipy.special import stdtr
+    from scipy.stats import ttest_1samp
 
-    n = len(differences)
-    if n < 2:
+    if len(differences) < 2:
         return None
-    mean, spread = differences.mean(), differences.std(ddof=1)
-    if spread == 0:
-        return 1.0 if mean == 0 else 0.0
-    return float(2 * stdtr(n - 1, -abs(mean) / (spread / np.sqrt(n))))
+    if not np.ptp(differences):
+        return 0.0 if differences[0] else 1.0
+    with warnings.catch_warnings():
+        # Of differences that are nearly equal; their p is as near to 0.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return float(ttest_1samp(differences, 0).pvalue)
 
 
 def randomisation_test(
@@ -213,7 +217,8 @@ def randomisation_test(
     """Two-sided p of Fisher's test: the signs of the differences are exchangeable.
 
     Exact up to 14 queries that differ; beyond, ``resamples`` random sign patterns,
-    with the one that was observed counted in.
+    with the one that was observed counted in. ``scipy.stats.permutation_test`` is the
+    same test, and takes 15 times as long at 300 queries.
     """
     if len(differences) < 2:
         return None
@@ -242,17 +247,21 @@ def bootstrap_interval(
     seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean (Efron, 1979)."""
+    from scipy.stats import bootstrap
+
     values = np.asarray(values, np.float64)
     if len(values) < 2:
         return float(values.mean()), float(values.mean())
-    rng, means = np.random.default_rng(seed), []
-    for start in range(0, resamples, step := max(_CELLS // len(values), 1)):
-        count = min(step, resamples - start)
-        drawn = rng.integers(0, len(values), (count, len(values)))
-        means.append(values[drawn].mean(axis=1))
-    tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
-    return float(low), float(high)
+    found = bootstrap(
+        (values,),
+        np.mean,
+        batch=max(_CELLS // len(values), 1),
+        confidence_level=confidence,
+        method="percentile",
+        n_resamples=resamples,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def p_text(p: float | None) -> str:

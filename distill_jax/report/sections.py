@@ -35,9 +35,10 @@ def head(data: Data) -> dict[str, Any]:
                 f" {abs(decisive['difference']):.3f} {data['primary']}"
             )
         headline = headline[:1].upper() + headline[1:]
+    title, collection = data.get("title") or "", data.get("collection") or ""
     return {
-        "title": data.get("title"),
-        "collection": data.get("collection"),
+        "title": title,
+        "collection": "" if str(collection) in title else collection,
         "queries": decisive and decisive["queries"],
         "kind": kind,
         "headline": headline,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import shlex
+import subprocess
 
 import pytest
 
@@ -53,8 +54,13 @@ def test_what_else_is_typed_is_text_until_its_type_is_known(value):
 
 def test_the_command_can_be_pasted_again():
     argv = ["--gin_file=a.gin", "--gin.MODEL_DIR=runs/of mine", "--gin.X=('a',)"]
+    argv += ["--gin.Y='$HOME'", "--gin.Z=`ls`'\"", "--gin.W='a!'", "--gin.V='\\\\'"]
     line = recipes.command_line(argv)
     assert shlex.split(line) == ["python", "-m", "distill_jax.main", *argv]
+    assert "\"--gin.X=('a',)\" '--gin.Y=" in line
+    shell = f"set -- {line}; printf '%s\\n' \"$@\""
+    shown = subprocess.run(["sh", "-c", shell], capture_output=True, text=True)
+    assert shown.stdout.splitlines() == shlex.split(line)
 
 
 @pytest.mark.parametrize(
