@@ -38,6 +38,26 @@ def refuses(shard: list[int]) -> list[int]:
     return square(shard)
 
 
+def mortal(folder: str, kills: bool):
+    """What applies a stage's function; the fourth shard of each may kill its worker.
+
+    It leaves a file for every shard done, and for every worker killed.
+    """
+
+    def applied(function, shard):
+        stage = function.func.__name__
+        mark = Path(folder) / f"{stage}.killed"
+        done = [name for name in os.listdir(folder) if name.startswith(f"{stage}.done")]
+        if kills and len(done) >= 3 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        found = function(shard)
+        (Path(folder) / f"{stage}.done.{time.monotonic_ns()}.{os.getpid()}").touch()
+        return found
+
+    return applied
+
+
 def always_dies(shard: list[int]) -> list[int]:
     os.kill(os.getpid(), signal.SIGKILL)
     return shard

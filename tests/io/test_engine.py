@@ -24,6 +24,7 @@ from tests.io.shard_functions import (
     always_dies,
     dies_once,
     in_which_process,
+    mortal,
     refuses,
 )
 
@@ -81,6 +82,7 @@ def test_a_mistake_of_the_user_is_told_as_in_one_process(by_ray):
     assert type(caught.value) is UserError
 
 
+@pytest.mark.slow
 def test_a_shard_that_kills_every_worker_ends_the_job(by_ray):
     with pytest.raises(UserError, match="a shard was lost 6 times"):
         list(engine.over_shards(always_dies, [[1]]))
@@ -126,25 +128,30 @@ def made(folder: Path, corpus: Path) -> dict[str, bytes]:
     }
 
 
-def test_files_of_every_stage_are_those_of_one_process(by_ray, tmp_path, monkeypatch):
-    """Reading, tokenising, BM25, near-duplicates and cropping, in many shards each."""
+@pytest.mark.parametrize("kills", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_files_of_every_stage_are_those_of_one_process(
+    by_ray, tmp_path, monkeypatch, kills
+):
+    """Reading, tokenising, BM25, near-duplicates and cropping, in many shards each.
+
+    With kills, a worker of each of them dies with a shard in its hands.
+    """
     for module in ("text.token_store._CHUNK_TEXTS", "retrieval.lexical._SHARD"):
         monkeypatch.setattr(f"distill_jax.{module}", 50)
     for module in ("lists.dedup._SHARD", "synthesis.crop._SHARD"):
         monkeypatch.setattr(f"distill_jax.{module}", 30)
     monkeypatch.setattr("distill_jax.io.bad_lines._SHARD", 10_000)
     write_corpus(tmp_path / "corpus", 500)
-    sent = []
-    over_shards = engine._over_shards_by_ray
-    monkeypatch.setattr(
-        engine,
-        "_over_shards_by_ray",
-        lambda function, shards: over_shards(
-            function, (sent.append(function) or shard for shard in shards)
-        ),
-    )
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    monkeypatch.setattr(engine, "_applied", mortal(str(marks), kills))
     by_workers = made(tmp_path / "ray", tmp_path / "corpus")
-    assert len(sent) > 60  # shards of five stages
+    done = [path.name.split(".") for path in marks.iterdir()]
+    stages = {"_read", "_chunk", "_counted", "_normalised", "_cropped"}
+    assert {stage for stage, *_ in done} == stages
+    killed = {stage for stage, kind, *_ in done if kind == "killed"}
+    assert killed == (stages if kills else set())
+    assert len([1 for _, kind, *_ in done if kind == "done"]) > 60
     engine.choose("local")
     alone = made(tmp_path / "local", tmp_path / "corpus")
     assert len(alone) > 12
