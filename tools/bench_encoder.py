@@ -47,7 +47,7 @@ def texts_of(collection: str | None, count: int) -> tuple[list[str], list[str]]:
     if collection is not None:
         from distill_jax.collections.schemes import load_collection
 
-        docs = load_collection(f"beir:{collection}", split="test")[0]
+        docs = load_collection(collection, split="test")[0]
         rows = np.linspace(0, len(docs) - 1, count).astype(int)
         return [docs.title(i) for i in rows], [docs.text(i) for i in rows]
     rng = np.random.default_rng(0)
@@ -87,12 +87,13 @@ def _theirs(dtype: str) -> Any:
     return model
 
 
-def encode(texts: list[str], dtypes: list[str], rounds: int) -> str:
+def encode(texts: list[str], dtypes: str, rounds: int) -> str:
     """Texts to vectors, tokenising included."""
     import distill_jax
 
-    theirs = {dtype: _theirs(dtype) for dtype in dtypes if dtype != "int8"}
-    ours = {dtype: distill_jax.load(MINILM, dtype=dtype) for dtype in dtypes}
+    their_dtypes, our_dtypes = side_by_side.dtypes_of(dtypes)
+    theirs = {dtype: _theirs(dtype) for dtype in their_dtypes}
+    ours = {dtype: distill_jax.load(MINILM, dtype=dtype) for dtype in our_dtypes}
     exact = _theirs("float32").encode(texts, batch_size=32, convert_to_numpy=True)
     for dtype, model in ours.items():
         cosines = np.einsum("md,md->m", exact, model.encode_docs(texts))
@@ -153,11 +154,13 @@ def bucketing(texts: list[str], rounds: int) -> None:
 
 
 def train(
-    titles: list[str], texts: list[str], dtypes: list[str], batch: int, rounds: int
+    titles: list[str], texts: list[str], dtypes: str, batch: int, rounds: int
 ) -> str:
     """One step (forward, backward, AdamW, dropout 0.1) on title - abstract pairs."""
-    sides = [steps_of(titles, texts, dtype, batch) for dtype in dtypes]
-    theirs, ours = (dict(zip(dtypes, side)) for side in zip(*sides))
+    their_dtypes, our_dtypes = side_by_side.dtypes_of(dtypes, trained=True)
+    sides = {dtype: steps_of(titles, texts, dtype, batch) for dtype in their_dtypes}
+    theirs = {dtype: sides[dtype][0] for dtype in their_dtypes}
+    ours = {dtype: sides[dtype][1] for dtype in our_dtypes}
     return race(f"train MiniLM, {batch} pairs", batch, rounds, theirs, ours)
 
 
@@ -316,7 +319,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", default="encode,bucketing,train,gradcache")
-    parser.add_argument("--collection", help="a BEIR folder, e.g. of SciFact")
+    parser.add_argument("--collection", help="as a recipe names it")
     parser.add_argument("--texts", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--docs", type=int, default=4, help="a query, for GradCache")
@@ -329,20 +332,18 @@ def main() -> None:
     flags = parser.parse_args()
     shared = Path(os.environ.get("DISTILL_JAX_SHARED", "../shared"))
     if flags.collection is None and (shared / "collections/scifact").is_dir():
-        flags.collection = str(shared / "collections/scifact")
+        flags.collection = f"beir:{shared / 'collections/scifact'}"
     print(f"{jax.default_backend()}, {len(os.sched_getaffinity(0))} CPU threads")
     parts, best = flags.parts.split(","), []
     if {"encode", "train", "bucketing"} & set(parts):
         titles, texts = texts_of(flags.collection, flags.texts)
         if "bucketing" in parts:
             bucketing([f"{a} {b}" for a, b in zip(titles, texts)], flags.rounds)
-        dtypes = flags.dtypes.split(",")
         both = [f"{a} {b}" for a, b in zip(titles, texts)]
         if "encode" in parts:
-            best.append(encode(both, dtypes, flags.rounds))
+            best.append(encode(both, flags.dtypes, flags.rounds))
         if "train" in parts:
-            floats = [dtype for dtype in dtypes if dtype != "int8"]
-            best.append(train(titles, texts, floats, flags.batch, flags.rounds))
+            best.append(train(titles, texts, flags.dtypes, flags.batch, flags.rounds))
     if "gradcache" in parts:
         b = flags.batch
         chunks = flags.chunks or f"0,{b // 2},{b // 4},{b // 8}"

@@ -99,13 +99,14 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         return np.asarray(found, np.float32)
 
     models, theirs = {}, {}
-    for dtype in options.dtypes.split(","):
+    their_dtypes, our_dtypes = side_by_side.dtypes_of(options.dtypes)
+    for dtype in our_dtypes:
         backbone = dataclasses.replace(model.spec.backbone, dtype=dtype)
         spec = dataclasses.replace(model.spec, backbone=backbone)
         models[dtype] = model.replace(spec=spec)
-        if dtype != "int8":
-            how = {"dtype": getattr(torch, dtype)}
-            theirs[dtype] = CrossEncoder(str(folder / "model"), model_kwargs=how)
+    for dtype in their_dtypes:
+        how = {"dtype": getattr(torch, dtype)}
+        theirs[dtype] = CrossEncoder(str(folder / "model"), model_kwargs=how)
     if "float32" in models:
         exact = ours("float32")
         for dtype in models:

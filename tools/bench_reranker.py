@@ -114,7 +114,7 @@ def their_logits(model: Any, tokens: np.ndarray) -> Any:
 
 
 def score(
-    sizes: t5.T5Sizes, rows: list[np.ndarray], dtypes: list[str], rounds: int, most: int
+    sizes: t5.T5Sizes, rows: list[np.ndarray], dtypes: str, rounds: int, most: int
 ) -> str:
     """Pairs of real lengths to scores, ``most`` padded tokens at once of ours."""
     import torch
@@ -154,11 +154,12 @@ def score(
         f"{waste(batches, lengths):.1%} in {len({b.length for b in batches})} shapes"
     )
     peers = {}
-    for dtype in (dtype for dtype in dtypes if dtype != "int8"):
+    their_dtypes, our_dtypes = side_by_side.dtypes_of(dtypes)
+    for dtype in their_dtypes:
         model = their_model(sizes, dtype).eval()
         peers[f"{dtype}, as they come"] = theirs(model, np.arange(len(rows)))
         peers[f"{dtype}, sorted by length"] = theirs(model, np.argsort(-lengths))
-    mine = {dtype: ours(dtype) for dtype in dtypes}
+    mine = {dtype: ours(dtype) for dtype in our_dtypes}
     return race("score", len(rows), rounds, peers, mine)
 
 
@@ -200,12 +201,14 @@ def stepper(
 
 
 def train(
-    sizes: t5.T5Sizes, rows: list[np.ndarray], dtypes: list[str], rounds: int, size: int
+    sizes: t5.T5Sizes, rows: list[np.ndarray], dtypes: str, rounds: int, size: int
 ) -> str:
     """One step on ``size`` lists of four, the very same padded tokens on both sides."""
     tokens = padded(rows[: 4 * size])
-    sides = [steps_of(sizes, tokens, size, dtype) for dtype in dtypes]
-    theirs, ours = (dict(zip(dtypes, side)) for side in zip(*sides))
+    their_dtypes, our_dtypes = side_by_side.dtypes_of(dtypes, trained=True)
+    sides = {dtype: steps_of(sizes, tokens, size, dtype) for dtype in their_dtypes}
+    theirs = {dtype: sides[dtype][0] for dtype in their_dtypes}
+    ours = {dtype: sides[dtype][1] for dtype in our_dtypes}
     what = f"train, {len(tokens)} x {tokens.shape[1]}"
     return race(what, len(tokens), rounds, theirs, ours)
 
@@ -315,12 +318,11 @@ def main() -> None:
     parts = flags.parts.split(",")
     sizes = t5.sizes(flags.model)
     rows = sequences(flags.collection, flags.pairs, sizes.vocab_size)
-    dtypes, best = flags.dtypes.split(","), []
+    best = []
     if "score" in parts:
-        best.append(score(sizes, rows, dtypes, flags.rounds, flags.batch_tokens))
+        best.append(score(sizes, rows, flags.dtypes, flags.rounds, flags.batch_tokens))
     if "train" in parts:
-        floats = [dtype for dtype in dtypes if dtype != "int8"]
-        best.append(train(sizes, rows, floats, flags.rounds, flags.queries))
+        best.append(train(sizes, rows, flags.dtypes, flags.rounds, flags.queries))
     if "mfu" in parts:
         models = (flags.models or f"{flags.model}:180").split(",")
         tokens = flags.tokens or (65536 if gpu else 2880)

@@ -7,6 +7,21 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
+
+def dtypes_of(flag: str, trained: bool = False) -> tuple[list[str], list[str]]:
+    """Their dtypes and ours, of a comma-separated list; int8 is never trained.
+
+    PyTorch has no int8 of its own for these models. XLA for CPUs gains nothing from
+    bfloat16, which would take most of a bench's time.
+    """
+    names = flag.split(",")
+    theirs = [name for name in names if name != "int8"]
+    ours = theirs if trained else names
+    slow = "bfloat16" if jax.default_backend() == "cpu" else None
+    return theirs, [name for name in ours if name != slow] or ours
+
 
 @dataclasses.dataclass
 class Clock:
