@@ -26,6 +26,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# XLA's threads allocate side by side; an arena for each would keep what they give back.
+os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 
 
 def _flags() -> str:
