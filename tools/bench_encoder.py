@@ -71,7 +71,7 @@ def texts_of(collection: str | None, count: int) -> tuple[list[str], list[str]]:
     return [text(8, 20) for _ in range(count)], [text(100, 260) for _ in range(count)]
 
 
-def _theirs(dtype: str) -> Any:
+def library_model(dtype: str) -> Any:
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -92,9 +92,9 @@ def encode(texts: list[str], dtypes: str, rounds: int) -> str:
     import distill_jax
 
     their_dtypes, our_dtypes = side_by_side.dtypes_of(dtypes)
-    theirs = {dtype: _theirs(dtype) for dtype in their_dtypes}
+    theirs = {dtype: library_model(dtype) for dtype in their_dtypes}
     ours = {dtype: distill_jax.load(MINILM, dtype=dtype) for dtype in our_dtypes}
-    exact = _theirs("float32").encode(texts, batch_size=32, convert_to_numpy=True)
+    exact = library_model("float32").encode(texts, batch_size=32, convert_to_numpy=True)
     for dtype, model in ours.items():
         cosines = np.einsum("md,md->m", exact, model.encode_docs(texts))
         print(f"{dtype}: cosine to their float32 {cosines.mean():.5f} on average")
@@ -175,7 +175,7 @@ def steps_of(
 
     import distill_jax
 
-    theirs = _theirs(dtype)
+    theirs = library_model(dtype)
     theirs.train()
     loss = MultipleNegativesRankingLoss(theirs)
     adamw = torch.optim.AdamW(theirs.parameters(), lr=1e-5)
