@@ -72,7 +72,7 @@ def _a_modules_programs_go_with_it():
     _give_back()
 
 
-_LARGE = 512 << 20  # bytes that a worker grows by before its programs go
+_LARGE = 256 << 20  # bytes that a worker grows by before its programs go
 _held = 0
 
 

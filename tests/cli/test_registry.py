@@ -57,6 +57,7 @@ def _gin_forgets():
     gin_config._INVERSE_REGISTRY.update(inverse)
 
 
+@pytest.mark.long
 def test_exactly_the_declared_parts_can_be_named(tmp_path):
     declared = {
         id(getattr(importlib.import_module(module), name))

@@ -25,6 +25,7 @@ def test_only_beside_tensorflow_and_without_torch(monkeypatch):
     assert not subprocess_scorer.needed()
 
 
+@pytest.mark.long
 def test_another_process_says_the_same(tmp_path, monkeypatch):
     pytest.importorskip("sentence_transformers")
     model = weights.load(MINILM)
@@ -51,6 +52,7 @@ def test_another_process_says_the_same(tmp_path, monkeypatch):
     np.testing.assert_allclose(there, score(tuples), atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_process_that_ends_is_told(tmp_path):
     model = weights.load(MINILM)
     with pytest.raises(UserError, match=r"sentence_transformers did not read it"):

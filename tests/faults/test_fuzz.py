@@ -44,6 +44,8 @@ from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights.safe import read_header
 from tests.faults.test_tables import GOOD, ODD, places, replaced
 
+pytestmark = pytest.mark.long
+
 MANY = int(os.environ.get("FUZZ", "1"))
 WORDS = [
     b"\0", b"\r", b"\n", b"\r\n", b"\t", b" ", b"\xef\xbb\xbf", b"\xff",

@@ -89,6 +89,7 @@ def unbroken(tmp_path_factory):
     return directory
 
 
+@pytest.mark.long
 def test_killed_again_and_again_it_ends_the_same(unbroken):
     """SIGTERM twice, SIGKILL, and SIGKILL inside a save."""
     directory = unbroken.parent / "killed"

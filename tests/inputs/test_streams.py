@@ -183,6 +183,7 @@ def test_hosts_read_every_held_out_list_once(batch_size, devices, sizes):
     assert (docs[COUNT:] == -1).all()
 
 
+@pytest.mark.long
 def test_nothing_of_tensorflows_reaches_the_console(tmp_path):
     pytest.importorskip("seqio")
     code = (

@@ -14,6 +14,8 @@ from distill_jax.jobs.generator import SYSTEMS, TrainGenerator
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.training import Training
 
+pytestmark = pytest.mark.long
+
 WORDS = ["river", "stone", "bridge", "water", "cloud", "paper", "light", "engine"]
 
 

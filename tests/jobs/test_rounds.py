@@ -15,7 +15,7 @@ import pytest
 from distill_jax import main
 from distill_jax.models.pretrained import Pretrained
 
-pytestmark = pytest.mark.usefixtures("compiles_fast")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("compiles_fast")]
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "MESH": "data=1",

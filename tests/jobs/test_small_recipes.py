@@ -29,7 +29,7 @@ TINY = {
     "VOCABULARY_SIZE": 600,
 }
 ASKS_LLM = ("twolar", "rank_distillm", "intermediate_distillation")
-pytestmark = pytest.mark.usefixtures("compiles_fast")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("compiles_fast")]
 RECIPES = [
     "rankt5_teacher",
     "monot5_teacher",

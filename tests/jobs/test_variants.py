@@ -17,7 +17,7 @@ from distill_jax.io.errors import UserError
 from distill_jax.jobs.variants import Variants
 from distill_jax.models.pretrained import Pretrained
 
-pytestmark = pytest.mark.usefixtures("compiles_fast")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("compiles_fast")]
 FOLDER = Path(__file__).resolve().parents[2] / "gin_configs"
 TABLES = sorted(path.stem for path in FOLDER.glob("papers/*.gin"))
 SMALL = {

@@ -53,6 +53,7 @@ def test_p_listmle(lists):
     np.testing.assert_allclose(found, np.mean(values), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_p_listmle_of_lists_of_hundreds_is_finite():
     scores = jnp.linspace(3.0, -3.0, 400)[None]
     value, gradient = jax.value_and_grad(losses.p_listmle)(scores, scores)

@@ -101,6 +101,7 @@ def test_scores_are_the_likelihoods_of_transformers(pretrained, tmp_path):
     np.testing.assert_allclose(ours.module()(batch)[:, 0], expected, atol=1e-5)
 
 
+@pytest.mark.long
 def test_learns_to_ask_and_is_asked(pretrained):
     """Queries are the first word of their document: a few steps teach that."""
     rng = np.random.default_rng(0)

@@ -17,6 +17,8 @@ from distill_jax.models.stack import SCANNED, through
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.runtime import placement, sharding
 
+pytestmark = pytest.mark.long
+
 LAYERS = SCANNED + 1
 SPECS = {
     "t5": RerankerSpec(

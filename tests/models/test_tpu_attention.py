@@ -157,6 +157,7 @@ def test_other_shapes_are_left_to_the_compiler(changes):
     assert not tpu_attention.fits(**fields)  # eight devices, and no mesh
 
 
+@pytest.mark.long
 @needs_libtpu
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize(

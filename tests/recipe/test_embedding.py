@@ -53,6 +53,7 @@ def teacher(tmp_path_factory, toy) -> np.ndarray:
     return vectors.astype(np.float32)
 
 
+@pytest.mark.long
 def test_an_encoder_s_vectors_are_kept_by_text(tmp_path, toy):
     run(tmp_path, toy, MEASURE=None, TRAIN_STEPS=2)
     kept = list((tmp_path / "teacher").rglob("*.npz"))

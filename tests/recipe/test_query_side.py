@@ -23,7 +23,7 @@ from distill_jax.recipe import averaging, query_side
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.workspace import cached_step
 
-pytestmark = pytest.mark.usefixtures("compiles_fast")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("compiles_fast")]
 
 
 @pytest.fixture(scope="module")

@@ -175,6 +175,7 @@ np.savez(f"{out}/{process}.npz", rows=run.rows, scores=run.scores)
 """
 
 
+@pytest.mark.long
 def test_two_processes_encode_and_search_as_one(tmp_path):
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = special + [f"w{i}" for i in range(40)]

@@ -31,6 +31,8 @@ from distill_jax.training import memory, optimizers
 from distill_jax.training import state as states
 from distill_jax.training.step import lower_step
 
+pytestmark = pytest.mark.long
+
 ROWS, DOCS, LENGTH = 16, 4, 32
 TOKENS = ROWS * DOCS * LENGTH  # of the documents of the global batch
 WIDTH, WIDE, HEADS, VOCAB = 32, 64, 4, 64

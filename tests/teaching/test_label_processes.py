@@ -50,7 +50,11 @@ def run(directory, count, devices=2):
     assert [process.returncode for process in started] == [0] * count, said
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "count",
+    [pytest.param(2, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_several_processes_label_encode_and_mine_as_one(tmp_path, count):
     run(tmp_path / "two", count, count)
     run(tmp_path / "one", 1, count)

@@ -314,6 +314,7 @@ label_listwise(client.at(folder), asked, collection, run, Path(folder) / "labels
 """
 
 
+@pytest.mark.long
 def test_kills_lose_no_label_and_pay_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "*")
     collection, queries, run = world(queries=40)

@@ -18,6 +18,8 @@ from distill_jax.training import checkpoints, memory, optimizers, programs
 from distill_jax.training.loop import Fit
 from distill_jax.training.memory import gigabytes
 
+pytestmark = pytest.mark.long
+
 _spec = importlib.util.spec_from_file_location("toy", Path(__file__).parent / "toy.py")
 toy = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(toy)
