@@ -66,9 +66,8 @@ def representax(length: int) -> Step:
         init_train_state,
     )
 
-    from distill_jax.weights.places import locate
-
     from distill_jax.text.buckets import buckets_up_to
+    from distill_jax.weights.places import locate
 
     loaded = load_sentence_transformer(
         locate(bench_encoder.MINILM), sequence_length_buckets=buckets_up_to(length)
