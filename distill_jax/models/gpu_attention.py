@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from distill_jax.models import shares
+from distill_jax.models.shares import Shares
 from distill_jax.runtime.processes import is_deterministic
 
 # cuDNN's flash attention begins with Ampere. Hopper reads heads of 256; 128 is what
@@ -29,7 +31,7 @@ def implementation(
     bias: tuple[int, ...] | None = None,
     mask: tuple[int, ...] | None = None,
     capability: float,
-    devices: int = 1,
+    shared: bool = True,
     deterministic: bool = False,
 ) -> str:
     """ "cudnn" where the kernel takes these shapes, also for gradients; else "xla".
@@ -40,15 +42,16 @@ def implementation(
         bias: its shape, None without.
         mask: its shape; [B, Lk] becomes the lengths that the kernel reads.
         capability: compute capability of the card, 0 for no CUDA.
-        devices: in all. The kernel's partitioning over several raises at compile time
-            where the bias is sharded otherwise than the heads; XLA never does.
+        shared: whether each device can be given its rows and heads, see ``shares``.
+            Left to the compiler, the kernel's partitioning raises where the bias is
+            sharded otherwise than the heads; XLA never does.
         deterministic: whether every run must give the same bits; the kernel's
             gradients are summed in the order in which its blocks happen to end.
     """
     (_, queries, heads, width), keys = query, key[1]
     fits = (
         capability >= CAPABILITY
-        and devices == 1
+        and shared
         and not deterministic
         and dtype in ("bfloat16", "float16")
         and width % 8 == 0
@@ -89,6 +92,7 @@ def attend(
     A mask of two axes is True up to some length. ``chosen``: "cudnn" or "xla"; None
     asks ``implementation``.
     """
+    how = shares.shares(query.shape[0], query.shape[2])
     if chosen is None:
         chosen = implementation(
             query.shape,
@@ -97,7 +101,7 @@ def attend(
             bias=None if bias is None else bias.shape,
             mask=None if mask is None else mask.shape,
             capability=cuda_capability(),
-            devices=jax.device_count(),
+            shared=how is not None and shares.known(),
             deterministic=is_deterministic(),
         )
     if chosen == "xla":
@@ -106,16 +110,25 @@ def attend(
         return jax.nn.dot_product_attention(
             query, key, value, bias=bias, mask=mask, scale=scale, implementation="xla"
         )
-    lengths = None
+    given = {}
+    if bias is not None:
+        given["b"] = bias[0].astype(query.dtype)
     if mask is not None:
         # A sequence of padding attends to its first token: finite, and never read.
-        lengths = jnp.maximum(mask.sum(-1, dtype=jnp.int32), 1)
-    return jax.nn.dot_product_attention(
-        query,
-        key,
-        value,
-        bias=None if bias is None else bias.astype(query.dtype),
-        key_value_seq_lengths=lengths,
-        scale=scale,
-        implementation="cudnn",
-    )
+        given["m"] = jnp.maximum(mask.sum(-1, dtype=jnp.int32), 1)
+
+    def kernel(query: Array, key: Array, value: Array, *others: Array) -> Array:
+        found = dict(zip(given, others))
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            bias=found["b"][None] if "b" in found else None,
+            key_value_seq_lengths=found.get("m"),
+            scale=scale,
+            implementation="cudnn",
+        )
+
+    read = "rrr" + "".join(given)
+    run = shares.on_mesh(kernel, how or Shares(), read, "r")
+    return run(query, key, value, *given.values())

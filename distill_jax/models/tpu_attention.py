@@ -9,19 +9,16 @@ computes the scores again from query and key; nothing but its inputs is kept.
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from distill_jax.runtime import placement
+from distill_jax.models import shares
+from distill_jax.models.shares import Shares
 
 LANES = 128
 LONGEST = 512  # tokens whose scores fit the chip's memory several times over
@@ -38,8 +35,6 @@ def fits(
 ) -> bool:
     """Whether the kernel takes these shapes on the mesh that is traced for.
 
-    Without a mesh on several devices it is not known how the rows are shared out.
-
     Args:
         query, key: shapes [B, L, H, D].
         bias: its shape, None without.
@@ -47,7 +42,7 @@ def fits(
     """
     (rows, length, heads, width), keys = query, key[1]
     return (
-        (placement.current() is not None or jax.device_count() == 1)
+        shares.known()
         and length == keys
         and length % 16 == 0
         and length <= LONGEST
@@ -60,29 +55,8 @@ def fits(
     )
 
 
-class Shares(NamedTuple):
-    """The mesh (None for one device) and its axes for rows and for heads."""
-
-    mesh: Mesh | None = None
-    rows: tuple[str, ...] = ()
-    heads: str | None = None
-
-
 def _shares(rows: int, heads: int, width: int) -> Shares | None:
-    """How a call is shared out; None where it cannot be."""
-    group = max(1, LANES // width)
-    now = placement.current()
-    if now is None:
-        return Shares() if heads % group == 0 else None
-    if now.mesh.size == 1:
-        return Shares(now.mesh) if heads % group == 0 else None
-    if now.leading is None:
-        return None
-    ways = math.prod(now.mesh.shape[axis] for axis in now.leading)
-    across = now.mesh.shape["model"]
-    if rows % ways or heads % (group * across):
-        return None
-    return Shares(now.mesh, now.leading, "model" if across > 1 else None)
+    return shares.shares(rows, heads, max(1, LANES // width))
 
 
 def attend(
@@ -109,69 +83,47 @@ def attend(
     if mask is not None:
         hidden = jnp.where(mask, 0.0, MASKED)[:, None].astype(jnp.float32)
     table = None if bias is None else bias[0].astype(jnp.float32)
-    shares = _shares(rows, heads, width)
-    assert shares is not None
-    found: Any = _attention(width, shares, interpret, *flat, table, hidden)
+    how = _shares(rows, heads, width)
+    assert how is not None
+    found: Any = _attention(width, how, interpret, *flat, table, hidden)
     return found.reshape(rows, length, heads, width)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attention(width, shares, interpret, query, key, value, bias, hidden):
+def _attention(width, how, interpret, query, key, value, bias, hidden):
     run = functools.partial(_forward, width, interpret)
     if bias is None:
-        return _on_mesh(lambda q, k, v, m: run(q, k, v, None, m), shares, "rrrm", "r")(
-            query, key, value, hidden
+        bare = shares.on_mesh(
+            lambda q, k, v, m: run(q, k, v, None, m), how, "rrrm", "r"
         )
-    return _on_mesh(run, shares, "rrrbm", "r")(query, key, value, bias, hidden)
+        return bare(query, key, value, hidden)
+    return shares.on_mesh(run, how, "rrrbm", "r")(query, key, value, bias, hidden)
 
 
-def _keep(width, shares, interpret, *arrays):
-    return _attention(width, shares, interpret, *arrays), arrays
+def _keep(width, how, interpret, *arrays):
+    return _attention(width, how, interpret, *arrays), arrays
 
 
-def _gradients(width, shares, interpret, arrays, gradient):
+def _gradients(width, how, interpret, arrays, gradient):
     query, key, value, bias, hidden = arrays
     run = functools.partial(_backward, width, interpret)
     nothing = jnp.zeros_like(hidden)
     if bias is None:
-        found = _on_mesh(
-            lambda q, k, v, m, g: run(q, k, v, None, m, g)[:3], shares, "rrrmr", "rrr"
+        found = shares.on_mesh(
+            lambda q, k, v, m, g: run(q, k, v, None, m, g)[:3], how, "rrrmr", "rrr"
         )(query, key, value, hidden, gradient)
         return (*found, None, nothing)
 
     def summed(*shares_of_rows: Any) -> tuple:
         *found, of_bias = run(*shares_of_rows)
-        axes = shares.rows
+        axes = how.rows
         return (*found, jax.lax.psum(of_bias, axes) if axes else of_bias)
 
-    how = _on_mesh(summed, shares, "rrrbmr", "rrrb")
-    return (*how(query, key, value, bias, hidden, gradient), nothing)
+    whole = shares.on_mesh(summed, how, "rrrbmr", "rrrb")
+    return (*whole(query, key, value, bias, hidden, gradient), nothing)
 
 
 _attention.defvjp(_keep, _gradients)
-
-
-def _on_mesh(function: Callable, shares: Shares, read: str, written: str) -> Callable:
-    """``function`` on each device's rows and heads.
-
-    A compiler that partitions programs does not look into kernels.
-    """
-    if shares.mesh is None:
-        return function
-    leading = shares.rows or None
-    specs = {
-        "r": P(leading, None, shares.heads),
-        "b": P(shares.heads),
-        "m": P(leading),
-    }
-    outputs = [specs[one] for one in written]
-    return jax.shard_map(
-        function,
-        mesh=shares.mesh,
-        in_specs=tuple(specs[one] for one in read),
-        out_specs=outputs[0] if len(outputs) == 1 else tuple(outputs),
-        check_vma=False,
-    )
 
 
 def _blocks(width: int, x: Array) -> tuple:
