@@ -218,8 +218,8 @@ def with_own_normalizer(backend: Any, config: dict[str, Any]) -> Any:
     ``tokenizer.json`` holds; classes of other names take the latter.
     """
     name = str(config.get("tokenizer_class") or "")
-    bert = type(backend.normalizer).__name__ == "BertNormalizer"
-    if bert and name.startswith(("BertTokenizer", "ElectraTokenizer")):
+    pieces = type(backend.model).__name__ == "WordPiece"
+    if pieces and name.startswith(("BertTokenizer", "ElectraTokenizer")):
         backend.normalizer = bert_normalizer(config)
     return backend
 

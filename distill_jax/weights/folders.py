@@ -113,14 +113,18 @@ def read_json(path: Path, default: Any = None) -> Any:
     """A JSON file, ``default`` when absent.
 
     Raises:
-        UserError: the file exists and is not JSON.
+        UserError: the file exists and is not JSON, which has no NaN and no infinity.
     """
     if not path.is_file():
         return default
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}", "download it again") from error
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
 
 
 def recognise(path: str | Path) -> Folder:
@@ -206,9 +210,10 @@ def modular(
     top = read_json(path / "config_sentence_transformers.json", {})
     known = {"Transformer", "MLMTransformer", "Pooling", "SpladePooling", "Dense"}
     known |= {"Normalize", "MultiVectorMask", "StaticEmbedding"}
-    if names - known:
+    foreign = {name for name in classes if not name.startswith(_LIBRARIES)}
+    if unread := (names - known) | foreign:
         raise UserError(
-            f"{path}/modules.json has the modules {sorted(names - known)}",
+            f"{path}/modules.json has the modules {sorted(unread)}",
             f"these are read: {', '.join(sorted(known))}; no other code is run",
         )
     if "SpladePooling" in names:
@@ -229,6 +234,9 @@ def modular(
     if root != path and not config:
         config = read_json(root / "config.json", {})
     return Folder(path=path, form=form, config=config, modules=modules)
+
+
+_LIBRARIES = ("sentence_transformers.", "pylate.", "model2vec.")
 
 
 def inside(path: Path, name: str) -> Path:

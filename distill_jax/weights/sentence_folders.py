@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.io.errors import UserError
+from distill_jax.io.errors import UserError, near
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights import encoders, hugging_face, safe
@@ -182,7 +182,11 @@ def _only(folder: Folder, **read: Any) -> None:
 
 
 def _pooling(path: Path) -> str:
-    config = read_json(path / "config.json", {})
+    config = read_json(path / "config.json")
+    if config is None:
+        raise UserError(
+            f"{path}: no config.json of the pooling", "fetch the model again"
+        )
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [mode for flag, mode in _POOLINGS.items() if config.get(flag)]
@@ -261,7 +265,14 @@ def prompts(folder: Folder, tokenizer: Tokenizer, fields: dict) -> dict[str, str
     """The prefixes of queries and documents that the folder names."""
     said = top(folder).get("prompts") or {}
     # null and "" are a prompt of their own: none.
-    default = said.get(top(folder).get("default_prompt_name") or "") or ""
+    default = top(folder).get("default_prompt_name") or ""
+    if default and default not in said:
+        raise UserError(
+            f"{folder.path}: default_prompt_name is {default!r}, which is none of its "
+            f"prompts{near(str(default), said)}",
+            "correct config_sentence_transformers.json",
+        )
+    default = said.get(default) or ""
     sides = {
         "query_prefix": ("query",),
         "doc_prefix": ("document", "passage", "corpus"),

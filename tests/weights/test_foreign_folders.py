@@ -133,6 +133,50 @@ def test_which_of_two_files_normalises(lowercase, name, config, tmp_path):
     assert again(text, add_special_tokens=False)["input_ids"] == expected
 
 
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        None,
+        {"type": "Lowercase"},
+        {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}]},
+        {"type": "Replace", "pattern": {"String": "water"}, "content": "point"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["BertTokenizer", "TokenizersBackend"])
+def test_another_normaliser_counts_as_its_class_in_the_library(
+    name, normalizer, tmp_path
+):
+    folder = copy("dual_mean", tmp_path)
+    changed(folder / "tokenizer_config.json", tokenizer_class=name)
+    record = json.loads((folder / "tokenizer.json").read_text())
+    record["normalizer"] = normalizer
+    (folder / "tokenizer.json").write_text(json.dumps(record))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    text = "Vaccines CAFÉ naïve water 東京a"
+    expected = theirs(text, add_special_tokens=False)["input_ids"]
+    assert Tokenizer.load(folder).encode(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "match"),
+    [
+        ("config.json", ("1e-12", "NaN"), "not JSON: NaN is no number"),
+        ("config.json", ("1e-12", "Infinity"), "not JSON: Infinity"),
+        ("modules.json", ("1_Pooling", "7_Pooling"), "no config.json of the pooling"),
+        ("modules.json", ("sentence_transformers.", "custom_st."), "custom_st."),
+        (TOP, ('"default_prompt_name": null', '"default_prompt_name": "x"'), "is 'x'"),
+    ],
+)
+def test_what_the_library_would_not_load_is_refused(file, change, match, tmp_path):
+    folder = copy("dual_mean", tmp_path)
+    text = (folder / file).read_text()
+    assert change[0] in text
+    (folder / file).write_text(text.replace(*change))
+    with pytest.raises(UserError, match=match):
+        weights.load(folder)
+
+
 def test_texts_that_are_lowered_outside_of_the_tokenizer_are_refused(tmp_path):
     folder = copy("dual_mean", tmp_path)
     changed(folder / "sentence_bert_config.json", do_lower_case=True)
