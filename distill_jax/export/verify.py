@@ -6,9 +6,10 @@ in float32, on texts that no library cuts.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,8 @@ def verified(
                     pretrained, Path(folder), format, tuples
                 )
             else:
-                theirs = scorer(tuples)
+                with _without_bars():
+                    theirs = scorer(tuples)
             theirs = np.asarray(theirs, np.float32)
             found.append(_agreement(name, expected, theirs, tuples, allowed))
     for agreement in found:
@@ -170,6 +172,20 @@ def fitting(text: str, most: int | None, tokenizer: Tokenizer) -> str:
         else:
             high = middle - 1
     return " ".join(words[:low])
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Holds back the progress bars of transformers, which go to standard error."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _agreement(

@@ -164,6 +164,8 @@ class Distill:
         others = self._elsewhere(after, "after", workspaces[0])
         table.elsewhere = elsewhere.compared(known, others, self.measures[0])
         if jax.process_index() == 0:
+            for part in parts:
+                part.table.check_parts()
             self._keep(after)
             export = exported(
                 after,

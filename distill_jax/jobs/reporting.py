@@ -77,14 +77,21 @@ class Table:
             for name, found in self.values.items()
         }
 
+    def check_parts(self) -> None:
+        """Compares what the table was made of with its records.
+
+        Raises:
+            UserError: a file of a finished part is damaged or gone.
+        """
+        for _, trip in self.trips:
+            cached_step.check(trip.directory)
+
     def finish(self, best: Any, export: dict | None, shown: bool = True) -> None:
         """Writes every form of the report, and prints the table with its verdict.
 
         Args:
             shown: False writes alone.
         """
-        for _, trip in self.trips:
-            cached_step.check(trip.directory)
         directory = Path(self.job.directory)
         system = "after" if "after" in self.runs else list(self.runs)[-1]
         self.runs[system].write(directory / "run.trec")

@@ -57,6 +57,11 @@ def test_the_library_and_our_reader_give_our_scores(name, tmp_path):
         assert again.digest == model.digest
 
 
+def test_a_verification_says_nothing_on_standard_error(tmp_path, capfd):
+    export.write(student("dual_mean"), tmp_path / "out")
+    assert capfd.readouterr().err == ""
+
+
 def test_an_electra_of_one_width_goes_out_as_a_bert(tmp_path):
     model = student("dual_mean")
     backbone = dataclasses.replace(model.spec.backbone, family="electra")

@@ -192,9 +192,24 @@ class Hub:
 
 MODULES = json.dumps(
     [
-        {"idx": 0, "name": "0", "path": "", "type": "x.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "x.Pooling"},
-        {"idx": 2, "name": "2", "path": "2_Dense", "type": "x.Dense"},
+        {
+            "idx": 0,
+            "name": "0",
+            "path": "",
+            "type": "sentence_transformers.models.Transformer",
+        },
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_Pooling",
+            "type": "sentence_transformers.models.Pooling",
+        },
+        {
+            "idx": 2,
+            "name": "2",
+            "path": "2_Dense",
+            "type": "sentence_transformers.models.Dense",
+        },
     ]
 )
 
