@@ -34,7 +34,7 @@ _CLOSED = (
 )
 _MARKS = re.compile(rf"(?P<closed>{_CLOSED})|(?P<opened>{_OPENED})", re.IGNORECASE)
 _END = re.compile(r"</answer>|<\|?end_response\|?>", re.IGNORECASE)
-# Where a turn ends; a model that is not stopped there goes on with turns of its own.
+# Where a turn ends; a model that is not stopped there writes the next ones itself.
 _TURN = re.compile(
     r"<\|(?:im_end|im_start|eot_id|eom_id|end_of_turn|end_of_text|endoftext|end|return"
     r"|start_header_id|user|assistant)\|>|<(?:end|start)_of_turn>|</s>"
