@@ -97,12 +97,13 @@ def moments(count):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "number"), moments(20))
-@pytest.mark.parametrize("recipe", ["mine", "evaluate", "rankt5_teacher"])
+@pytest.mark.parametrize("recipe", ["mine", "label", "evaluate", "rankt5_teacher"])
 def test_signals_at_random_moments_of_a_job(tmp_path, recipe, seconds, number):
     toy = write_toy(tmp_path / "toy", docs=40, train=4, test=4)
     run = write(tmp_path / "a.run", ["q5 Q0 d3 1 1.0 x"])
     flags = [f"--gin.COLLECTION=beir:{toy}", f"--gin.MODEL_DIR={tmp_path}/out"]
     flags += [f"--gin.RUN={run}"] if recipe == "evaluate" else []
+    flags += ["--gin.CHECKPOINT=fresh:reranker:t5:tiny"] if recipe == "label" else []
     if recipe == "rankt5_teacher":
         flags = ["--gin_file=small.gin", *flags]
         seconds *= 4  # it trains for longer than the others search
