@@ -17,11 +17,11 @@
   });
 })();
 
-// A printed page has the folded parts too.
+// A printed page has the folded parts too, but for the lists of many more queries.
 (function () {
   var folded = [];
   addEventListener("beforeprint", function () {
-    folded = Array.from(document.querySelectorAll("details:not([open])"));
+    folded = Array.from(document.querySelectorAll("details:not([open], .more, .more *)"));
     folded.forEach(function (part) { part.open = true; });
   });
   addEventListener("afterprint", function () {
