@@ -128,7 +128,7 @@ def bucketing(texts: list[str], rounds: int) -> None:
     import distill_jax
     from distill_jax.inference.forward import encode_all
     from distill_jax.models.templates import side_template
-    from distill_jax.text.templates import Features
+    from distill_jax.text.features import Features
     from distill_jax.text.token_store import TokenStore
 
     model = distill_jax.load(MINILM).pretrained

@@ -27,7 +27,7 @@ from distill_jax.models.encoder_sizes import bert_sizes
 from distill_jax.models.pretrained import Pretrained, initial_params
 from distill_jax.models.reranker import RerankerSpec
 from distill_jax.teaching.scorers import label_run
-from distill_jax.text.templates import Features
+from distill_jax.text.features import Features
 from distill_jax.text.token_store import TokenStore
 from distill_jax.text.tokenizer import Tokenizer
 

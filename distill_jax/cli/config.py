@@ -18,7 +18,7 @@ import gin
 from gin import config as gin_config
 from gin import config_parser
 
-from distill_jax.cli import bindings, help, papers, recipes, trust
+from distill_jax.cli import bindings, help, origins, papers, recipes, trust
 from distill_jax.cli.flags import Flags
 from distill_jax.io import buckets
 from distill_jax.io.errors import UserError, clip
@@ -80,7 +80,7 @@ def _configured(flags: Flags) -> tuple[Any, Config, list[tuple[str, str, set[str
     with explained(flags):
         found = read_config(flags)
         # The record holds what the recipe leaves unused, too.
-        text = f"{gin.config_str()}\n{bindings.OVERLAY} = True\n"
+        text = f"{gin.config_str()}\n{origins.OVERLAY} = True\n"
         config = Config(text=text, directory=_directory())
         found.make_functions()
         job = gin.get_configurable("distill_jax.jobs.run")()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.export.sentence_transformers import TOWERS
+from distill_jax.models.generator import GeneratorSpec
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.models.templates import side_template
@@ -59,7 +60,7 @@ def scorer(
         if spec.documents == 1:
             return name, _cross_encoder(folder)
         return name, _sentence_vectors(folder, spec)
-    if spec.kind == "generator":
+    if isinstance(spec, GeneratorSpec):
         return name, _likelihood(folder, pretrained)
     if not spec.documents:
         return name, _bare_encoder(folder, pretrained)

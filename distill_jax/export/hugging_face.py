@@ -11,6 +11,7 @@ import numpy as np
 from distill_jax.export.folders import as_numpy, note_of, write_model
 from distill_jax.io.errors import UserError
 from distill_jax.io.reading import write_json
+from distill_jax.models.generator import GeneratorSpec
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.ops.vector_form import VectorForm
@@ -41,7 +42,7 @@ def write(pretrained: Pretrained, folder: Path) -> None:
     write_model(folder, config, tensors, note_of(spec, longest(pretrained), **changes))
     if config["architectures"][0].endswith("T5ForConditionalGeneration"):
         ids = {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
-        if spec.kind == "generator":
+        if isinstance(spec, GeneratorSpec):
             # Without it, generate() stops after 20 tokens.
             ids["max_new_tokens"] = spec.query_length
         write_json(folder / "generation_config.json", ids)

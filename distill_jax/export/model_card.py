@@ -14,6 +14,7 @@ from typing import Any
 import distill_jax
 from distill_jax.evaluation.calibration import sentence
 from distill_jax.export.usage import usage
+from distill_jax.models.generator import GeneratorSpec
 from distill_jax.models.pretrained import Pretrained, flatten
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.models.templates import side_template
@@ -86,7 +87,7 @@ def text(
     parts = [
         _front_matter(pretrained, format, systems, provenance),
         f"# {_CARDS[spec.kind].title}",
-        _SAID_OF_GENERATOR if spec.kind == "generator" else _SAID,
+        _SAID_OF_GENERATOR if isinstance(spec, GeneratorSpec) else _SAID,
         "## Usage",
         f"```python\n{usage(pretrained, format)}```",
         "## What it reads",
@@ -213,7 +214,7 @@ def _contract(pretrained: Pretrained) -> str:
             )
     else:
         names = [("query", "queries"), ("doc", "documents")]
-        if spec.kind == "generator":
+        if isinstance(spec, GeneratorSpec):
             names = [("doc", "documents, read"), ("query", "queries, written")]
             facts["score of a pair"] = (
                 "mean log-probability of the query's tokens, its </s> included"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from distill_jax.models.generator import GeneratorSpec
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.t5 import T5Sizes
 from distill_jax.models.templates import side_template
@@ -21,7 +22,7 @@ _DOCS = """docs = [
 def usage(pretrained: Pretrained, format: str) -> str:
     """Python code that scores two documents; ``folder`` is the card's own."""
     spec = pretrained.spec
-    if spec.kind == "generator":
+    if isinstance(spec, GeneratorSpec):
         return _generator(pretrained, format)
     head = f'folder = "."  # this folder\nquery = "{_QUERY}"\n{_DOCS}'
     if format == "t5x":

@@ -49,7 +49,7 @@ def score_features(
 
     Args:
         pretrained: a reranker, a pairwise reranker or a query generator.
-        features: ``ir.templates.Features`` of the student's template; of a generator
+        features: ``text.features.Features`` of the student's template; of a generator
             ``models.texts.SidedFeatures``.
         mesh: devices; None runs on one.
         tokens_per_batch: padded tokens computed at once; None chooses by platform.
@@ -95,7 +95,7 @@ def encode_features(
     Args:
         pretrained: a dual encoder, ColBERT or SPLADE.
         side: "query" or "doc".
-        features: ``ir.templates.Features`` of that side's template over ``text``.
+        features: ``text.features.Features`` of that side's template over ``text``.
         rows: int[M], rows of the features to encode.
         mesh, tokens_per_batch, compact, progress: as in ``score_features``.
 

@@ -43,7 +43,7 @@ def passages_of(spec: Any, features: Any, rows: np.ndarray) -> Passages:
 
     Args:
         spec: of an encoder.
-        features: ``text.templates.Features`` of its document template.
+        features: ``text.features.Features`` of its document template.
         rows: int[M], rows of the features.
     """
     rows = np.asarray(rows)

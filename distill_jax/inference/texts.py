@@ -16,7 +16,8 @@ from distill_jax.inference import passages as windows
 from distill_jax.inference.generate import generate
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.templates import side_template
-from distill_jax.text.templates import Features, Template
+from distill_jax.text.features import Features
+from distill_jax.text.templates import Template
 from distill_jax.text.token_store import TokenStore
 
 

@@ -20,7 +20,7 @@ from distill_jax.inputs.streams import ArrayStream, SeqioStream
 from distill_jax.io.errors import UserError
 from distill_jax.lists.lists import FIELDS, Lists, empty_lists
 from distill_jax.text.buckets import bucket_of
-from distill_jax.text.templates import Features
+from distill_jax.text.features import Features
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

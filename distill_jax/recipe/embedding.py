@@ -31,7 +31,7 @@ from distill_jax.recipe.stage import StageResult
 from distill_jax.recipe.students import Student
 from distill_jax.recipe.training import Training
 from distill_jax.teaching.clients import Completer
-from distill_jax.text.templates import Features
+from distill_jax.text.features import Features
 from distill_jax.workspace.console import Counter, say
 from distill_jax.workspace.context import Workspace
 from distill_jax.workspace.describe import describe

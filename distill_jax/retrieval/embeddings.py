@@ -50,7 +50,7 @@ def embed_docs(
 
     Args:
         pretrained: a dual encoder, ColBERT or SPLADE (``models.pretrained``).
-        features: ``ir.templates.Features`` of its document template.
+        features: ``text.features.Features`` of its document template.
         directory: holds one folder a digest.
         rows: int[N], rows of the features; None takes all. The digest of the features'
             store has to tell which.

@@ -18,7 +18,8 @@ from distill_jax.models.templates import side_template
 from distill_jax.synthesis import replies, seeds, shards
 from distill_jax.synthesis.synthetic import SyntheticQueries
 from distill_jax.text.buckets import buckets_up_to, plan
-from distill_jax.text.templates import Features, Template
+from distill_jax.text.features import Features
+from distill_jax.text.templates import Template
 from distill_jax.text.token_store import TokenStore
 
 TEMPLATE = Template("{document}</s>", {"document": 511})

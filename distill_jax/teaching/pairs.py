@@ -24,7 +24,7 @@ from distill_jax.runs.run import Run
 from distill_jax.runtime import processes
 from distill_jax.teaching.cache import ScoreCache, pair_keys
 from distill_jax.teaching.scorers import certificate, rows_of_queries, unlabelled
-from distill_jax.text.templates import Features
+from distill_jax.text.features import Features
 
 Progress = Callable[[int, int], Any]
 

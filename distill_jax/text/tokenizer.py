@@ -22,13 +22,16 @@ from distill_jax.text.pipelines import (
     byte_level_backend,
     deberta_backend,
     pair_frame,
-    read_backend,
-    settings,
     t5_backend,
-    with_added_tokens,
-    with_own_normalizer,
 )
 from distill_jax.text.spiece import parse_model, read_model, with_pieces
+from distill_jax.text.tokenizer_files import (
+    read_backend,
+    settings,
+    with_added_tokens,
+    with_own_normalizer,
+    write_files,
+)
 from distill_jax.text.vocabulary import (
     train_spiece,
     train_wordpiece,
@@ -86,8 +89,6 @@ class Tokenizer:
             found = pair_frame(self._backend, self._config, self.cls_id, self.sep_id)
         mask = () if self.mask_id is None else (self.mask_id,)
         return {**found, "mask": mask, "join": ()}
-
-    # ---------------------------------------------------------------- making
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -191,8 +192,6 @@ class Tokenizer:
         tokens = self._backend.encode(word, add_special_tokens=False).tokens
         worst = min(scores.values()) - 10.0
         return sum(scores.get(token, worst) for token in tokens)
-
-    # ---------------------------------------------------------------- use
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without special tokens around it.
@@ -318,8 +317,6 @@ class Tokenizer:
         config = {**self._config, **{f"{role}_token": t for role, t in names.items()}}
         return Tokenizer(self._backend, config, self._spiece)
 
-    # ---------------------------------------------------------------- saving
-
     def save(self, directory: str | Path, max_length: int | None = None) -> None:
         """Writes what transformers' AutoTokenizer and sentence-transformers load.
 
@@ -328,47 +325,14 @@ class Tokenizer:
             max_length: ``model_max_length`` of the written config, in tokens.
         """
         directory = Path(directory)
-        with atomic_write(directory / "tokenizer.json") as out:
-            out.write(self._backend.to_str(pretty=False))
         names = {f"{role}_token": n for role, n in self._special_names().items()}
         config = {**self._config, **names}
-        config["tokenizer_class"] = (
-            self._config.get("tokenizer_class") or _CLASSES[self.kind]
-        )
-        for local in ("is_local", "local_files_only", "name_or_path"):
-            config.pop(local, None)
-        if self.kind == "t5":
-            sentinels = self._sentinels()
-            config["extra_ids"] = len(sentinels)
-            config.pop("extra_special_tokens", None)
-            config["additional_special_tokens"] = sentinels
-        if self.kind == "bert":
-            config |= self._normalisation()
-        if max_length is not None:
-            config["model_max_length"] = max_length
-        write_json(directory / "tokenizer_config.json", config)
+        config["tokenizer_class"] = config.get("tokenizer_class") or _CLASSES[self.kind]
+        write_files(directory, self._backend, self.kind, config, max_length)
         write_json(directory / "special_tokens_map.json", names)
         if self._spiece is not None:
             with atomic_write(directory / "spiece.model", "wb") as out:
                 out.write(self._spiece)
-        if self.kind == "bert":
-            vocab = self._backend.get_vocab(with_added_tokens=False)
-            with atomic_write(directory / "vocab.txt") as out:
-                for token, _ in sorted(vocab.items(), key=lambda item: item[1]):
-                    out.write(token + "\n")
-
-    def _sentinels(self) -> list[str]:
-        names = (f"<extra_id_{i}>" for i in range(EXTRA_IDS))
-        return [name for name in names if self._id(name) is not None]
-
-    def _normalisation(self) -> dict[str, Any]:
-        """The normaliser under the names of BERT's tokenizer classes."""
-        normalizer = self._backend.normalizer
-        return {
-            "do_lower_case": bool(getattr(normalizer, "lowercase", True)),
-            "strip_accents": getattr(normalizer, "strip_accents", None),
-            "tokenize_chinese_chars": getattr(normalizer, "handle_chinese_chars", True),
-        }
 
     def __reduce__(self):
         return (_from_state, (self._backend.to_str(), self._config, self._spiece))

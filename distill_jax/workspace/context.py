@@ -17,7 +17,7 @@ from distill_jax.io.files import digest
 from distill_jax.models.pretrained import Pretrained
 from distill_jax.models.templates import side_template
 from distill_jax.text.equality import text_key
-from distill_jax.text.templates import Features
+from distill_jax.text.features import Features
 from distill_jax.text.token_store import TokenStore
 from distill_jax.workspace.console import say
 

@@ -10,7 +10,7 @@ from distill_jax.inference import forward, programs, vectors
 from distill_jax.io.errors import UserError
 from distill_jax.models.templates import side_template
 from distill_jax.runtime.sharding import make_mesh
-from distill_jax.text.templates import Features
+from distill_jax.text.features import Features
 from distill_jax.text.token_store import TokenStore
 from tests.export.forms import student
 

@@ -10,7 +10,8 @@ from distill_jax.batches import DualBatch, DuoBatch, PairBatch
 from distill_jax.inputs.feed import Featurizer, Feed
 from distill_jax.inputs.streams import ArrayStream
 from distill_jax.lists.lists import Lists
-from distill_jax.text.templates import Features, Template
+from distill_jax.text.features import Features
+from distill_jax.text.templates import Template
 from distill_jax.text.token_store import TokenStore
 from distill_jax.text.tokenizer import Tokenizer
 

@@ -24,7 +24,7 @@ from distill_jax.recipe.students import Student
 from distill_jax.retrieval.embeddings import embed_docs, embeddings_key
 from distill_jax.runtime.sharding import make_mesh
 from distill_jax.teaching.scorers import certificate
-from distill_jax.text.templates import Features
+from distill_jax.text.features import Features
 from distill_jax.text.token_store import TokenStore
 from tests.export.forms import SPECS, student
 from tests.inference.test_forward import TEXTS, side_features

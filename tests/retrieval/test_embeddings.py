@@ -18,7 +18,7 @@ from distill_jax.models.splade import SpladeSpec
 from distill_jax.models.templates import side_template
 from distill_jax.retrieval import Exact, LateInteraction, Sparse, embeddings
 from distill_jax.retrieval.columns import Columns
-from distill_jax.text.templates import Features
+from distill_jax.text.features import Features
 from distill_jax.text.token_store import TokenStore
 from distill_jax.text.tokenizer import Tokenizer
 

@@ -143,7 +143,7 @@ if process >= 0:
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
 from distill_jax.text.token_store import TokenStore
 from distill_jax.text.tokenizer import Tokenizer
-from distill_jax.text.templates import Features
+from distill_jax.text.features import Features
 from distill_jax.models.encoder_sizes import BertSizes
 from distill_jax.models.dual_encoder import DualEncoderSpec
 from distill_jax.models.pretrained import Pretrained, initial_params

@@ -22,7 +22,7 @@ from distill_jax.teaching.pairs import (
     sample_pairs,
     sigmoid,
 )
-from distill_jax.text.templates import Features
+from distill_jax.text.features import Features
 from distill_jax.text.token_store import TokenStore
 from tests.export.forms import student
 

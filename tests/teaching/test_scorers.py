@@ -18,7 +18,7 @@ from distill_jax.labels.labels import TeacherLabels
 from distill_jax.runs.run import Run
 from distill_jax.teaching.cache import ScoreCache, pair_keys
 from distill_jax.teaching.scorers import label_run
-from distill_jax.text.templates import Features
+from distill_jax.text.features import Features
 from distill_jax.text.token_store import TokenStore
 from tests.export.forms import student
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from distill_jax.io.errors import UserError
-from distill_jax.text.templates import Template, longest_first
+from distill_jax.text.features import longest_first
+from distill_jax.text.templates import Template
 
 tokenizers = pytest.importorskip("tokenizers")
 

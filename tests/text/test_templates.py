@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_jax.io.errors import UserError
-from distill_jax.text.templates import Features, Template
+from distill_jax.text.features import Features
+from distill_jax.text.templates import Template
 from distill_jax.text.token_store import TokenStore
 from distill_jax.text.tokenizer import Tokenizer
 

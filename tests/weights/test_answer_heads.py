@@ -11,7 +11,8 @@ from distill_jax.inference.texts import score_tuples
 from distill_jax.io.errors import UserError
 from distill_jax.models.reranker import MXBAI_RERANK, PROMPTS, QWEN3_RERANKER
 from distill_jax.recipe import checkpoints
-from distill_jax.text.templates import Features, Template
+from distill_jax.text.features import Features
+from distill_jax.text.templates import Template
 from distill_jax.text.token_store import TokenStore
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.weights import places
