@@ -185,5 +185,5 @@ def write_files(
     write_json(directory / "tokenizer_config.json", config)
 
 
-# Where the tokenizer came from, which says nothing to whom it is sent.
+# Paths of this machine, which mean nothing on another.
 _LOCAL = ("is_local", "local_files_only", "name_or_path")
