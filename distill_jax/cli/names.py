@@ -305,6 +305,10 @@ GROUPS: Mapping[str, Mapping[str, Name]] = {
         ),
         "FEEDBACK_DOCS": Name("First documents that move a query's vector.", _COUNT),
         "ALPHA": Name("How far they move it.", "from 0"),
+        "FEEDBACK_WEIGHT": Name(
+            "Weight of feedback in the order to learn, beside 1 of each other search.",
+            "a number from 0",
+        ),
         "VECTORS": Name(
             "What makes the teacher's vectors of texts.",
             "@embedding.Encoder(), @embedding.VectorFile(), @embedding.Endpoint()",

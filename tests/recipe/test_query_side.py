@@ -278,3 +278,59 @@ def test_means_of_narrow_weights_keep_their_type():
     found = averaging.between(start, end, 0.5)
     assert found["w"].dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(found["w"], np.float32), np.full(4, 1.5))
+
+
+def test_feedback_votes_in_the_order_to_learn_by_its_weight(tmp_path, toy):
+    """Written out in numpy: z-scores of BM25, of the model, and 0.6 of feedback's."""
+    from distill_jax.inference.forward import encode_all
+    from distill_jax.retrieval import BM25
+    from distill_jax.runs.run import Run
+    from distill_jax.workspace.context import open_workspace
+
+    flags = {"TEACHER_ORDER": "@taught/candidates.Fused()", "TRAIN_STEPS": 1}
+    run(tmp_path, toy, **flags, DEV_SHARE=0.0, EVAL_PERIOD=1)
+    workspace = open_workspace(tmp_path, toy, dev_share=0.0)
+    docs = workspace.collection
+    learnt = Run.read(tmp_path / "candidates/run.trec", collection=docs).lists()
+    initial = Pretrained.read(tmp_path / "initial")
+    queries = workspace.train.queries
+    q, d = (
+        encode_all(initial, side, features, np.arange(count))
+        for side, features, count in (
+            ("query", workspace.query_features(initial, queries), len(queries)),
+            ("doc", workspace.doc_features(initial), len(docs)),
+        )
+    )
+    index = BM25.build(docs).search(queries, 12).lists()
+
+    def scores(vector):
+        found = d @ vector
+        first = np.argsort(-found)[:12]
+        return {docs.ids[row]: float(found[row]) for row in first}
+
+    def above_least(found):
+        values = np.array([*found.values()])
+        z = (values - values.mean()) / (values.std() or 1.0)
+        return dict(zip(found, z - z.min(), strict=True))
+
+    def total(*parts):
+        names = {name for part in parts for name in part}
+        return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
+
+    place = {doc: row for row, doc in enumerate(docs.ids)}
+    for number, query in enumerate(queries.ids):
+        lexical, dense = (
+            above_least(found) for found in (dict(index[query]), scores(q[number]))
+        )
+        fused = total(lexical, dense)
+        first = sorted(fused, key=fused.__getitem__)[:-4:-1]
+        weights = np.exp([fused[name] for name in first])
+        moved = q[number] + weights / weights.sum() @ d[[place[n] for n in first]]
+        again = above_least(scores(moved / np.linalg.norm(moved)))
+        expected = total(fused, {name: 0.6 * value for name, value in again.items()})
+        # A constant of a query, that of documents which nothing finds, tells nothing.
+        best, most = learnt[query][0]
+        assert expected[best] == pytest.approx(max(expected.values()), abs=2e-3)
+        for name, value in learnt[query]:
+            less = expected[best] - expected[name]
+            assert most - value == pytest.approx(less, abs=2e-3)
