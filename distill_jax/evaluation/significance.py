@@ -208,7 +208,8 @@ def t_test(differences: np.ndarray) -> float | None:
     with warnings.catch_warnings():
         # Of differences that are nearly equal; their p is as near to 0.
         warnings.simplefilter("ignore", RuntimeWarning)
-        return float(ttest_1samp(differences, 0).pvalue)
+        _, p = ttest_1samp(differences, 0)
+        return float(p)
 
 
 def randomisation_test(

@@ -193,6 +193,7 @@ class Distill:
         cached_step.replace(folder, student.save)
 
     def workspace(self) -> Workspace:
+        assert self.collection is not None  # of several, each job has its own
         workspace = open_workspace(
             self.shared or self.directory,
             self.collection,

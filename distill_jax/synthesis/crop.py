@@ -48,7 +48,7 @@ def crop(
     if sample is not None:
         rows = sampled(collection, rows, sample, seed)
     shards = (
-        [(row, collection.ids[row], collection.text(row)[:LONG]) for row in part]
+        [(row, str(collection.ids[row]), collection.text(row)[:LONG]) for row in part]
         for part in engine.shards_of(rows.tolist(), _SHARD)
     )
     work = functools.partial(_cropped, per_doc, min_words, max_words, seed)
