@@ -208,8 +208,7 @@ def t_test(differences: np.ndarray) -> float | None:
     with warnings.catch_warnings():
         # Of differences that are nearly equal; their p is as near to 0.
         warnings.simplefilter("ignore", RuntimeWarning)
-        _, p = ttest_1samp(differences, 0)
-        return float(p)
+        return float(np.asarray(ttest_1samp(differences, 0))[1])
 
 
 def randomisation_test(
