@@ -54,7 +54,8 @@ def two(tmp_path_factory, toy):
         for path in folder.rglob("*")
         if path.is_file() and {"checkpoints", "scores"} & {*path.parts}
     }
-    more = argv("students", folder, toy, STUDENTS="('dense', 'splade', 'reranker')")
+    three = {"STUDENTS": "('dense', 'splade', 'reranker')", "BUDGET": "1 MB, 9000 ms"}
+    more = argv("students", folder, toy, **three)
     assert main.main(more) == 0
     return folder, made
 
@@ -86,6 +87,15 @@ def test_students_of_one_bill_end_in_one_page(two):
     )
     lines = (folder / "table.tsv").read_text().splitlines()
     assert len(lines) == 1 + len(data["measures"]) * len(data["measures"]["dense"])
+
+
+def test_a_budget_names_the_best_student_within_it(two):
+    data = read(two[0])
+    (picked,) = (line for line in data["notices"] if line.startswith("BUDGET 1 MB"))
+    name = picked.removeprefix("BUDGET 1 MB, 9000 ms: ").split()[0].strip(",:")
+    values = {row: data["measures"][row]["nDCG@10"] for row in data["systems"]}
+    timed = [row for row in values if "queries_per_second" in data["systems"][row]]
+    assert values[name] == max(values[row] for row in timed)
 
 
 def test_a_student_more_pays_for_no_label_again(two):
