@@ -248,7 +248,8 @@ def write_router(folder: Path, count: int) -> None:
     shutil.copy(folder / names[0] / "tokenizer.json", folder / query)
     words = np.ones(count, np.float32)
     save_file({"weight": words}, folder / query / "model.safetensors")
-    types = {name: f"x.{name.split('_')[-1]}" for name in (query, *names)}
+    package = "sentence_transformers.sparse_encoder.modules"
+    types = {name: f"{package}.{name.split('_')[-1]}" for name in (query, *names)}
     structure = {"query": [query], "document": list(names)}
     record = {"types": types, "structure": structure, "parameters": {}}
     decoders.write_json(folder / "router_config.json", record)
