@@ -43,6 +43,7 @@ def fit(directory, evaluate=None, **options):
     return run(graphdef, params, toy.LISTS, feed, evaluate)
 
 
+@pytest.mark.long
 def test_a_nan_gradient_under_a_finite_loss_changes_nothing():
     graphdef, params = toy.student()
     good = make_gradient(graphdef, toy.LISTS)

@@ -81,6 +81,7 @@ sys.exit(main.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.long
 def test_a_clock_that_jumps_changes_nothing(tmp_path):
     """Neither what is found nor how long it took hangs on the time of day."""
     runs = []

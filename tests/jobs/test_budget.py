@@ -75,6 +75,7 @@ def test_nothing_that_fits_is_said_with_the_smallest_and_the_fastest():
     assert "nothing fits; the smallest is binary (0.25 MB" in sentence
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("compiles_fast")
 def test_a_job_names_the_form_of_its_students_vectors(tmp_path, toy, capsys):
     flags = {

@@ -93,6 +93,7 @@ def workspaces(folder: Path, toy: str, other: str) -> list[tuple[Path, Workspace
     return found
 
 
+@pytest.mark.long
 def test_the_table_has_every_collection_and_their_mean(trained, toy, other):
     with open(trained / "table.tsv") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
@@ -145,6 +146,7 @@ def test_the_same_command_trains_nothing_again(trained, toy, other, capsys):
     assert printed.out.splitlines()[-1].startswith("VERDICT: ")
 
 
+@pytest.mark.long
 def test_both_towers_learn_from_batches_of_one_collection_each(
     tmp_path, toy, other, monkeypatch
 ):

@@ -229,6 +229,7 @@ def test_the_first_position_alone_is_exact_forward_and_backward():
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("remat", ["full", "matmuls"])
 def test_recomputing_changes_nothing_with_dropout_on(remat):
     tokens = jnp.asarray(tokens_of())

@@ -270,6 +270,7 @@ def test_padding_does_not_change_a_score():
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("remat", ["matmuls", "full"])
 def test_rematerialising_changes_neither_loss_nor_gradient(remat):
     tokens = jnp.asarray(tokens_of(8) % 50)

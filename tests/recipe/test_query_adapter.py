@@ -26,7 +26,7 @@ from distill_jax.recipe.training import Training
 from distill_jax.text.tokenizer import Tokenizer
 from distill_jax.workspace.context import Workspace
 
-pytestmark = pytest.mark.usefixtures("compiles_fast")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("compiles_fast")]
 
 FORMS: list[dict[str, Any]] = [
     {},

@@ -70,6 +70,7 @@ def test_what_is_no_regular_expression_is_refused():
         training_of("--gin.TRAINABLE=layers.(")
 
 
+@pytest.mark.long
 def test_a_job_keeps_every_bit_of_what_it_does_not_train(tmp_path, toy, capsys):
     argv = command(tmp_path, toy, r"layers\.1\.|head")
     assert main.main(argv) == 0

@@ -274,6 +274,7 @@ def check_kills(tmp_path, sizes, shard, kills, longest, limit):
     assert len(files) <= shards + kills
 
 
+@pytest.mark.long
 def test_kills_change_no_label(tmp_path):
     check_kills(tmp_path, (24, 60, 5), 10, kills=2, longest=3.0, limit=120)
 

@@ -94,9 +94,10 @@ def vectors_searched(monkeypatch, directory, form, index, *, depth=5, vectors="f
     monkeypatch.setattr(ranking, "encode_all", lambda *given, **more: docs[:4])
     monkeypatch.setattr(ranking, "corpus_vectors", lambda *given: docs)
     monkeypatch.setattr(ranking, "vectors_key", lambda *given: vectors)
-    spec = SimpleNamespace(vectors=form, similarity="dot", kind="x")
+    spec = SimpleNamespace(vectors=form, similarity="dot", kind="x", passages=1)
     workspace = SimpleNamespace(
         query_features=lambda *given: None,
+        doc_features=lambda *given: None,
         collection=IDS,
         mesh=None,
         directory=directory,
