@@ -147,6 +147,7 @@ class Finished:
     values: tuple[float, ...]
     before: tuple[float, ...]
     collection: str = "toy"
+    collections: tuple[str, ...] = ()
 
     def __call__(self, *, config: str, command: str) -> int:
         systems = {"first_stage": (0.5,) * 12, "before": self.before}
